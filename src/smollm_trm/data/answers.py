@@ -1,0 +1,193 @@
+"""Reading the final answer of a solution, and grading it.
+
+GSM8K ends every solution with `#### 72`. A model may end otherwise, so an answer is looked for in this order:
+
+1. the number after the **first** `####` (a model that runs on after its answer must not overwrite it);
+2. the number after the last "the answer is", "Answer:", "A:" or in the last `\\boxed{}`;
+3. the last number of the text.
+
+Only generated text is ever read. The *strict* score accepts rule 1 alone, the *flexible* score all three.
+Numbers are compared exactly, by value: `18`, `18.00`, `$18`, `18.` and `36/2` are one answer. There alone we
+differ from OpenAI's grader (regular expression `#### (\\-?[0-9\\.\\,]+)`, then equality of strings), which
+refuses `#### $18` and `#### 18.00`. Percent signs, currencies and units are dropped: `20%` is 20, as in
+GSM8K. Scale words ("2 million") and numbers in words are not read.
+
+Source of the format and of the reference grader: github.com/openai/grade-school-math, `dataset.py`.
+"""
+
+import re
+import unicodedata
+from fractions import Fraction
+
+_ANNOTATION = re.compile(r"<<[^<>\n]*>>")
+_CUT_OFF_ANNOTATION = re.compile(r"<<[^<>\n]*\Z")
+_NEXT_PROBLEM = re.compile(r"\n[ \t]*(?:Question|Problem|Q)[ \t]*:")
+_ANSWER_MARK = re.compile(r"(?i:\banswer\s+(?:is|was|=)|\banswer\s*:|\\boxed\s*\{)|(?m:^[ \t]*A[ \t]*:)")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\n")
+_GROUPING_SPACE = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([0-9]+)\}\s*\{([0-9]+)\}")
+_VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+_SPOKEN_MINUS = re.compile(r"\A(\s*[-+])\s+(?=[$€£¥₹]?[0-9.])")
+_NUMBER_TOKEN = re.compile(
+    r"(?:(?<![\w)\]%.])(?P<sign>[-+]?(?:[$€£¥₹]\s?[-+]?)?))?"  # -5, $5, -$5, $-5; but 10-5 ends in 5
+    r"(?<![0-9])(?:(?P<whole>[0-9]++) (?=[0-9]+/[1-9]))?"  # the 2 of 2 1/2
+    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?|\.[0-9]++)"
+    r"(?P<exponent>[eE][-+]?[0-9]{1,2}(?!\w))?"
+    r"(?:/(?P<below>[0-9]++)(?!/|\.[0-9]))?"
+)
+_TYPOGRAPHY = str.maketrans({"\u2212": "-", "\u2013": "-", "\ufe63": "-", "\uff0d": "-", "\u2044": "/"})
+_REACH_OF_A_MARK = 400  # characters within which "the answer is" must give its number
+_LONGEST_FRACTION_PART = 30  # digits; a fraction with longer parts is a runaway, not an answer
+
+
+def strip_annotations(text: str) -> str:
+    """Remove GSM8K's calculator annotations: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
+    return _ANNOTATION.sub("", text)
+
+
+def gold_answer(answer: str) -> str:
+    """The final answer of a GSM8K solution (`... #### 1,234`) as a normalised number (`1234`).
+
+    Raises:
+        ValueError: the solution has no `####` followed by a number.
+    """
+    gold = extract_strict_answer(answer)
+    if gold is None:
+        raise ValueError(f"the answer {answer[-60:]!r} has no final '#### <number>'; add one, as in GSM8K")
+    return gold
+
+
+def extract_strict_answer(text: str) -> str | None:
+    """The normalised number after the first `####` that has one, or None."""
+    return _number_after_hashes(_tidied(text))
+
+
+def extract_answer(text: str) -> str | None:
+    """The final answer of a generated text as a normalised number (`-1234.5`, `1/3`), or None if it has none.
+
+    Args:
+        text: the generated text only. A prompt in it would let numbers of the question pass for answers.
+    """
+    text = _tidied(text)
+    for found in (_number_after_hashes(text), _number_after_mark(text)):
+        if found is not None:
+            return found
+    numbers = _numbers_in(text)
+    return numbers[-1] if numbers else None
+
+
+def is_correct(text: str, gold: str, *, strict: bool = False) -> bool:
+    """Whether the final answer of `text` has the value of `gold`.
+
+    Args:
+        text: a generated text.
+        gold: `#### n`, `n`, or a whole solution that ends so.
+        strict: accept an answer after `####` only.
+
+    Raises:
+        ValueError: the gold answer holds no number.
+    """
+    expected = extract_answer(str(gold))
+    if expected is None:
+        raise ValueError(f"the gold answer {str(gold)[-60:]!r} holds no number; give 'n' or '#### n'")
+    return (extract_strict_answer(text) if strict else extract_answer(text)) == expected
+
+
+def _tidied(text: str) -> str:
+    """One spelling for minus signs, fractions and LaTeX; no annotations; nothing after a next question."""
+    text = _CUT_OFF_ANNOTATION.sub("", strip_annotations(text))
+    text = text.translate(_TYPOGRAPHY).replace("**", " ").strip()
+    next_problem = _NEXT_PROBLEM.search(text)
+    if next_problem and re.search("[0-9]", text[: next_problem.start()]):
+        text = text[: next_problem.start()]
+    if "\\" in text or "{" in text:
+        for latex, plain in (("\\$", "$"), ("\\%", "%"), ("{,}", ","), ("\\,", ""), ("\\!", "")):
+            text = text.replace(latex, plain)
+        text = _LATEX_FRACTION.sub(_fraction_on_one_line, text)
+    return _VULGAR_FRACTION.sub(_fraction_on_one_line, _GROUPING_SPACE.sub("", text))
+
+
+def _fraction_on_one_line(match: re.Match) -> str:
+    """`\\frac{1}{2}` or a half as a single character becomes `1/2`, with a space after a whole number."""
+    spelled = "/".join(match.groups()) or unicodedata.normalize("NFKC", match.group()).replace("\u2044", "/")
+    return " " + spelled if match.string[: match.start()][-1:].isdigit() else spelled
+
+
+def _number_after_hashes(text: str) -> str | None:
+    """The first number on the line of the first `####` that has one (if empty, on the next line)."""
+    for tail in text.split("####")[1:]:
+        line = tail.strip().split("\n", 1)[0]
+        line = re.sub(r"(?<=[0-9]),(?=[0-9])", "", _SPOKEN_MINUS.sub(r"\1", line))  # any grouping goes
+        numbers = _numbers_in(line)
+        if numbers:
+            return numbers[0]
+    return None
+
+
+def _number_after_mark(text: str) -> str | None:
+    """The number that the last "the answer is", "Answer:" or `\\boxed{` gives; others are skipped."""
+    for mark in reversed(list(_ANSWER_MARK.finditer(text))):
+        tail = text[mark.end() : mark.end() + _REACH_OF_A_MARK]
+        if mark.group().endswith(":"):  # "Answer: he has 5 apples, so" opens a chain, announces nothing
+            at_once = re.match(r"[^\w\n]*", tail)
+            number = _NUMBER_TOKEN.match(tail, _start_of_sign(tail, at_once.end()))
+            if number and (value := _normalised(number)) is not None:
+                return value
+            continue
+        clause = _SENTENCE_END.split(tail.lstrip(": \n"), maxsplit=1)[0]
+        if mark.group().endswith("{"):
+            clause = clause.split("}", 1)[0]
+        result = _numbers_in(clause.rpartition("=")[2]) or _numbers_in(clause)
+        if result:
+            return result[0]
+    return None
+
+
+def _start_of_sign(text: str, digits_at: int) -> int:
+    """Where the sign, currency or decimal point before the digits at `digits_at` begins."""
+    while digits_at > 0 and text[digits_at - 1] in "+-$€£¥₹.":
+        digits_at -= 1
+    return digits_at
+
+
+def _numbers_in(text: str) -> list[str]:
+    """All numbers of the text, normalised, in their order."""
+    return [value for match in _NUMBER_TOKEN.finditer(text) if (value := _normalised(match)) is not None]
+
+
+def _normalised(match: re.Match) -> str | None:
+    """The one spelling of a number's value: no idle zeros, fractions as decimals where these end.
+
+    Works on the digits, because a runaway generation writes numbers too long for Python's integers.
+    """
+    digits = match["digits"].replace(",", "")
+    negative = "-" in (match["sign"] or "")
+    if match["below"] or match["exponent"]:
+        parts = (digits, match["whole"] or "", match["below"] or "")
+        if max(map(len, parts)) > _LONGEST_FRACTION_PART or (match["below"] and int(match["below"]) == 0):
+            return None
+        value = Fraction(digits + (match["exponent"] or "")) / int(match["below"] or 1)
+        value += int(match["whole"] or 0)
+        if _has_endless_decimals(value):
+            return f"{'-' if negative else ''}{value.numerator}/{value.denominator}"
+        digits = _decimal_digits(value)
+    integer, _, decimals = digits.partition(".")
+    integer, decimals = integer.lstrip("0") or "0", decimals.rstrip("0")
+    unsigned = f"{integer}.{decimals}" if decimals else integer
+    return "-" + unsigned if negative and unsigned != "0" else unsigned
+
+
+def _has_endless_decimals(value: Fraction) -> bool:
+    """Whether the denominator has a prime factor other than 2 and 5."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest != 1
+
+
+def _decimal_digits(value: Fraction) -> str:
+    """A non-negative fraction whose decimals end, written out."""
+    places = value.denominator.bit_length()  # 2**k * 5**l divides 10**max(k, l), and max(k, l) < bit length
+    digits = str(value.numerator * 10**places // value.denominator).rjust(places + 1, "0")
+    return f"{digits[:-places]}.{digits[-places:]}"

@@ -1,0 +1,108 @@
+"""From encoded examples to batches: one column for all spans, little padding, an order that can be resumed.
+
+Prompts are padded on the left and completions on the right, so that the latent spans of a batch stand in the same
+columns. Batches hold rows of similar length. The order of an epoch follows from the seed and the epoch alone, and can
+be entered at any batch: that is what makes a resumed run equal to an unbroken one.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from smollm_trm.data.prompts import EncodedExample
+
+IGNORED_LABEL = -100
+
+
+def pad_left(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask `(B, longest)`, real tokens on the right."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), padding)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row)
+        mask[index, longest - len(row) :] = 1
+    return ids, mask
+
+
+def collate_examples(examples: Sequence[EncodedExample], padding: int) -> dict[str, Tensor]:
+    """One batch: `input_ids`, `attention_mask` and `labels`, each `(B, L)`.
+
+    Labels stand under the token they name (the model shifts them); prompts and padding hold -100.
+    """
+    prompt_ids, prompt_mask = pad_left([example.prompt for example in examples], padding)
+    flipped_ids, flipped_mask = pad_left([example.completion[::-1] for example in examples], padding)
+    completion_ids, completion_mask = flipped_ids.flip(1), flipped_mask.flip(1)
+    labels = completion_ids.masked_fill(completion_mask == 0, IGNORED_LABEL)
+    return {
+        "input_ids": torch.cat([prompt_ids, completion_ids], dim=1),
+        "attention_mask": torch.cat([prompt_mask, completion_mask], dim=1),
+        "labels": torch.cat([torch.full_like(prompt_ids, IGNORED_LABEL), labels], dim=1),
+    }
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of indices whose examples have similar lengths, in an order fixed by seed and epoch.
+
+    An epoch is shuffled, cut into stretches of `stretch` batches, each stretch sorted by length and cut into batches;
+    then the batches are shuffled. Several processes (`world_size`) take turns batch by batch: together they see the
+    rows that one process sees with `world_size` times the batch size.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: rows of a batch, per process.
+        seed: of the order.
+        world_size: number of processes.
+        rank: this process's number.
+        stretch: batches per stretch; more means less padding and less chance.
+    """
+
+    def __init__(
+        self,
+        *,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        world_size: int = 1,
+        rank: int = 0,
+        stretch: int = 50,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.world_size = world_size
+        self.rank = rank
+        self.stretch = stretch
+        self.epoch = 0
+        self.first_batch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; Lightning calls it."""
+        self.epoch = epoch
+
+    def resume_at(self, batch: int) -> None:
+        """Let the next iteration, and only that one, begin with this batch."""
+        self.first_batch = batch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // (self.batch_size * self.world_size))
+
+    def global_batches(self) -> list[list[int]]:
+        """The epoch's batches over all processes, each of at most `batch_size * world_size` indices."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        size = self.batch_size * self.world_size
+        batches = []
+        for start in range(0, len(order), size * self.stretch):
+            stretch = sorted(order[start : start + size * self.stretch], key=lambda index: self.lengths[index])
+            batches += [stretch[at : at + size] for at in range(0, len(stretch), size)]
+        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, self.first_batch = self.first_batch, 0
+        for batch in self.global_batches()[first:]:
+            yield batch[self.rank :: self.world_size] or batch[:1]

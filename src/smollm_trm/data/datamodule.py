@@ -1,0 +1,171 @@
+"""GSM8K as batches: encoded once, grouped by length, resumable at any batch."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from smollm_trm.data.batching import LengthGroupedBatches, collate_examples
+from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k
+from smollm_trm.data.prompts import EncodedExample, PromptEncoder, padding_token_id
+
+logger = logging.getLogger(__name__)
+
+
+class GSM8KDataset(Dataset):
+    """Rows as token ids. Rows longer than the window are dropped and counted; nothing is cut.
+
+    Args:
+        rows: each `{question, answer}`.
+        encoder: the prompt format, with the number of latents and the target.
+        max_length: window in tokens, latents included; None keeps every row.
+
+    Raises:
+        ValueError: no row is short enough.
+    """
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, str]], *, encoder: PromptEncoder, max_length: int | None = None
+    ) -> None:
+        encoded = [encoder.encode(row) for row in rows]
+        self.encoder = encoder
+        self.examples = [example for example in encoded if max_length is None or len(example) <= max_length]
+        self.dropped = len(encoded) - len(self.examples)
+        if not self.examples:
+            shortest = min((len(example) for example in encoded), default=0)
+            raise ValueError(
+                f"no row fits max_length={max_length}: the shortest of {len(encoded)} has {shortest} tokens, "
+                f"{encoder.num_latents} latents included; raise max_length or lower num_latents"
+            )
+        if self.dropped:
+            logger.warning("dropped %d of %d rows longer than %d tokens", self.dropped, len(encoded), max_length)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(example) for example in self.examples]
+
+    def __getitem__(self, index: int | list[int]) -> EncodedExample | dict[str, Tensor]:
+        """One encoded row, or the batch of a list of them."""
+        if isinstance(index, int):
+            return self.examples[index]
+        return collate_examples([self.examples[i] for i in index], padding_token_id(self.encoder.tokenizer))
+
+
+class ResumableLoader(DataLoader):
+    """A loader of whole batches that can say and be told how far it is; Lightning keeps its state in checkpoints."""
+
+    def __init__(self, dataset: GSM8KDataset, *, batches: LengthGroupedBatches, num_workers: int = 0) -> None:
+        super().__init__(dataset, sampler=batches, batch_size=None, num_workers=num_workers)
+        self.batches = batches
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.given = self.batches.first_batch
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches given in this epoch."""
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin the next iteration after those batches; a finished epoch begins anew."""
+        self.batches.resume_at(state_dict["given"] % len(self.batches))
+
+
+class RowBatches(Dataset):
+    """Rows as they are, in lists of `batch_size`: what `trainer.test` generates from."""
+
+    def __init__(self, rows: Sequence[Mapping[str, str]], *, batch_size: int) -> None:
+        self.rows = list(rows)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, index: int) -> list[Mapping[str, str]]:
+        if index >= len(self):
+            raise IndexError(index)
+        return self.rows[index * self.batch_size : (index + 1) * self.batch_size]
+
+
+class GSM8KDataModule(LightningDataModule):
+    """GSM8K's three parts: train, dev (the 20% part, which may pick a checkpoint) and the official test.
+
+    Args:
+        encoder: the prompt format.
+        splits: the parts; loaded by `load_gsm8k(data_dir, seed=split_seed)` when None.
+        data_dir: see `load_gsm8k`.
+        split_seed: of the 80/20 split.
+        batch_size: training rows per process and step.
+        eval_batch_size: rows per step in validation and test.
+        max_length: see `GSM8KDataset`.
+        max_samples: train on the first so many rows; all when None.
+        seed: of the order of the training rows.
+        num_workers: loader processes; 0 in notebooks, whose classes other processes cannot import.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: PromptEncoder,
+        splits: GSM8KSplits | None = None,
+        data_dir: str | None = None,
+        split_seed: int = 42,
+        batch_size: int = 2,
+        eval_batch_size: int = 16,
+        max_length: int | None = 512,
+        max_samples: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.splits = splits or load_gsm8k(data_dir, seed=split_seed)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_length = max_length
+        self.max_samples = max_samples
+        self.seed = seed
+        self.num_workers = num_workers
+        self.train_set: GSM8KDataset | None = None
+        self.dev_set: GSM8KDataset | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Encode what training needs; the official test stays untouched until `trainer.test`."""
+        if stage in ("fit", "validate", None) and self.train_set is None:
+            rows = self.splits.gsm8k_train[: self.max_samples]
+            self.train_set = GSM8KDataset(rows, encoder=self.encoder, max_length=self.max_length)
+            self.dev_set = GSM8KDataset(self.splits.gsm8k_test, encoder=self.encoder, max_length=self.max_length)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of similar lengths, in this process's share."""
+        return self._loader(self.train_set, self.batch_size, seed=self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        """The dev part."""
+        return self._loader(self.dev_set, self.eval_batch_size, seed=0)
+
+    def test_dataloader(self) -> DataLoader:
+        """The official test part, as rows."""
+        rows = RowBatches(self.splits.gsm8k_final_test, batch_size=self.eval_batch_size)
+        return DataLoader(rows, batch_size=None)
+
+    def _loader(self, dataset: GSM8KDataset, batch_size: int, *, seed: int) -> ResumableLoader:
+        trainer = self.trainer
+        batches = LengthGroupedBatches(
+            lengths=dataset.lengths,
+            batch_size=batch_size,
+            seed=seed,
+            world_size=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+        )
+        return ResumableLoader(dataset, batches=batches, num_workers=self.num_workers)

@@ -1,0 +1,117 @@
+"""Own problems: a JSON list, JSONL, CSV, a dataset on the Hub, or rows in memory.
+
+    [
+      {"question": "What is 2 + 2?", "answer": "4"},
+      {"question": "Ann has 3 bags of 5 nuts. How many nuts?", "answer": "3*5 = 15 nuts.\\n#### 15"}
+    ]
+
+A solution ends in `#### number`, as in GSM8K. An answer that is nothing but a number becomes `#### number`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from smollm_trm.data.rows import check_row, read_csv, read_json_list, read_jsonl
+
+OWN_DATA_READERS = {".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv}
+_BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\d+)?\s?%?\.?")
+
+
+class ReasoningDataset(Dataset):
+    """Rows `{"question", "answer"}` with every answer ending in `#### number`.
+
+    Args:
+        source: a file (.json, .jsonl, .csv), a Hub name ("owner/name"), or rows.
+        hub_config: the configuration of a dataset on the Hub, where it has several ("main").
+        hub_split: which part of a dataset on the Hub.
+
+    Raises:
+        FileNotFoundError: the file is missing, or the Hub cannot be reached.
+        ValueError: no rows at all, or a bad row: a column missing or empty, an answer without a final number,
+            an `id` that was there before. The message names file, line and reason.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Sequence[Mapping[str, Any]],
+        *,
+        hub_config: str | None = None,
+        hub_split: str = "train",
+    ) -> None:
+        if not isinstance(source, str | Path):
+            self.source = "rows"
+            places = ((f"rows, row {at}", row) for at, row in enumerate(source, start=1))
+        elif (reader := OWN_DATA_READERS.get(Path(source).suffix.lower())) is not None:
+            self.source = str(source)
+            places = ((f"{source}, line {line}", row) for line, row in reader(Path(source)))
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not Path(source).exists():
+            self.source = str(source)
+            places = rows_on_the_hub(self.source, hub_config=hub_config, hub_split=hub_split)
+        else:
+            raise ValueError(f"{source}: expected a .json, .jsonl or .csv file, or a Hub name (owner/name).")
+        self.rows = checked_own_rows(places)
+        if not self.rows:
+            raise ValueError(f"{self.source}: there are no rows.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return self.rows[index]
+
+
+def rows_on_the_hub(name: str, *, hub_config: str | None, hub_split: str) -> Iterable[tuple[str, Any]]:
+    """(place, row) of every row of one part of a dataset on the Hub (or in its local cache)."""
+    import datasets  # takes seconds to import, and local files do not need it
+
+    try:
+        part = datasets.load_dataset(name, hub_config, split=hub_split)
+    except Exception as error:  # the libraries below raise many kinds; to the user all mean the same
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"{name}: could not be loaded from the Hub ({reason}); without a network, name a local file."
+        ) from error
+    return ((f"{name} {hub_split}, row {at}", row) for at, row in enumerate(part, start=1))
+
+
+def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
+    """Check rows one by one; bare numbers become `#### number`, an id seen before is refused."""
+    rows = []
+    place_of_id: dict[str, str] = {}
+    for where, row in places:
+        if isinstance(row, Mapping):
+            row = {**row, "answer": with_final_mark(row["answer"])} if "answer" in row else row
+            identity = row.get("id")
+            if identity is not None and (first := place_of_id.setdefault(str(identity), where)) != where:
+                raise ValueError(f"{where}: the id {identity!r} is already that of {first}.")
+        rows.append(check_row(row, where=where))
+    return rows
+
+
+def with_final_mark(answer: Any) -> Any:
+    """`345` or "345" becomes "#### 345"; anything else is returned as it is, for `check_row` to judge."""
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if isinstance(answer, str) and _BARE_NUMBER.fullmatch(answer.strip()):
+        return f"#### {answer.strip()}"
+    return answer
+
+
+def create_sample_dataset() -> list[dict[str, str]]:
+    """The ten problems of the guide, to try things out; far too few to learn from."""
+    return [
+        {"question": "What is 15 × 23?", "answer": "345"},
+        {"question": "What is 144 ÷ 12?", "answer": "12"},
+        {"question": "What is 25% of 80?", "answer": "20"},
+        {"question": "What is 17 + 58?", "answer": "75"},
+        {"question": "What is 203 - 78?", "answer": "125"},
+        {"question": "If x + 7 = 15, what is x?", "answer": "8"},
+        {"question": "What is the square of 13?", "answer": "169"},
+        {"question": "A train goes 60 miles an hour for 3 hours. How many miles is that?", "answer": "180"},
+        {"question": "Sarah has 24 apples and gives away a third. How many are left?", "answer": "16"},
+        {"question": "What is the perimeter of a square with sides of 9?", "answer": "36"},
+    ]

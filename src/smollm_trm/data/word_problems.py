@@ -1,0 +1,114 @@
+"""Endless word problems in GSM8K's exact format, by seed.
+
+    question: Tom has 4 bags with 6 pears in each bag. He eats 5 of the pears. How many pears does Tom have
+              now?
+    answer:   Tom has 4*6=<<4*6=24>>24 pears.
+              Tom has 24-5=<<24-5=19>>19 pears.
+              #### 19
+
+Each step computes with the result of the one before. Difficulty is the number of steps and the size of the
+numbers; all quantities are whole and at least 2. Same seed, same problems. They serve demonstrations and
+tests and never stand silently in GSM8K's place.
+"""
+
+import random
+from pathlib import Path
+
+from smollm_trm.data.rows import normalize_question, write_jsonl
+from smollm_trm.data.word_grammar import (
+    STORY_CONTAINERS,
+    STORY_PRONOUNS,
+    STORY_SCENES,
+    STORY_STARTS,
+    STORY_TOPICS,
+)
+from smollm_trm.data.word_stories import WordProblemSettings, WordStory
+
+
+def tell_word_story(*, rng: random.Random, settings: WordProblemSettings) -> WordStory | None:
+    """Tell one whole story; None where its numbers led nowhere."""
+    topic = rng.choice(STORY_STARTS)
+    things, _, place = rng.choice(STORY_TOPICS[topic].things).partition(" ")
+    bags = rng.choice(list(STORY_CONTAINERS))
+    owner, *others = rng.sample(list(STORY_PRONOUNS), len(STORY_PRONOUNS))
+    words = {"o": things, "at": place, "b": bags, "bag": STORY_CONTAINERS[bags], "x": ""}
+    story = WordStory(rng=rng, settings=settings, topic=topic, owner=owner, unused_names=others, words=words)
+    n_steps = rng.randint(settings.min_steps, settings.max_steps)
+    distracted = rng.random() >= settings.distractor_rate
+    distract_after = rng.randrange(n_steps)
+    if rng.random() < 0.5:
+        story.tell(rng.choice(STORY_SCENES))
+    story.begin(with_step=rng.random() < (0.3 if n_steps == 1 else 0.5))
+    while (steps_left := n_steps - len(story.steps)) or not distracted:
+        if not distracted and len(story.steps) >= distract_after:
+            story.distract()
+            distracted = True
+        elif not story.go_on(steps_left=steps_left):
+            return None
+    if not story.asked:
+        story.tell(STORY_TOPICS[story.topic].question)
+    return story
+
+
+def generate_word_problems(
+    *, count: int, seed: int, settings: WordProblemSettings | None = None
+) -> list[dict[str, str]]:
+    """Make `count` different problems.
+
+    Args:
+        count: how many, at least 1.
+        seed: same seed and settings, same problems; a longer list starts with the shorter one.
+        settings: difficulty; defaults to 1-3 steps with numbers up to 20.
+
+    Returns:
+        rows `{"question", "answer"}`, no two with the same normalised question.
+
+    Raises:
+        ValueError: a count below 1, or more problems than these settings can tell apart.
+    """
+    if count < 1:
+        raise ValueError(f"count {count}: at least 1 word problem must be asked for.")
+    rng = random.Random(seed)
+    rows: list[dict[str, str]] = []
+    seen: set[str] = set()
+    misses = 0
+    while len(rows) < count:
+        if misses == 10_000:
+            raise ValueError(
+                f"count {count}: only {len(rows)} different problems were found; raise max_steps."
+            )
+        misses += 1
+        story = tell_word_story(rng=rng, settings=settings or WordProblemSettings())
+        if story is None:
+            continue
+        question = " ".join(story.sentences)
+        if (normalized := normalize_question(question)) not in seen:
+            misses = 0
+            seen.add(normalized)
+            chain = [step.written() for step in story.steps]
+            rows.append({"question": question, "answer": "\n".join([*chain, f"#### {story.value}"])})
+    return rows
+
+
+def write_word_problems(
+    folder: str | Path, *, train: int, test: int, seed: int, settings: WordProblemSettings | None = None
+) -> Path:
+    """Write `train.jsonl` and `test.jsonl`, the two files that GSM8K is loaded from.
+
+    Args:
+        folder: where to; made if missing.
+        train: number of training problems.
+        test: number of test problems; none of them stands in the training file.
+        seed: see `generate_word_problems`.
+        settings: see `generate_word_problems`.
+
+    Returns:
+        the folder.
+    """
+    for name, number in (("train", train), ("test", test)):
+        if number < 1:
+            raise ValueError(f"{name} {number}: at least 1 word problem must be asked for.")
+    rows = generate_word_problems(count=train + test, seed=seed, settings=settings)
+    write_jsonl(Path(folder) / "train.jsonl", rows[test:])
+    write_jsonl(Path(folder) / "test.jsonl", rows[:test])
+    return Path(folder)

@@ -1,0 +1,170 @@
+"""The small network that a recursion calls again and again.
+
+Two post-norm transformer layers, as in "Less is More: Recursive Reasoning with Tiny Networks" (section 3 and the
+official code): attention with rotary positions, SwiGLU, root-mean-square norm without weights, no biases. The norm
+*after* each residual keeps the size of a state fixed however often the network is applied; with a norm before it the
+state grows without limit (rms 30, 1e3, 4e4 over the supervision steps).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
+    """Scale the last dimension to root mean square 1, computed in fp32, without a weight.
+
+    Args:
+        states: any shape `(..., D)`.
+        eps: added to the mean square.
+
+    Returns:
+        The same shape and dtype.
+    """
+    wide = states.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(states.dtype)
+
+
+def lecun_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear map without bias, weights from a truncated normal of variance `1 / in_features`."""
+    linear = nn.Linear(in_features, out_features, bias=False)
+    std = 1 / math.sqrt(in_features)
+    # Cutting a normal at two deviations shrinks its spread to 0.8796; dividing by that restores the variance asked for.
+    nn.init.trunc_normal_(linear.weight, std=std / 0.87962566, a=-2 * std / 0.87962566, b=2 * std / 0.87962566)
+    return linear
+
+
+def rotary_tables(length: int, head_dim: int, like: Tensor, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine `(T, head_dim)` of the rotary position embedding for positions 0, 1, 2, ... T - 1.
+
+    Args:
+        length: T.
+        head_dim: size of one attention head, even.
+        like: a tensor whose device and dtype the tables take.
+        theta: base of the wavelengths.
+    """
+    steps = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32) / head_dim
+    angles = torch.outer(torch.arange(length, device=like.device, dtype=torch.float32), theta**-steps)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotate_positions(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply `rotary_tables` to queries or keys `(B, H, T, head_dim)`."""
+    cos, sin = rotary
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional self-attention with rotary positions and no biases.
+
+    Args:
+        dim: width D of the states.
+        n_heads: number of heads; must divide `dim`.
+        dropout: probability of dropping an attention weight in training.
+    """
+
+    def __init__(self, *, dim: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % n_heads or dim // n_heads % 2:
+            raise ValueError(
+                f"n_heads={n_heads} must divide the width {dim} into heads of even size: choose another n_heads or dim"
+            )
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = lecun_linear(dim, 3 * dim)
+        self.out = lecun_linear(dim, dim)
+
+    def forward(
+        self, states: Tensor, mask: Tensor | None = None, rotary: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Args: states `(B, T, D)`; mask `(B, T)`, True = real; rotary, from `rotary_tables`. Returns `(B, T, D)`."""
+        batch, length, dim = states.shape
+        heads = self.qkv(states).view(batch, length, 3, self.n_heads, dim // self.n_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, head_dim)
+        rotary = rotary or rotary_tables(length, query.shape[-1], query)
+        attended = F.scaled_dot_product_attention(
+            rotate_positions(query, rotary),
+            rotate_positions(key, rotary),
+            value,
+            attn_mask=None if mask is None else mask[:, None, None, :].bool(),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(attended.transpose(1, 2).reshape(batch, length, dim))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer, `down(silu(gate(x)) * up(x))`, of width 8D/3 rounded up to a multiple of 256.
+
+    For D below 256 that rounding would make the layer several times as wide as meant, so there it is a multiple of 64.
+    Pass `width` to fix it.
+    """
+
+    def __init__(self, *, dim: int, width: int | None = None) -> None:
+        super().__init__()
+        multiple = 256 if dim >= 256 else 64
+        width = width or -(-round(8 * dim / 3) // multiple) * multiple
+        self.gate_up = lecun_linear(dim, 2 * width)
+        self.down = lecun_linear(width, dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map `(..., D)` to `(..., D)`."""
+        gate, up = self.gate_up(states).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class TransformerBlock(nn.Module):
+    """One post-norm layer: `u = rms(u + attention(u)); u = rms(u + swiglu(u))`.
+
+    Args:
+        dim: width D of the states.
+        n_heads: number of attention heads.
+        dropout: probability, on attention weights and on both residual branches.
+        mlp_width: width of the feed-forward layer; None means 8D/3 rounded up.
+    """
+
+    def __init__(self, *, dim: int, n_heads: int, dropout: float = 0.0, mlp_width: int | None = None) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim=dim, n_heads=n_heads, dropout=dropout)
+        self.mlp = SwiGLU(dim=dim, width=mlp_width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states: Tensor, mask: Tensor | None = None, rotary: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Args: states `(B, T, D)`; mask `(B, T)`, True = real; rotary, from `rotary_tables`. Returns `(B, T, D)`."""
+        states = rms_norm(states + self.dropout(self.attention(states, mask, rotary)))
+        return rms_norm(states + self.dropout(self.mlp(states)))
+
+
+class TinyRecursiveNetwork(nn.Module):
+    """The network of the recursion: a short stack of `TransformerBlock`.
+
+    Args:
+        dim: width D of the states.
+        n_layers: number of blocks (the paper found 2 better than 4).
+        n_heads: attention heads of each block.
+        dropout: see `TransformerBlock`.
+        mlp_width: see `TransformerBlock`.
+    """
+
+    def __init__(
+        self, *, dim: int, n_layers: int = 2, n_heads: int = 8, dropout: float = 0.0, mlp_width: int | None = None
+    ) -> None:
+        super().__init__()
+        if n_layers < 1:
+            raise ValueError(f"n_layers={n_layers}: the recursion needs a network of at least 1 layer")
+        self.dim = dim
+        self.layers = nn.ModuleList(
+            TransformerBlock(dim=dim, n_heads=n_heads, dropout=dropout, mlp_width=mlp_width) for _ in range(n_layers)
+        )
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Args: states `(B, T, D)`; mask `(B, T)`, True = real. Returns `(B, T, D)`."""
+        rotary = rotary_tables(states.shape[1], self.dim // self.layers[0].attention.n_heads, states)
+        for layer in self.layers:
+            states = layer(states, mask, rotary)
+        return states

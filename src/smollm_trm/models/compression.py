@@ -1,0 +1,57 @@
+"""Compress the hidden states of a question, however long, to a fixed number of latents.
+
+Learned queries attend over the states (Perceiver, "General Perception with Iterative Attention", section 3.1). What
+was attended dominates: the queries themselves enter the output at a tenth of its size, just enough to tell the
+latents apart. At full size they drown the content, and what follows learns to ignore it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smollm_trm.models.blocks import lecun_linear, rms_norm
+
+
+class LatentAttentionCompressor(nn.Module):
+    """Masked cross-attention of M learned queries over any number of states.
+
+    Args:
+        input_dim: width of the states.
+        dim: width d of the latents.
+        num_latents: M.
+        n_heads: attention heads; must divide `dim`.
+        query_scale: size of the queries in the output, relative to the attended content.
+    """
+
+    def __init__(
+        self, *, input_dim: int, dim: int, num_latents: int, n_heads: int = 8, query_scale: float = 0.1
+    ) -> None:
+        super().__init__()
+        if num_latents < 1:
+            raise ValueError(f"num_latents={num_latents}: must be at least 1")
+        if dim % n_heads:
+            raise ValueError(f"compression_heads={n_heads} must divide the latent width {dim}")
+        self.num_latents = num_latents
+        self.n_heads = n_heads
+        self.query_scale = query_scale
+        self.queries = nn.Parameter(torch.randn(num_latents, dim))
+        self.to_query = lecun_linear(dim, dim)
+        self.to_key_value = lecun_linear(input_dim, 2 * dim)
+        self.out = lecun_linear(dim, dim)
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compress `(B, L, input_dim)` to `(B, M, d)`, each latent of root mean square 1.
+
+        Args:
+            states: `(B, L, input_dim)`.
+            mask: `(B, L)`, True = real; padding is never attended to.
+        """
+        batch, length, _ = states.shape
+        split = (batch, -1, self.n_heads, self.queries.shape[-1] // self.n_heads)
+        query = self.to_query(self.queries).expand(batch, -1, -1).reshape(split).transpose(1, 2)
+        key, value = (part.reshape(split).transpose(1, 2) for part in self.to_key_value(states).chunk(2, dim=-1))
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=None if mask is None else mask[:, None, None, :].bool()
+        )  # (B, H, M, head_dim)
+        content = rms_norm(self.out(attended.transpose(1, 2).reshape(batch, self.num_latents, -1)))
+        return rms_norm(content + self.query_scale * self.queries)

@@ -1,0 +1,421 @@
+"""A Hugging Face decoder that thinks in latent space before it answers.
+
+The way of one batch: a *read pass* of the base over the prompt gives hidden states, the reasoner turns them into
+latents, and one ordinary pass of the base answers with the latents in their slots. Because nothing about that pass is
+special, gradient checkpointing, every attention implementation, every cache and `generate()` work as they are.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from smollm_trm.data.prompts import THINK_CLOSE, PromptEncoder, padding_token_id, slot_token_id
+from smollm_trm.models.generation import generate_texts
+from smollm_trm.models.loading import LoraSettings, adapt_base, load_base
+from smollm_trm.models.reasoners import Reasoner, Thought, build_reasoner
+from smollm_trm.models.span import LatentSpan
+from smollm_trm.models.storage import (
+    ModelSettings,
+    load_reasoner,
+    read_settings,
+    save_reasoner,
+    write_settings,
+)
+
+
+@dataclass
+class ReasoningOutput:
+    """What `SmolLMv3WithTRM.forward` returns."""
+
+    loss: Tensor | None
+    """Mean cross-entropy over supervised tokens, nats; None without labels."""
+    logits: Tensor
+    """`(B, K, V)`: the last K columns, all of them without labels."""
+    labels: Tensor | None
+    """`(B, K)`: the labels those logits are to predict, already shifted; -100 where there is none."""
+    latents: Tensor | None
+    """`(B, M, D)` as put into the slots."""
+    halting_logit: Tensor | None
+    """`(B,)` of the supervision step in use."""
+
+
+def position_ids_of(attention_mask: Tensor) -> Tensor:
+    """Positions counted from each row's first real token, `(B, L)`; what `generate()` uses for left-padded rows."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per position in fp32, 0 where the label is -100.
+
+    Args:
+        logits: `(B, K, V)`.
+        labels: `(B, K)`, aligned with the logits.
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
+    return losses.view_as(labels)
+
+
+class SmolLMv3WithTRM(nn.Module):
+    """A decoder with a latent span (SmolLM3 by default; Llama, Qwen, GPT-2 work as well).
+
+    Args:
+        base_model: a Hugging Face causal LM, or the same wrapped by PEFT.
+        tokenizer: of the base.
+        reasoner: fills the span; None is the baseline, on `<think></think>`.
+        settings: how the parts belong together.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        reasoner: Reasoner | None,
+        settings: ModelSettings,
+    ) -> None:
+        super().__init__()
+        self.base_model = base_model
+        self.tokenizer = tokenizer
+        self.reasoner = reasoner
+        self.settings = settings
+        self.encoder = PromptEncoder(
+            tokenizer=tokenizer,
+            num_latents=self.num_latents,
+            target=settings.target,
+            prompt_format=settings.prompt_format,
+        )
+        self.slot_id = slot_token_id(tokenizer)
+        depth = self.config.num_hidden_layers
+        n_read = min(settings.trm.n_read_layers, depth)
+        self.read_layers = [round(depth * (index + 1) / n_read) for index in range(n_read)]
+
+    @classmethod
+    def from_base(
+        cls,
+        model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] = "HuggingFaceTB/SmolLM3-3B",
+        *,
+        settings: ModelSettings | None = None,
+        lora: LoraSettings | None = None,
+        dtype: torch.dtype = torch.float32,
+        tiny_texts: list[str] | None = None,
+        seed: int = 0,
+    ) -> "SmolLMv3WithTRM":
+        """A base with a fresh adapter and a fresh reasoner.
+
+        Args:
+            model_name: see `load_base`, or a model and its tokenizer.
+            settings: which reasoner, how many latents, and so on.
+            lora: the adapter's settings.
+            dtype: of the base's weights; adapter and reasoner are fp32.
+            tiny_texts: see `load_base`.
+            seed: of every new weight.
+        """
+        settings = settings or ModelSettings()
+        if isinstance(model_name, str):
+            settings = replace(settings, base=model_name)
+            base, tokenizer = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
+        else:
+            base, tokenizer = model_name
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            reasoner = cls.build_reasoner_for(base, tokenizer, settings)
+            base = adapt_base(base, training=settings.base_training, lora=lora or LoraSettings())
+        return cls(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=settings)
+
+    @staticmethod
+    def build_reasoner_for(
+        base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
+    ) -> Reasoner | None:
+        """The reasoner that the settings ask for, sized by the base's configuration and scaled to its embeddings."""
+        if settings.reasoner is None:
+            return None
+        table = base.get_input_embeddings().weight.detach()
+        closing = tokenizer(THINK_CLOSE, add_special_tokens=False)["input_ids"]
+        return build_reasoner(
+            settings.reasoner,
+            num_latents=settings.num_latents,
+            hidden_size=base.config.hidden_size,
+            settings=replace(
+                settings.trm, n_read_layers=min(settings.trm.n_read_layers, base.config.num_hidden_layers)
+            ),
+            anchor=table[closing[-1]],
+            table_rms=table[:4096].float().square().mean().sqrt().item(),
+        ).to(table.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "SmolLMv3WithTRM":
+        """Put a saved model together again, on the base it names.
+
+        Args:
+            folder: what `save_pretrained` wrote.
+            model_name: another place of the same base, or the loaded base and its tokenizer.
+            dtype: of the base's weights.
+
+        Raises:
+            ValueError: one line: not such a folder, a tensor missing, extra or of another shape.
+        """
+        folder = Path(folder)
+        settings = read_settings(folder)
+        if model_name is None:
+            beside = folder / settings.base
+            model_name = str(beside) if settings.base_training == "full" and beside.is_dir() else settings.base
+        base, tokenizer = load_base(model_name, dtype=dtype) if isinstance(model_name, str) else model_name
+        reasoner = cls.build_reasoner_for(base, tokenizer, settings)
+        if reasoner is not None:
+            load_reasoner(reasoner, folder)
+        if settings.base_training == "lora":
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise ValueError(f"{folder}: adapter_model.safetensors is missing; save or download the model again")
+            base.requires_grad_(False)
+            try:
+                base = PeftModel.from_pretrained(base, str(folder))
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise ValueError(
+                    f"{folder}: the adapter does not fit this base: {str(error).splitlines()[0]}"
+                ) from error
+        return cls(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=settings).eval()
+
+    def save_pretrained(self, folder: str | Path, **extra) -> None:
+        """Write adapter, reasoner, tokenizer and `smollm_trm.json`; the base only where it was trained whole.
+
+        Args:
+            folder: made if need be.
+            extra: plain values to keep in `smollm_trm.json` (what was measured, say).
+        """
+        folder = Path(folder)
+        settings = self.settings
+        folder.mkdir(parents=True, exist_ok=True)
+        if settings.base_training == "lora":
+            self.base_model.save_pretrained(str(folder))
+        elif settings.base_training == "full":
+            settings = replace(settings, base="base")
+            self.causal_lm.save_pretrained(str(folder / "base"))
+            self.tokenizer.save_pretrained(str(folder / "base"))
+        if self.reasoner is not None:
+            save_reasoner(self.reasoner, folder)
+        self.tokenizer.save_pretrained(str(folder))
+        write_settings(settings, folder, extra)
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model itself, inside PEFT's wrapper or not."""
+        return self.base_model.get_base_model() if hasattr(self.base_model, "get_base_model") else self.base_model
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The base's configuration."""
+        return self.causal_lm.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base's embedding table is."""
+        return self.causal_lm.get_input_embeddings().weight.device
+
+    @property
+    def use_trm(self) -> bool:
+        """Whether there is a latent span."""
+        return self.reasoner is not None
+
+    @property
+    def num_latents(self) -> int:
+        """M; 0 for the baseline."""
+        return self.reasoner.num_latents if self.reasoner is not None else 0
+
+    def read(self, prompt_ids: Tensor, attention_mask: Tensor, earlier_latents: Tensor | None = None) -> list[Tensor]:
+        """Hidden states of the prompt, without gradient: the layers in `read_layers`, each `(B, L, D)`.
+
+        Args:
+            prompt_ids: `(B, L)`, up to and including `<think>`.
+            attention_mask: `(B, L)`.
+            earlier_latents: `(B, S * M, D)` of S spans that already stand in the prompt.
+        """
+        adapter_off = not self.settings.read_with_adapter and hasattr(self.base_model, "disable_adapter")
+        with torch.no_grad(), self.base_model.disable_adapter() if adapter_off else nullcontext():
+            embeddings = self.causal_lm.get_input_embeddings()(prompt_ids)
+            if earlier_latents is not None:
+                span = LatentSpan.find(prompt_ids, attention_mask, self.slot_id)
+                embeddings = span.fill(embeddings, earlier_latents)
+            states = self.causal_lm.base_model(
+                inputs_embeds=embeddings,
+                attention_mask=attention_mask,
+                position_ids=position_ids_of(attention_mask),
+                output_hidden_states=True,
+                use_cache=False,
+            ).hidden_states
+        return [states[layer] for layer in self.read_layers]
+
+    def think(self, input_ids: Tensor, attention_mask: Tensor, **options) -> list[Thought]:
+        """Read what stands before the span and think about it: one `Thought` per supervision step.
+
+        Args:
+            input_ids: `(B, L)` rows with a span in the same columns; what follows the span is not looked at.
+            attention_mask: `(B, L)`.
+            options: `n_steps` and `gradient_at_every_step`, see `Reasoner.think`.
+
+        Returns:
+            An empty list for the baseline, which has nothing to think with.
+        """
+        if self.reasoner is None:
+            return []
+        start, _ = LatentSpan.find(input_ids, attention_mask, self.slot_id).columns()
+        question_mask = attention_mask[:, :start]
+        hidden_states = self.read(input_ids[:, :start], question_mask)
+        return self.reasoner.think(hidden_states, question_mask.bool(), **options)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        n_steps: int | None = None,
+        thought: Thought | None = None,
+    ) -> ReasoningOutput:
+        """One pass over prompts with their completions.
+
+        Args:
+            input_ids: `(B, L)`: left-padded prompts whose spans stand in the same columns, right-padded completions.
+            attention_mask: `(B, L)`; all real when None.
+            labels: `(B, L)`, -100 where nothing is supervised. Logits are computed only where labels begin.
+            n_steps: supervision steps to make; the last of them carries gradients. All when None.
+            thought: latents made before, in place of thinking here.
+        """
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        embeddings = self.causal_lm.get_input_embeddings()(input_ids)
+        if self.reasoner is not None:
+            span = LatentSpan.find(input_ids, attention_mask, self.slot_id)
+            start, end = span.columns()
+            if thought is None:
+                thought = self.think(input_ids, attention_mask, n_steps=n_steps)[-1]
+            latents = thought.latents.to(embeddings.dtype)
+            embeddings = torch.cat([embeddings[:, :start], latents, embeddings[:, end:]], dim=1)
+        keep = 0 if labels is None else labels.shape[1] - int((labels != -100).any(0).int().argmax()) + 1
+        logits = self.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids_of(attention_mask),
+            logits_to_keep=keep,
+            use_cache=False,
+        ).logits
+        loss = None
+        if labels is not None:
+            logits, labels = logits[:, :-1], labels[:, labels.shape[1] - keep + 1 :]
+            loss = token_losses(logits, labels).sum() / (labels != -100).sum().clamp_min(1)
+        return ReasoningOutput(loss, logits, labels, thought and thought.latents, thought and thought.halting_logit)
+
+    def latents_for(
+        self, input_ids: Tensor, attention_mask: Tensor, *, n_steps: int | None = None, halting: bool = False
+    ) -> Tensor:
+        """Latents `(B, M, D)` for prompts that end in a span.
+
+        Args:
+            input_ids: `(B, L)`, left-padded.
+            attention_mask: `(B, L)`.
+            n_steps: supervision steps; all when None.
+            halting: take each row's first step at which its halting head says stop, instead of the last.
+        """
+        thoughts = self.think(input_ids, attention_mask, n_steps=n_steps)
+        if not halting or thoughts[0].halting_logit is None:
+            return thoughts[-1].latents
+        stop = torch.stack([thought.halting_logit for thought in thoughts], dim=1) > 0  # (B, S)
+        stop[:, -1] = True
+        chosen = stop.int().argmax(1)  # each row's own first stop
+        return torch.stack([thought.latents for thought in thoughts], 1)[torch.arange(len(chosen)), chosen]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        latents: Tensor | None = None,
+        n_steps: int | None = None,
+        halting: bool = False,
+        **generate_kwargs,
+    ) -> Tensor:
+        """Hugging Face's `generate()` of the base, conditioned on latents.
+
+        Args:
+            input_ids: `(B, L)` prompts that end in a span (`PromptEncoder.encode_prompt`), left-padded.
+            attention_mask: `(B, L)`; without it, padding is what equals the padding token.
+            latents: `(B, M, D)` in place of thinking here.
+            n_steps: see `latents_for`.
+            halting: see `latents_for`.
+            generate_kwargs: anything `generate()` takes; greedy unless `do_sample=True`.
+
+        Returns:
+            `(B, L + new)` ids, prompt included, as `generate()` does.
+        """
+        padding = padding_token_id(self.tokenizer)
+        if attention_mask is None:
+            attention_mask = (input_ids != padding).long()
+        generate_kwargs.setdefault("do_sample", False)
+        generate_kwargs.setdefault("pad_token_id", padding)
+        generate_kwargs.setdefault("eos_token_id", self.tokenizer.eos_token_id)
+        if not generate_kwargs["do_sample"]:  # a checkpoint's own sampling defaults would only bring warnings
+            for name in ("temperature", "top_p", "top_k"):
+                generate_kwargs.setdefault(name, None)
+        filling = nullcontext()
+        if self.reasoner is not None:
+            if latents is None:
+                latents = self.latents_for(input_ids, attention_mask, n_steps=n_steps, halting=halting)
+            span = LatentSpan.find(input_ids, attention_mask, self.slot_id)
+            filling = span.filled(self.causal_lm.get_input_embeddings(), latents)
+        with filling:
+            return self.base_model.generate(input_ids=input_ids, attention_mask=attention_mask, **generate_kwargs)
+
+    def generate_with_thinking(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 256,
+        latents_from: Sequence[str] | None = None,
+        rethink: bool | None = None,
+        n_steps: int | None = None,
+        halting: bool = False,
+        **generate_kwargs,
+    ) -> str | list[str]:
+        """Answer bare questions: format, latents, `generate()`, text.
+
+        If the model itself writes `<think>`, generation stops there, a span is appended and filled, and it goes on.
+
+        Args:
+            prompts: one question or several.
+            max_new_tokens: tokens to generate at most.
+            latents_from: other questions whose latents are put in instead (the shuffled control).
+            rethink: whether a `<think>` of the model's own gets a span; None: yes, except with beams or a streamer.
+            n_steps: supervision steps; all when None.
+            halting: stop each row's thinking where its halting head says so.
+            generate_kwargs: anything `generate()` takes; greedy unless `do_sample=True`.
+
+        Returns:
+            What was written after the think block, without special tokens: a text, or a list of them.
+
+        Raises:
+            ValueError: a question too long for the context; `rethink=True` with beams or a streamer.
+        """
+        questions = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = generate_texts(
+            self,
+            questions,
+            max_new_tokens=max_new_tokens,
+            latents_from=latents_from,
+            rethink=rethink,
+            n_steps=n_steps,
+            halting=halting,
+            **generate_kwargs,
+        )
+        return texts[0] if isinstance(prompts, str) else texts

@@ -1,0 +1,95 @@
+"""What every run leaves beside its figures: versions, seed, command; and settings checked by name."""
+
+import difflib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets")
+
+Settings = TypeVar("Settings")
+
+
+def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where: str) -> Settings:
+    """A settings dataclass from a mapping, with unknown names refused by name.
+
+    Args:
+        kind: the dataclass.
+        values: names and values; None for all defaults.
+        where: what the mapping is called, for the message.
+
+    Raises:
+        ValueError: one line with the nearest right name, or the dataclass's own refusal.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in values or {}:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(names)}"
+            raise ValueError(f"{where}: unknown setting {name!r}; {hint}")
+    return kind(**(values or {}))
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def run_record() -> dict[str, Any]:
+    """Command, versions and machine, as plain values."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": installed_versions(),
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or leave what was there.
+
+    Raises:
+        OSError: one line naming the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"could not write {path}: {error.strerror or error}; choose another output folder") from error
+
+
+def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
+    """Refuse to go on with a run that was begun with other settings.
+
+    Args:
+        path: the settings the run was begun with, as JSON; nothing is refused where it does not exist.
+        settings: the settings now.
+        ignored: names that may change between sittings.
+
+    Raises:
+        ValueError: one line that names the first difference and both values.
+    """
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(settings))
+    for name in now:
+        if name not in ignored and name in before and before[name] != now[name]:
+            raise ValueError(
+                f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now[name]!r}: "
+                "choose another output_dir, or resume='never' to start anew"
+            )

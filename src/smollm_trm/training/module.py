@@ -1,0 +1,190 @@
+"""The LightningModule: one drawn supervision step per batch, one loss, one backward.
+
+A supervised pass of the base at every supervision step would make a training step several times as slow. Drawing one
+step k per batch is unbiased for the mean over steps: the steps before k run without gradient, memory stays constant,
+and Lightning's automatic optimization, accumulation and clipping work as they are.
+"""
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from smollm_trm.data.answers import is_correct
+from smollm_trm.data.batching import IGNORED_LABEL
+from smollm_trm.models.smollm import ReasoningOutput, SmolLMv3WithTRM, token_losses
+from smollm_trm.models.span import latent_variation
+from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
+
+HALTING_WEIGHT = 0.5
+HALTING_TOLERANCE = 1.01
+HALTING_EVERY = 16
+
+
+def rows_all_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which rows have the right token at every supervised position, `(B,)` of bool.
+
+    Args:
+        logits: `(B, K, V)`.
+        labels: `(B, K)`, -100 where nothing is supervised.
+    """
+    return ((logits.argmax(-1) == labels) | (labels == IGNORED_LABEL)).all(1)
+
+
+def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of each row's supervised tokens, `(B,)`."""
+    return token_losses(logits, labels).sum(1) / (labels != IGNORED_LABEL).sum(1).clamp_min(1)
+
+
+def halting_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy per sample: should this row have stopped at this step?
+
+    Args:
+        logit: `(B,)`.
+        target: `(B,)` of bool.
+    """
+    return F.binary_cross_entropy_with_logits(logit.float(), target.float())
+
+
+class SmolLMTRMLightningModule(LightningModule):
+    """Trains a `SmolLMv3WithTRM`.
+
+    Args:
+        model: base, adapter and reasoner.
+        optimizer_settings: rates and schedule.
+        supervise: "one" draws a supervision step per batch; "all" makes a pass of the base per step.
+        seed: of everything random in a step; a step's randomness depends on it and on the step's number only.
+        max_new_tokens: length of the answers in `trainer.test`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: SmolLMv3WithTRM,
+        optimizer_settings: OptimizerSettings | None = None,
+        supervise: str = "one",
+        seed: int = 0,
+        max_new_tokens: int = 256,
+    ) -> None:
+        super().__init__()
+        if supervise not in ("one", "all"):
+            raise ValueError(f"supervise={supervise!r}: choose 'one' or 'all'")
+        self.model = model
+        self.optimizer_settings = optimizer_settings or OptimizerSettings()
+        self.supervise = supervise
+        self.seed = seed
+        self.max_new_tokens = max_new_tokens
+        self.strict_loading = False  # checkpoints leave the frozen base out
+        self.correct: list[bool] = []
+
+    def forward(self, *args, **kwargs) -> ReasoningOutput:
+        """The model's forward."""
+        return self.model(*args, **kwargs)
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Make the step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one."""
+        step = self.current_epoch * 1_000_000 + batch_idx
+        self.step_generator = torch.Generator().manual_seed(self.seed * 7_919 + step)  # the same on every rank
+        torch.manual_seed((self.seed * 7_919 + step) * 1_009 + self.global_rank)
+
+    def draw_step(self) -> int | None:
+        """The supervision step that this batch trains, 1 to all; None for a reasoner that has only one."""
+        if self.model.reasoner is None or self.model.reasoner.n_supervision_steps == 1:
+            return None
+        return int(torch.randint(1, self.model.reasoner.n_supervision_steps + 1, (), generator=self.step_generator))
+
+    def global_mean(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """The sum of token losses over the supervised tokens of all processes' batches.
+
+        Gradients are averaged over processes, so the sum is multiplied by their number: two processes then give the
+        gradient of one with both batches.
+        """
+        count = (labels != IGNORED_LABEL).sum()
+        if self.trainer.world_size > 1:
+            count = self.all_gather(count).sum() / self.trainer.world_size
+        return losses.sum() / count.clamp_min(1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One drawn supervision step, or all of them."""
+        if self.supervise == "all" and self.model.reasoner is not None:
+            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], gradient_at_every_step=True)
+        else:
+            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], n_steps=self.draw_step())[-1:]
+        total = torch.zeros((), device=self.device)
+        for thought in thoughts or [None]:
+            output = self.model(**batch, thought=thought)
+            loss = self.global_mean(token_losses(output.logits, output.labels), output.labels)
+            total = total + (loss + self.halting_part(batch, batch_idx, output)) / max(1, len(thoughts))
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        if thoughts:
+            self.log("latent_variation", latent_variation(thoughts[-1].latents))
+        return total
+
+    def halting_part(self, batch: dict[str, Tensor], batch_idx: int, output: ReasoningOutput) -> Tensor | float:
+        """The halting head's loss, where there is one.
+
+        Under `target="answer"` a row should stop where all its answer tokens are right. Under `target="steps"` it
+        should stop where its loss is within 1% of its best step's; that takes the other steps' losses, so it is
+        trained on every 16th batch only.
+        """
+        if output.halting_logit is None:
+            return 0.0
+        logits, labels = output.logits.detach(), output.labels
+        if self.model.encoder.target == "answer":
+            return HALTING_WEIGHT * halting_loss(output.halting_logit, rows_all_right(logits, labels))
+        if batch_idx % HALTING_EVERY:
+            return 0.0 * output.halting_logit.sum()
+        with torch.no_grad():
+            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"])
+            every = [self.model(**batch, thought=thought) for thought in thoughts]
+            best = torch.stack([row_losses(step.logits, step.labels) for step in every]).amin(0)
+        target = row_losses(logits, labels) <= HALTING_TOLERANCE * best
+        return HALTING_WEIGHT * halting_loss(output.halting_logit, target)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss per supervised token on the dev part, after all supervision steps."""
+        output = self.model(**batch)
+        count = (output.labels != IGNORED_LABEL).sum()
+        self.log("dev_loss", output.loss, prog_bar=True, batch_size=int(count), sync_dist=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin counting."""
+        self.correct = []
+
+    def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:
+        """Answer a batch of official test problems and grade them."""
+        questions = [row["question"] for row in rows]
+        texts = self.model.generate_with_thinking(questions, max_new_tokens=self.max_new_tokens)
+        right = [is_correct(text, row["answer"]) for text, row in zip(texts, rows, strict=True)]
+        self.correct += right
+        self.log("test_accuracy", sum(right) / len(right), batch_size=len(right), sync_dist=True, prog_bar=True)
+
+    def configure_optimizers(self) -> dict:
+        """AdamW, and its schedule stepped once per optimizer step."""
+        settings = self.optimizer_settings
+        optimizer = build_optimizer(base=self.model.base_model, reasoner=self.model.reasoner, settings=settings)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = build_schedule(optimizer, total_steps=total, settings=settings)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Leave the frozen base out."""
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        reasoner = {name for name in checkpoint["state_dict"] if name.startswith("model.reasoner.")}
+        checkpoint["state_dict"] = {
+            name: tensor for name, tensor in checkpoint["state_dict"].items() if name in trainable | reasoner
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse a checkpoint of another model."""
+        found = checkpoint["state_dict"]
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if name not in found:
+                raise ValueError(f"the checkpoint has no {name}: it was made by another configuration")
+            if found[name].shape != parameter.shape:
+                raise ValueError(
+                    f"the checkpoint's {name} has shape {tuple(found[name].shape)}, this model's has "
+                    f"{tuple(parameter.shape)}: it was made by another configuration"
+                )

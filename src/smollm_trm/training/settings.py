@@ -1,0 +1,148 @@
+"""Every setting of a training run, by the documents' names, checked before anything expensive starts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from smollm_trm.models.loading import LoraSettings
+from smollm_trm.models.reasoners import TRMSettings
+from smollm_trm.models.storage import ModelSettings
+from smollm_trm.records import settings_from
+from smollm_trm.training.optim import OptimizerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of `train_gsm8k` and of `smollm-trm train`."""
+
+    dataset_path: str | None = None
+    """Own data instead of GSM8K: a JSON, JSONL or CSV file, or a Hub name; 80% is trained on, the rest is dev."""
+    data_dir: str | None = None
+    """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
+    model_name: str = "HuggingFaceTB/SmolLM3-3B"
+    """Base model: a Hub name, a local folder, or "tiny" (a small SmolLM3 with random weights)."""
+    base_training: str = "lora"
+    """What of the base is trained: "lora", "frozen" (nothing) or "full" (everything)."""
+    use_trm: bool = True
+    """Whether there is a latent span; False trains the base alone, on `<think></think>`."""
+    reasoner: str = "trm"
+    """What fills the span: "trm", or the controls "compressor" and "static"."""
+    num_latents: int = 256
+    """M, slots in the think block."""
+    trm_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Fields of TRMSettings, such as {"n_latent_steps": 6, "n_deep_recursions": 3}."""
+    lora_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Fields of LoraSettings, such as {"r": 8}."""
+    read_with_adapter: bool = True
+    """Whether the pass that reads the question uses the LoRA adapter."""
+    target: str = "steps"
+    """"steps" trains on the solution and `#### n`, "answer" on `#### n` at once."""
+    prompt_format: str = "plain"
+    """"plain" (`Question: ... Answer:`) or "chat" (the tokenizer's chat template, without its date)."""
+    batch_size: int = 2
+    """Rows per step and process."""
+    eval_batch_size: int = 16
+    """Rows per validation step."""
+    num_epochs: int = 3
+    """Passes over the training rows."""
+    max_steps: int = -1
+    """Optimizer steps at most; -1 for no limit but the epochs."""
+    learning_rate: float = 2e-4
+    """Peak rate of the adapter."""
+    trm_learning_rate: float | None = None
+    """Peak rate of the reasoner; None takes learning_rate."""
+    weight_decay: float = 0.01
+    """AdamW's decay, on matrices only."""
+    warmup_fraction: float = 0.1
+    """Share of the run in which the rates climb to their peak."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+    accumulate_grad_batches: int = 4
+    """Batches per optimizer step."""
+    supervise: str = "one"
+    """"one" drawn supervision step per batch, or "all" (a pass of the base for each)."""
+    ema_decay: float = 0.999
+    """Limit of the weight average, which is what is validated and saved for use."""
+    precision: str = "auto"
+    """"auto" (by the device), "32-true", "bf16-mixed" or "16-mixed"."""
+    gradient_checkpointing: bool = False
+    """Keep no activations of the base: less memory, about a third more time."""
+    devices: int = 1
+    """Processes (GPUs) per node."""
+    num_nodes: int = 1
+    """Nodes."""
+    strategy: str = "auto"
+    """Lightning's strategy; "auto" takes DDP for several devices."""
+    max_length: int = 512
+    """Window in tokens, latents included; longer rows are dropped with a count."""
+    max_samples: int | None = None
+    """Train on so many rows only; None for all."""
+    val_check_interval: float = 1.0
+    """Share of an epoch between validations; above 1, a number of batches."""
+    patience: int | None = 5
+    """Validations without a better dev loss before the run stops; None never stops it."""
+    save_every_n_steps: int = 100
+    """Optimizer steps between checkpoints."""
+    output_dir: str = "outputs/run"
+    """Checkpoints, logs, results and the model go here."""
+    resume: str = "auto"
+    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
+    wandb_project: str | None = None
+    """Weights & Biases project; used only where WANDB_API_KEY is set."""
+    wandb_name: str | None = None
+    """Name of the run there."""
+    seed: int = 42
+    """Of the split, new weights, order and dropout."""
+    progress: bool = True
+    """Show a progress bar with the time that is left."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices",
+                     "num_nodes", "save_every_n_steps", "max_length"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.use_trm and self.num_latents < 1:
+            raise ValueError(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
+        choices = {
+            "reasoner": ("trm", "compressor", "static"),
+            "base_training": ("lora", "frozen", "full"),
+            "target": ("steps", "answer"),
+            "prompt_format": ("plain", "chat"),
+            "supervise": ("one", "all"),
+            "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if self.val_check_interval <= 0:
+            raise ValueError(f"val_check_interval={self.val_check_interval}: must be above 0")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples={self.max_samples}: must be at least 1, or left out for all")
+        self.model_settings()
+        self.lora_settings()
+        self.optimizer_settings()
+
+    def model_settings(self) -> ModelSettings:
+        """The part that is saved with the model."""
+        return ModelSettings(
+            base=self.model_name,
+            base_training=self.base_training,
+            reasoner=self.reasoner if self.use_trm else None,
+            num_latents=self.num_latents,
+            trm=settings_from(TRMSettings, self.trm_kwargs, "trm_kwargs"),
+            read_with_adapter=self.read_with_adapter,
+            target=self.target,
+            prompt_format=self.prompt_format,
+        )
+
+    def lora_settings(self) -> LoraSettings:
+        """The adapter's part."""
+        return settings_from(LoraSettings, self.lora_kwargs, "lora_kwargs")
+
+    def optimizer_settings(self) -> OptimizerSettings:
+        """The optimizer's part."""
+        return OptimizerSettings(
+            learning_rate=self.learning_rate,
+            trm_learning_rate=self.trm_learning_rate,
+            weight_decay=self.weight_decay,
+            warmup_fraction=self.warmup_fraction,
+        )

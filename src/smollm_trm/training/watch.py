@@ -1,0 +1,109 @@
+"""Callbacks that watch a run: speed and memory, gradients that are not finite, latents that collapse."""
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteGuard(Callback):
+    """Counts steps whose gradients are not finite, leaves them out, and ends the run when they do not stop.
+
+    Under fp16 a few such steps are the loss scaler finding its scale; many in a row are a run that is lost.
+
+    Args:
+        limit: steps in a row after which the run ends.
+    """
+
+    def __init__(self, *, limit: int = 25) -> None:
+        self.limit = limit
+        self.in_a_row = 0
+        self.total = 0
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Measure the gradient before it is clipped; drop it if it is not finite."""
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        pl_module.log("grad_norm", norm)
+        if bool(torch.isfinite(norm)):
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.total += 1
+        pl_module.log("nonfinite_steps", float(self.total), prog_bar=True)
+        for parameter in pl_module.parameters():
+            parameter.grad = None
+        if self.in_a_row >= self.limit:
+            raise FloatingPointError(
+                f"the gradients of {self.in_a_row} steps in a row were not finite: lower learning_rate or "
+                "trm_learning_rate, or train with precision='32-true' (or 'bf16-mixed' where the GPU has it)"
+            )
+
+
+class CollapseWarning(Callback):
+    """Warns once when the latents become the same for every problem.
+
+    Args:
+        threshold: variation (std over problems / rms) under which latents count as collapsed.
+        after: optimizer steps before it looks.
+    """
+
+    def __init__(self, *, threshold: float = 1e-3, after: int = 50) -> None:
+        self.threshold = threshold
+        self.after = after
+        self.warned = False
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Read the variation that the module logged."""
+        variation = trainer.callback_metrics.get("latent_variation")
+        if self.warned or variation is None or trainer.global_step < self.after:
+            return
+        if getattr(pl_module.model.reasoner, "reads_the_question", True) and float(variation) < self.threshold:
+            self.warned = True
+            logger.warning(
+                "the latents hardly differ between problems (variation %.5f at step %d): they act as a soft prompt. "
+                "Lower trm_learning_rate, lengthen warmup_fraction, or lower trm_kwargs n_deep_recursions",
+                float(variation),
+                trainer.global_step,
+            )
+
+
+class Speedometer(Callback):
+    """Logs tokens per second and peak GPU memory."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.since = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.tokens, self.since = 0, time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Count, and report at every logging step."""
+        self.tokens += batch["input_ids"].numel()
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            now = time.perf_counter()
+            pl_module.log("tokens_per_second", self.tokens / max(1e-9, now - self.since))
+            self.tokens, self.since = 0, now
+            if torch.cuda.is_available():
+                pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
+
+
+def require_finite(name: str, value: float) -> float:
+    """`value`, or an error that says which figure is not a number."""
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{name} is {value}: lower learning_rate, or train with precision='32-true'")
+    return value
