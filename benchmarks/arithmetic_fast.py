@@ -1,0 +1,71 @@
+"""How good `train --preset fast` is, and when: exact match after 1, 2, 3 ... minutes on this machine.
+
+    python benchmarks/arithmetic_fast.py --max-digits 2     # the bar: 99% within 3 minutes on two cores
+    python benchmarks/arithmetic_fast.py --max-digits 3     # the bar: 99% within 6 minutes
+
+The curve is the run's own validation (exact completion, teacher-forced: what greedy decoding would write exactly);
+the last figure is the decoded test part. Minutes count from the start of training, the wall time of the whole command
+(reading, training, test) is given too. On a machine shared with other work only the CPU seconds mean something.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from arithmetic_common import describe_machine, record
+
+from smollm_trm.arithmetic.commands import generate_arithmetic
+from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
+from smollm_trm.arithmetic.training import train_sums
+
+
+def main() -> None:
+    """Generate, train, test, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--max-digits", type=int, default=2)
+    parser.add_argument("--max-operands", type=int, default=3)
+    parser.add_argument("--max-steps", type=int, default=-1, help="other than the preset's")
+    parser.add_argument("--model-size", default="small", help="other than the preset's (small leaves the preset's)")
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args()
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        print(generate_arithmetic(max_digits=options.max_digits, max_operands=options.max_operands, output_dir=folder))
+        settings = SumTrainingSettings(
+            data_dir=folder, output_dir=f"{folder}/run", max_steps=options.max_steps, model_size=options.model_size,
+            seed=options.seed, no_wandb=True,
+        )  # fmt: skip
+        wall, cpu = time.perf_counter(), time.process_time()
+        results = train_sums(apply_preset("fast", settings))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        lines = [json.loads(line) for line in Path(folder, "run/logs/metrics.jsonl").read_text().splitlines()]
+    curve = [(line["step"], line["seconds"], line["val_exact_match"]) for line in lines if "val_exact_match" in line]
+    print("\n  step   seconds   exact match (validation)")
+    for step, seconds, exact in curve:
+        print(f"{step:>6} {seconds:>9.0f} {exact:>10.2%}")
+    by_minute = {}
+    for minute in range(1, int(curve[-1][1] // 60) + 2):
+        seen = [exact for _, seconds, exact in curve if seconds <= 60 * minute]
+        by_minute[str(minute)] = round(seen[-1], 4) if seen else None
+    print(f"by minute: {by_minute}")
+    print(f"test: {results['exact_match']:.2%} of {results['num_examples']}, {wall:.0f} s wall, {cpu:.0f} CPU-s")
+    record(
+        f"arithmetic_fast_{options.max_digits}_digits",
+        {
+            "test_exact_match": results["exact_match"],
+            "test_chain_accuracy": results["chain_accuracy"],
+            "num_test": results["num_examples"],
+            "exact_match_by_minute": by_minute,
+            "wall_seconds": round(wall, 1),
+            "cpu_seconds": round(cpu, 1),
+            "seed": options.seed,
+            "curve": curve,
+        },
+        machine,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Examples generated and problems evaluated per second.
+
+    python benchmarks/arithmetic_speed.py                              # random weights of every size
+    python benchmarks/arithmetic_speed.py --checkpoint checkpoints     # a trained model
+
+Random weights never write `<end>`, so every problem is decoded to the longest chain: the worst case.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from arithmetic_common import describe_machine, record
+
+from smollm_trm.arithmetic.evaluation import evaluate_sums
+from smollm_trm.arithmetic.files import SumFile, SumSettings, make_parts
+from smollm_trm.arithmetic.model import build_arithmetic_model, choose_device, load_arithmetic_model
+from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+
+
+def time_generation(num_examples: int) -> dict[str, float]:
+    """Examples per second: drawing and writing down, without files and start-up."""
+    speeds = {}
+    for max_digits in (2, 3):
+        make_parts(SumSettings(num_examples=1000, max_digits=max_digits))
+        started = time.perf_counter(), time.process_time()
+        make_parts(SumSettings(num_examples=num_examples, max_digits=max_digits))
+        wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+        speeds[f"{max_digits}_digits"] = round(num_examples / wall)
+        speeds[f"{max_digits}_digits_per_cpu_second"] = round(num_examples / cpu)
+    return speeds
+
+
+def main() -> None:
+    """Time both and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default=None)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--num-problems", type=int, default=2000)
+    parser.add_argument("--sizes", nargs="*", default=["tiny", "small", "medium", "large"])
+    options = parser.parse_args()
+    machine = describe_machine()
+    generation = time_generation(100_000)
+    print(f"generation: {generation['2_digits']:,} examples/s (2 digits), {generation['3_digits']:,} (3 digits)")
+    record("arithmetic_generation", generation, machine)
+    settings = SumSettings(num_examples=options.num_problems, val_fraction=0.0, test_fraction=0.0)
+    lines = make_parts(settings)["train"]
+    device = choose_device("auto")
+    if options.checkpoint:
+        models = {"trained": load_arithmetic_model(Path(options.checkpoint))}
+    else:
+        models = {size: (build_arithmetic_model(size), build_arithmetic_tokenizer()) for size in options.sizes}
+    for name, (model, tokenizer) in models.items():
+        few = (
+            options.num_problems if name in ("tiny", "trained") or device.type == "cuda" else options.num_problems // 4
+        )
+        data = SumFile(path=Path("none"), examples=lines[:few])
+        started = time.perf_counter(), time.process_time()
+        report = evaluate_sums(model.to(device), tokenizer, data, batch_size=options.batch_size)
+        wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
+        figures = {
+            "model": name, "device": device.type, "batch_size": options.batch_size, "num_problems": few,
+            "decoded_per_second": report["problems_per_second"], "evaluated_per_second": round(few / wall, 1),
+            "evaluated_per_cpu_second": round(few / cpu, 1), "exact_match": report["exact_match"],
+        }  # fmt: skip
+        print(f"evaluation, {name}: {few / wall:,.0f} problems/s ({few / cpu:,.0f} per CPU-second)")
+        record("arithmetic_evaluation", figures, machine)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""How small models add: with and without a chain, with reversed digits, beyond the trained length, with latents.
+
+    python benchmarks/arithmetic_study.py                          # every arm; finished arms are not run again
+    python benchmarks/arithmetic_study.py --arms direct_3 trm_3    # some
+
+Every arm trains the same 2-layer decoder (0.4M parameters) from the same start on the same problems, with the same
+number of floating point operations (forward and backward, reasoner and read pass included, counted by torch on the
+arm's own batches): a chain costs four times the tokens of a direct answer, so a direct arm makes more steps. A problem
+counts as right when the whole completion is the model's first choice token by token, which is what greedy decoding
+would write exactly. The arms with latents write the answer at once after `<think>`, M latents, `</think>`.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from arithmetic_common import describe_machine, record
+from torch.utils.flop_counter import FlopCounterMode
+
+from smollm_trm.arithmetic.files import write_json_file
+from smollm_trm.arithmetic.model import build_arithmetic_model
+from smollm_trm.arithmetic.problems import draw_data_set
+from smollm_trm.arithmetic.rules import NOOP, THINK, THINK_CLOSED, write_problem, write_sum
+from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+from smollm_trm.data.batching import LengthGroupedBatches, collate_examples
+from smollm_trm.data.prompts import EncodedExample
+from smollm_trm.evaluation.statistics import paired_difference, wilson_interval
+from smollm_trm.models.reasoners import TRMSettings
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.span import latent_variation
+from smollm_trm.models.storage import ModelSettings
+from smollm_trm.training.module import rows_all_right
+
+BATCH_SIZE = 64
+NUM_LATENTS = 4
+WARMUP_STEPS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of adding."""
+
+    max_digits: int
+    """Digits of the longest operand trained on."""
+    chain: bool = False
+    """Write the columns first."""
+    digit_order: str = "normal"
+    """Of the answer."""
+    reasoner: str | None = None
+    """What fills the latent span; None for no span."""
+    reasoner_rate: float = 1e-3
+    """Learning rate of the reasoner (the decoder's is 3e-3)."""
+
+
+ARMS = {
+    **{f"direct_{digits}": Arm(max_digits=digits) for digits in (2, 3)},
+    **{f"reversed_{digits}": Arm(max_digits=digits, digit_order="reversed") for digits in (2, 3)},
+    **{f"chain_{digits}": Arm(max_digits=digits, chain=True) for digits in (2, 3)},
+    **{f"{kind}_3": Arm(max_digits=3, reasoner=kind) for kind in ("static", "compressor", "trm")},
+}
+
+
+def encode_arm(arm: Arm, problems: list[list[int]], tokenizer) -> list[EncodedExample]:
+    """Problems as prompt and completion ids."""
+    lines = [write_sum(operands, chain=arm.chain, digit_order=arm.digit_order) for operands in problems]
+    prompts = [write_problem(operands) for operands in problems]
+    completions = [line[len(prompt) :] for line, prompt in zip(lines, prompts, strict=True)]
+    if arm.reasoner:
+        prompts = [f"{prompt}{THINK}{NOOP * NUM_LATENTS}{THINK_CLOSED}" for prompt in prompts]
+    pairs = zip(tokenizer(prompts)["input_ids"], tokenizer(completions)["input_ids"], strict=True)
+    return [EncodedExample(prompt, completion) for prompt, completion in pairs]
+
+
+def build(arm: Arm, seed: int) -> SmolLMv3WithTRM:
+    """The small decoder, trained whole, with the arm's reasoner."""
+    settings = ModelSettings(
+        base_training="full", reasoner=arm.reasoner, num_latents=NUM_LATENTS, target="answer",
+        trm=TRMSettings(n_read_layers=2, n_latent_steps=3, n_deep_recursions=1, n_supervision_steps=2),
+    )  # fmt: skip
+    base = build_arithmetic_model("tiny", seed=seed)
+    model = SmolLMv3WithTRM.from_base((base, build_arithmetic_tokenizer()), settings=settings, seed=seed)
+    model.slot_id = model.tokenizer.convert_tokens_to_ids(NOOP)  # a direct answer holds no space
+    return model
+
+
+def step_flops(model: SmolLMv3WithTRM, batch: dict[str, torch.Tensor]) -> float:
+    """Floating point operations of a training step on this batch, the mean over supervision steps."""
+    counts = []
+    for n_steps in supervision_steps(model):
+        with FlopCounterMode(display=False) as counter:
+            model(**batch, n_steps=n_steps).loss.backward()
+        counts.append(counter.get_total_flops())
+    model.zero_grad()
+    return sum(counts) / len(counts)
+
+
+def supervision_steps(model: SmolLMv3WithTRM) -> list[int | None]:
+    """The supervision steps one of which a batch draws."""
+    steps = 1 if model.reasoner is None else model.reasoner.n_supervision_steps
+    return [None] if steps == 1 else list(range(1, steps + 1))
+
+
+def train(model: SmolLMv3WithTRM, arm: Arm, examples: list[EncodedExample], tera_flops: float, seed: int) -> dict:
+    """Train for the given compute; returns what it took."""
+    batches = LengthGroupedBatches(lengths=[len(e) for e in examples], batch_size=BATCH_SIZE, seed=seed)
+    padding = model.tokenizer.pad_token_id
+    sample = [collate_examples([examples[i] for i in rows], padding) for rows in list(batches)[:8]]
+    num_steps = round(tera_flops * 1e12 / (sum(step_flops(model, batch) for batch in sample) / len(sample)))
+    reasoner = list(model.reasoner.parameters()) if model.reasoner else []
+    optimizer = torch.optim.AdamW(
+        [{"params": list(model.base_model.parameters()), "lr": 3e-3}, {"params": reasoner, "lr": arm.reasoner_rate}],
+        betas=(0.9, 0.98), weight_decay=0.01,
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / WARMUP_STEPS) * 0.5 * (
+        1 + math.cos(math.pi * max(0, step - WARMUP_STEPS) / max(1, num_steps - WARMUP_STEPS))))  # fmt: skip
+    draw, choices = torch.Generator().manual_seed(seed), supervision_steps(model)
+    started, step, variations = time.process_time(), 0, {}
+    while step < num_steps:
+        for rows in list(batches)[: num_steps - step]:
+            batch = collate_examples([examples[i] for i in rows], padding)
+            n_steps = choices[int(torch.randint(len(choices), (), generator=draw))]
+            output = model(**batch, n_steps=n_steps)
+            optimizer.zero_grad()
+            output.loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if step % 250 == 0 or step == num_steps:
+                if output.latents is not None:
+                    variations[step] = round(float(latent_variation(output.latents)), 4)
+                seconds, variation = time.process_time() - started, variations.get(step, "")
+                print(f"  step {step}/{num_steps} loss {output.loss.item():.4f} {seconds:.0f} CPU-s {variation}")
+        batches.set_epoch(batches.epoch + 1)
+    seconds = round(time.process_time() - started)
+    return {"num_steps": num_steps, "cpu_seconds": seconds, "latent_variation": variations}
+
+
+@torch.inference_mode()
+def grade(model: SmolLMv3WithTRM, examples: list[EncodedExample], *, shuffled: bool = False) -> list[bool]:
+    """Which problems are answered right; `shuffled` gives every problem the latents of its neighbour."""
+    model.eval()
+    right: list[bool] = []
+    for start in range(0, len(examples), 256):
+        batch = collate_examples(examples[start : start + 256], model.tokenizer.pad_token_id)
+        thought = None
+        if shuffled:
+            thought = model.think(batch["input_ids"], batch["attention_mask"])[-1]
+            thought = thought._replace(latents=thought.latents.roll(1, dims=0))
+        output = model(**batch, thought=thought)
+        right += rows_all_right(output.logits, output.labels).tolist()
+    return right
+
+
+def run_arm(name: str, options: argparse.Namespace) -> dict:
+    """Train and grade one arm."""
+    arm, seed = ARMS[name], options.seed
+    problems = draw_data_set(num_examples=100_000, max_digits=arm.max_digits, min_operands=2, max_operands=3, seed=1)
+    longer = [p for p in draw_data_set(
+        num_examples=20_000, max_digits=arm.max_digits + 1, min_operands=2, max_operands=3, seed=2)
+        if len(str(max(p))) > arm.max_digits][: options.num_test]  # fmt: skip
+    model = build(arm, seed)
+    encoded = encode_arm(arm, problems, model.tokenizer)
+    took = train(model, arm, encoded[options.num_test :], options.tera_flops, seed)
+    right = grade(model, encoded[: options.num_test])
+    result = {
+        "arm": name, "seed": seed, "tera_flops": options.tera_flops, **took,
+        "exact_match": sum(right) / len(right), "exact_match_95": list(wilson_interval(sum(right), len(right))),
+        "one_digit_longer": sum(grade(model, encode_arm(arm, longer, model.tokenizer))) / len(longer),
+        "right": [int(value) for value in right],
+    }  # fmt: skip
+    if arm.reasoner:
+        without = grade(model, encoded[: options.num_test], shuffled=True)
+        result["latents_shuffled"] = sum(without) / len(without)
+    return result
+
+
+def table(results: dict[str, dict]) -> str:
+    """The study as a table, each arm against direct answers on the same problems."""
+    lines = ["arm           steps  CPU-s  exact match (95%)         one digit longer  shuffled  against direct"]
+    for name, result in results.items():
+        low, high = result["exact_match_95"]
+        baseline = results.get(f"direct_{name[-1]}")
+        against = ""
+        if baseline and not name.startswith("direct"):
+            paired = paired_difference(result["right"], baseline["right"])
+            interval = f"({100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
+            against = f"{100 * paired.difference:+.1f} {interval}, p={paired.p_value:.2g}"
+        shuffled = f"{result['latents_shuffled']:.1%}" if "latents_shuffled" in result else ""
+        lines.append(
+            f"{name:<12} {result['num_steps']:>6} {result['cpu_seconds']:>6}  {result['exact_match']:>6.1%} "
+            f"({low:.1%} to {high:.1%})  {result['one_digit_longer']:>14.1%}  {shuffled:>9}  {against}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--tera-flops", type=float, default=8.0, help="training compute of each arm, 10^12 operations")
+    parser.add_argument("--num-test", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", default="runs/arithmetic_study", help="finished arms, one JSON each")
+    options = parser.parse_args()
+    machine, results = describe_machine(), {}
+    for name in options.arms:
+        path = Path(options.folder) / f"{name}_seed{options.seed}_{options.tera_flops:g}.json"
+        if not path.is_file():
+            print(name, flush=True)
+            write_json_file(run_arm(name, options), path, indent=None)
+        results[name] = json.loads(path.read_text())
+    print(table(results))
+    kept = {name: {key: value for key, value in result.items() if key != "right"} for name, result in results.items()}
+    record("arithmetic_study", {"arms": kept}, machine)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Build the self-contained notebooks from their percent sources and the library.
+
+    python notebooks/build.py            write every notebook, and the cell numbers in the guides
+    python notebooks/build.py --check    write nothing; exit 1 if a notebook or guide is not what a build
+                                         would write, or a library module breaks a rule of inlining
+
+A source is `notebooks/<name>_colab.py` in jupytext's percent format; it becomes `<name>_colab.ipynb` at the
+top of the repository. Prose and run cells are taken as they are. Two kinds of marker are replaced:
+
+    # %% [imports]                                   the imports of all inlined modules and those below it
+    # %% [inline] smollm_trm.models.blocks           a library module: its docstring, then its definitions
+    # %% [inline] smollm_trm.models.blocks: A, b     only these of its definitions
+
+Cell numbers in the guides stand between markers of their own: see `guide_tables.py`.
+
+The same input gives the same bytes: cell ids come from the cells' content, and nothing has been run.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import jupytext
+import nbformat
+from guide_tables import filled_guide
+from inlining import Inlining, imports_text
+from library import PACKAGE, BuildError, Import, imports_of, package_modules, read_module
+from live_names import CodeCell, name_problems, python_of
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+INLINE = re.compile(rf"\[inline\]\s+({PACKAGE}(?:\.\w+)+)(?:\s*:\s*(\w+(?:\s*,\s*\w+)*))?")
+LARGEST = 200_000  # bytes
+KEPT_METADATA = ("cellView", "tags")
+METADATA = {
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4", "provenance": [], "toc_visible": True},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Build the notebooks from notebooks/*_colab.py and src/.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if anything would change")
+    check = parser.parse_args(arguments).check
+    try:
+        problems = package_problems(root) if check else []
+        for path, text in built_files(root).items():
+            place = path.relative_to(root).as_posix()
+            if path.is_file() and path.read_text(encoding="utf-8") == text:
+                continue
+            if check:
+                problems.append(f"{place} is not what a build would write; run 'make notebook' and commit it")
+            else:
+                _write(path, text)
+                print(f"wrote {place} ({len(text.encode()) / 1000:.0f} kB)")
+    except BuildError as error:
+        problems = [str(error)]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def built_files(root: Path = ROOT) -> dict[Path, str]:
+    """Every file that a build writes, with its text: the notebooks, and the guides that show cell numbers."""
+    notebooks = {f"{source.stem}.ipynb": build_notebook(source, root) for source in notebook_sources(root)}
+    files = {root / name: notebook_text(notebook) for name, notebook in notebooks.items()}
+    for path, text in files.items():
+        if (size := len(text.encode())) > LARGEST:
+            raise BuildError(f"{path.name} has {size} bytes, more than {LARGEST}; inline less")
+    for guide in sorted(root.glob("*.md")):
+        files[guide] = filled_guide(guide.read_text(encoding="utf-8"), notebooks, guide.name)
+    return files
+
+
+def notebook_text(notebook: NotebookNode) -> str:
+    """A notebook as its file's text; a cell's source is one string, a fifth shorter than nbformat's lists."""
+    return json.dumps(notebook, indent=0, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def notebook_sources(root: Path = ROOT) -> list[Path]:
+    """The percent sources, sorted."""
+    return sorted((root / "notebooks").glob("*_colab.py"))
+
+
+def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
+    """One notebook from its percent source.
+
+    Raises:
+        BuildError: a marker is malformed, a module cannot be inlined, a run cell imports the library, or a
+            name is used before it is bound.
+    """
+    inlining = Inlining(root)
+    cells: list[NotebookNode] = []
+    imports_cell, kinds = None, {}
+    for cell in jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells:
+        marker = cell.metadata.get("title", "")
+        if cell.cell_type != "code":
+            cells.append(new_markdown_cell(cell.source))
+        elif marker == "[imports]":
+            for one in _extra_imports(cell.source, source.name):
+                inlining.collect(one, source.name)
+            imports_cell = imports_cell or new_code_cell()
+            cells.append(imports_cell)
+            kinds[len(cells)] = "the imports cell"
+        elif marker.startswith("["):
+            for made in _inlined(marker, cell.source, inlining, source.name):
+                cells.append(_library_cell(made.source) if made.is_code else new_markdown_cell(made.source))
+                kinds[len(cells)] = made.source.partition("\n")[0].removeprefix("#@title ")
+        else:
+            metadata = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
+            cells.append(new_code_cell(cell.source, metadata=metadata))
+    if imports_cell is None or cells.count(imports_cell) != 1:
+        raise BuildError(f"{source.name}: exactly one '# %% [imports]' is needed, above the first [inline]")
+    imports_cell.source = imports_text(one for one, _ in inlining.imports.values())
+    _refuse_bad_names(cells, kinds, source.name)
+    return _finished(cells)
+
+
+def package_problems(root: Path = ROOT) -> list[str]:
+    """One line for everything in the library that a notebook could not inline."""
+    problems: list[str] = []
+    places: dict[str, str] = {}
+    bound: dict[str, tuple[str, str]] = {}
+    modules = {name: read_module(root, name) for name in package_modules(root)}
+    for module in modules.values():
+        problems += module.problems
+        for name, line in module.names.items():
+            place = f"{module.place}:{line}"
+            if (first := places.setdefault(name, place)) != place:
+                problems.append(f"{place}: {name} clashes with {name} in {first}; rename one")
+    for module in modules.values():
+        for one in module.imports:
+            place = f"{module.place}:{one.line}"
+            if one.own:
+                if one.module not in modules or one.name not in modules[one.module].names:
+                    problems.append(
+                        f"{place}: {one.module} defines no {one.name}; import it from where it is defined"
+                    )
+                continue
+            origin, first = bound.setdefault(one.binds, (one.origin, place))
+            if origin != one.origin:
+                problems.append(
+                    f"{place}: {one.binds} is {one.origin} here and {origin} in {first}; rename one"
+                )
+            if one.binds in places:
+                problems.append(
+                    f"{place}: the import of {one.binds} clashes with {places[one.binds]}; rename one"
+                )
+    return problems
+
+
+def _inlined(marker: str, body: str, inlining: Inlining, place: str) -> list:
+    match = INLINE.fullmatch(marker.strip())
+    if not match:
+        raise BuildError(
+            f"{place}: '# %% {marker}' is no marker; write '[inline] {PACKAGE}.x.y: Name' or '[imports]'"
+        )
+    if body.strip():
+        raise BuildError(f"{place}: the cell '# %% {marker}' must be empty; put '# %%' above what follows it")
+    return inlining.add(match[1], tuple(re.findall(r"\w+", match[2] or "")))
+
+
+def _extra_imports(body: str, place: str) -> list[Import]:
+    """The imports that a notebook's source adds to the imports cell for its own run cells."""
+    statements = ast.parse(body).body
+    if not all(imports_of(node) for node in statements):
+        raise BuildError(f"{place}: only imports may stand below '# %% [imports]'")
+    return [one for node in statements for one in imports_of(node)]
+
+
+def _library_cell(source: str) -> NotebookNode:
+    """A folded code cell: by `cellView` in Colab, by `source_hidden` in JupyterLab."""
+    metadata = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["library"]}
+    return new_code_cell(source, metadata=metadata)
+
+
+def _refuse_bad_names(cells: list[NotebookNode], kinds: dict[int, str], place: str) -> None:
+    """Refuse imports of the library, and names that are used before they are bound."""
+    checked: list[CodeCell] = []
+    for number, cell in enumerate(cells, start=1):
+        if cell.cell_type == "code":
+            label = f"cell {number} ({kinds.get(number) or _first_line(cell.source)})"
+            checked.append(CodeCell(label, cell.source, live=number not in kinds))
+    problems = name_problems(checked)
+    for cell in checked:
+        if re.search(rf"^\s*(from|import) {PACKAGE}\b", python_of(cell.source), re.MULTILINE):
+            problems.insert(0, f"{cell.label}: imports {PACKAGE}; inline it instead")
+    if problems:
+        raise BuildError(f"{place}: " + f"\n{place}: ".join(problems))
+
+
+def _first_line(source: str) -> str:
+    return source.lstrip().partition("\n")[0][:50]
+
+
+def _finished(cells: list[NotebookNode]) -> NotebookNode:
+    """A valid notebook whose cell ids follow from the cells' content."""
+    seen: Counter[str] = Counter()
+    for cell in cells:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        seen[digest] += 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    notebook = new_notebook(cells=cells, metadata=METADATA)
+    notebook.nbformat_minor = 5
+    nbformat.validate(notebook)
+    return notebook
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""How a sum is written down: the one place where the carry rules stand.
+
+A problem is a list of operands. It is written as a line of text that ends in `<end>`:
+
+    3+5=8<end>                                                       one column: nothing to chain
+    658+189=<think>8+9=17 5+8+1=14 6+1+1=8</think>847<end>           the columns, units first
+    99+21=<think>9+1=10 9+2+1=12</think>120<end>                     the last carry opens the answer
+    12+345=<think>2+5=7 1+4=5 0+3=3</think>357<end>                  a short operand counts as 0
+    58+67+96=<think>8+7+6=21 5+6+9+2=22</think>221<end>              three operands: a carry may be 2
+
+The rules of the chain:
+
+1. One step a column, units first, as many columns as the longest operand has digits.
+2. A step adds the operands' digits in their order, then the carry if it is not 0, and gives the column's
+   whole total. The total's last digit belongs to the answer, the rest is carried.
+3. After the last column nothing more is written: its total is the front of the answer.
+4. Steps are separated by a space, which is one `<noop>` token.
+5. A problem of one column has no chain.
+
+The user's document shows two chains; the one of `658+189` is the rule here. The other (`99+21=110`) is wrong.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+END, THINK, THINK_CLOSED, NOOP = "<end>", "<think>", "</think>", "<noop>"
+DIGIT_ORDERS = ("normal", "reversed")
+
+_WRITTEN_SUM = re.compile(r"(?P<operands>\d+(?:\+\d+)+)=(?:<think>(?P<chain>[^<]*)</think>)?(?P<answer>\d+)<end>")
+_TOKEN = re.compile(r"<end>|<think>|</think>|<noop>|[0-9+= ]")
+
+
+@dataclass(frozen=True)
+class WrittenSum:
+    """One example, read back from its text."""
+
+    operands: tuple[int, ...]
+    """The numbers to add, in the order in which they stand."""
+    chain: str | None
+    """What stands between the think marks, None where there are none."""
+    answer: str
+    """The answer's digits as written (reversed where the data says so)."""
+
+
+@lru_cache(maxsize=1 << 16)
+def _column_step(digits: tuple[int, ...], carry: int) -> tuple[str, int]:
+    """One step of the chain and what it carries on: `(9, 2), 1` gives `"9+2+1=12", 1`."""
+    terms = (*digits, carry) if carry else digits
+    total = sum(terms)
+    return f"{'+'.join(map(str, terms))}={total}", total // 10
+
+
+def column_steps(operands: Sequence[int]) -> list[str]:
+    """The chain of a sum, one step a column, units first: `[99, 21]` gives `["9+1=10", "9+2+1=12"]`."""
+    steps: list[str] = []
+    carry, remaining = 0, operands
+    while not steps or any(remaining):
+        step, carry = _column_step(tuple([number % 10 for number in remaining]), carry)
+        steps.append(step)
+        remaining = [number // 10 for number in remaining]
+    return steps
+
+
+def count_carries(operands: Sequence[int]) -> int:
+    """How many columns of the sum carry, the last one included: `[99, 21]` has 2."""
+    carries, carry, remaining = 0, 0, operands
+    while any(remaining):
+        carry = (sum(number % 10 for number in remaining) + carry) // 10
+        carries += carry > 0
+        remaining = [number // 10 for number in remaining]
+    return carries
+
+
+def write_problem(operands: Sequence[int]) -> str:
+    """The problem alone, up to and including the equals sign: `[3, 5]` gives `"3+5="`."""
+    return "+".join(map(str, operands)) + "="
+
+
+def write_answer(operands: Sequence[int], *, digit_order: str = "normal") -> str:
+    """The answer's digits; `digit_order="reversed"` writes the units first (15 + 6 gives `"12"`)."""
+    digits = str(sum(operands))
+    return digits[::-1] if digit_order == "reversed" else digits
+
+
+def write_sum(operands: Sequence[int], *, chain: bool = True, digit_order: str = "normal") -> str:
+    """The whole example as the model learns it, by the rules at the top of this module.
+
+    Args:
+        operands: two or more numbers, none negative.
+        chain: write the columns between think marks; a sum of one column never has any.
+        digit_order: "normal", or "reversed" for an answer with its units first.
+    """
+    steps = column_steps(operands) if chain else []
+    thought = f"{THINK}{' '.join(steps)}{THINK_CLOSED}" if len(steps) > 1 else ""
+    return f"{write_problem(operands)}{thought}{write_answer(operands, digit_order=digit_order)}{END}"
+
+
+def read_sum(text: str) -> WrittenSum:
+    """Take an example apart.
+
+    Raises:
+        ValueError: the text has not the form `12+34=<think>...</think>46<end>`.
+    """
+    match = _WRITTEN_SUM.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a sum of the form '3+5=8<end>' or '12+34=<think>2+4=6 1+3=4</think>46<end>'")
+    operands = tuple(int(number) for number in match["operands"].split("+"))
+    return WrittenSum(operands=operands, chain=match["chain"], answer=match["answer"])
+
+
+def count_tokens(text: str) -> int:
+    """How many tokens a text of this language has (a mark such as `<think>` is one, a space is one)."""
+    return len(_TOKEN.findall(text))
+
+
+def longest_example(max_digits: int, max_operands: int, *, chain: bool = True) -> int:
+    """Tokens of the longest example there can be: nines only, since they carry the most."""
+    return count_tokens(write_sum([10**max_digits - 1] * max_operands, chain=chain))

@@ -1,0 +1,278 @@
+"""`smollm-trm <command>`: one typed function a command, its docstring the help, everything imported on demand."""
+
+import difflib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from smollm_trm.records import run_record, write_json
+from smollm_trm.training.settings import TrainSettings
+
+SMOLLM3 = "HuggingFaceTB/SmolLM3-3B"
+
+
+def evaluate(
+    model: str,
+    part: str = "dev",
+    data_dir: str | None = None,
+    dataset_path: str | None = None,
+    max_samples: int | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    latents: str = "own",
+    samples_per_problem: int = 1,
+    target: str = "steps",
+    seed: int = 42,
+    output_dir: str | None = None,
+) -> None:
+    """Answer problems with a saved model or an untuned base, and grade them.
+
+    Args:
+        model: folder of a saved model or of a training run, or a base model by name or folder.
+        part: "dev" (the 20% part) or "test" (the official test set, for the final evaluation).
+        data_dir: folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub.
+        dataset_path: own data instead of GSM8K.
+        max_samples: only the first so many problems; None for all.
+        batch_size: problems generated at once.
+        max_new_tokens: limit of each answer; None makes room for the longest gold solution.
+        latents: "own", or "shuffled" (each problem gets another's latents: a control).
+        samples_per_problem: above 1, answers are sampled and the commonest counts.
+        target: what an untuned base is to write, "steps" or "answer".
+        seed: of the split, the sampling and the shuffle.
+        output_dir: results and predictions go here; None puts them beside the model.
+    """
+    from smollm_trm.evaluation.evaluate import evaluate_gsm8k
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
+    from smollm_trm.hub import add_evaluation
+    from smollm_trm.models.storage import SETTINGS_FILE
+
+    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed)
+    loaded = load_for_evaluation(model, target=target)
+    name = part if dataset_path is None else Path(dataset_path).stem
+    beside = Path(model) if Path(model).is_dir() else Path("outputs") / Path(model).name
+    folder = Path(output_dir) if output_dir else beside / "evaluation"
+    stem = name if latents == "own" else f"{name}_{latents}"
+    result = evaluate_gsm8k(
+        loaded,
+        rows,
+        max_samples,
+        batch_size,
+        max_new_tokens=max_new_tokens,
+        latents=latents,
+        samples_per_problem=samples_per_problem,
+        seed=seed,
+        predictions_path=folder / f"{stem}.jsonl",
+    )
+    write_json(folder / f"{stem}.json", {"part": name, "model": model, "seed": seed, **result, **run_record()})
+    for saved in (Path(model), Path(model) / "model"):
+        if (saved / SETTINGS_FILE).is_file() and latents == "own" and max_samples is None:
+            add_evaluation(saved, name, result)
+    low, high = result["interval"]
+    print(
+        f"{name}{'' if latents == 'own' else ' with latents ' + latents}: {100 * result['accuracy']:.1f}% of "
+        f"{result['total']} problems (95% interval {100 * low:.1f} to {100 * high:.1f}), strict "
+        f"{100 * result['strict_accuracy']:.1f}%\nresults in {folder / f'{stem}.json'}"
+    )
+
+
+def compare(
+    models: dict[str, str],
+    baseline: str | None = None,
+    part: str = "dev",
+    data_dir: str | None = None,
+    dataset_path: str | None = None,
+    max_samples: int | None = None,
+    batch_size: int = 32,
+    target: str = "steps",
+    seed: int = 42,
+    output_dir: str = "outputs/comparison",
+) -> None:
+    """Evaluate several models on the same problems, shuffled latents included; print a table, draw a plot.
+
+    Args:
+        models: arm names and their folders, such as '{"base": "HuggingFaceTB/SmolLM3-3B", "TRM": "outputs/run"}'.
+        baseline: the arm that differences are taken from; the first when None.
+        part: "dev" (the 20% part) or "test" (the official test set, for the final evaluation).
+        data_dir: folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub.
+        dataset_path: own data instead of GSM8K.
+        max_samples: only the first so many problems; None for all.
+        batch_size: problems generated at once.
+        target: what an untuned base is to write, "steps" or "answer".
+        seed: of the split and the shuffle.
+        output_dir: predictions, table and plot go here.
+    """
+    from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
+
+    if not models:
+        raise ValueError("models: name at least one arm, such as --models.TRM outputs/run")
+    if baseline is not None and baseline not in models:
+        raise ValueError(f"baseline={baseline!r}: choose one of the arms, {', '.join(models)}")
+    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed)
+    folder = Path(output_dir)
+    results: dict[str, dict] = {}
+    for name, place in models.items():
+        print(name)
+        loaded = load_for_evaluation(place, target=target)
+        results |= evaluate_arm(
+            name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed
+        )
+    comparison = report_comparison(
+        results, folder, baseline=baseline or next(iter(models)), part=part, seed=seed, models=models
+    )
+    print(f"{part}\n{comparison}\nplot in {folder / 'comparison.png'}")
+
+
+def ask(model: str, question: str, max_new_tokens: int = 256, temperature: float = 0.0, target: str = "steps") -> None:
+    """Answer one question.
+
+    Args:
+        model: folder of a saved model or of a training run, or a base model by name or folder.
+        question: a bare question.
+        max_new_tokens: tokens to generate at most.
+        temperature: 0 is greedy.
+        target: what an untuned base is to write, "steps" or "answer".
+    """
+    from smollm_trm.evaluation.loading import load_for_evaluation
+
+    if not question.strip():
+        raise ValueError("question: it is empty")
+    loaded = load_for_evaluation(model, target=target)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    print(loaded.generate_with_thinking(question, max_new_tokens=max_new_tokens, **sampling).strip())
+
+
+def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) -> None:
+    """Upload a saved model to the Hub, with a card that states what was measured.
+
+    Args:
+        model: folder of a saved model or of a training run.
+        repo_id: "owner/name".
+        private: whether a new repository is private.
+        dry_run: write the card and list the files, upload nothing.
+    """
+    from smollm_trm.hub import push_model
+    from smollm_trm.models.storage import SETTINGS_FILE
+
+    inner = Path(model) / "model"
+    folder = inner if (inner / SETTINGS_FILE).is_file() else Path(model)
+    files = push_model(folder, repo_id, private=private, dry_run=dry_run)
+    print(f"{'would push' if dry_run else 'pushed'} to {repo_id}: {', '.join(files)}")
+
+
+def train_command(settings: TrainSettings) -> None:
+    """Train LoRA and a reasoner."""
+    from smollm_trm.training.train import train_gsm8k
+
+    trainer, _ = train_gsm8k(**vars(settings))
+    if trainer.is_global_zero:
+        print(f"the model is in {Path(settings.output_dir) / 'model'}, results in {settings.output_dir}/results.json")
+
+
+def demo(output_dir: str = "outputs/demo", seed: int = 0, progress: bool = True) -> None:
+    """The main job in miniature: train a tiny base, LoRA and LoRA + TRM on word problems, compare, save, ask.
+
+    Args:
+        output_dir: everything goes here.
+        seed: fixes every figure.
+        progress: show progress bars.
+    """
+    from smollm_trm.demo import run_demo
+
+    run_demo(output_dir=output_dir, seed=seed, progress=progress)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "evaluate": evaluate,
+    "compare": compare,
+    "ask": ask,
+    "push": push,
+}
+
+
+class OneLineParser(ArgumentParser):
+    """A parser whose refusals are one line with the nearest right name, exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Print one line and leave."""
+        text = " ".join(str(message).split())
+        for name in [word for word in text.replace(",", " ").split() if word.startswith("--")]:
+            options = [option for action in self._actions for option in action.option_strings]
+            nearest = difflib.get_close_matches(name.split("=")[0], options, n=1)
+            if nearest and nearest[0] != name.split("=")[0]:
+                text += f"; did you mean {nearest[0]}?"
+                break
+        sys.stderr.write(f"smollm-trm: {text}\n")
+        raise SystemExit(2)
+
+
+def command_parser(name: str) -> OneLineParser:
+    """The parser of one command, with `--config file.yaml` and `--print_config`."""
+    parser = OneLineParser(prog=f"smollm-trm {name}", allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    if name == "train":
+        parser.description = "Train LoRA and a reasoner, on GSM8K unless told otherwise."
+        parser.add_class_arguments(TrainSettings)
+    else:
+        command = COMMANDS[name]
+        parser.description = (command.__doc__ or "").split("\n")[0]
+        parser.add_function_arguments(command, as_positional=name != "compare")  # --models.NAME FOLDER, repeated
+    return parser
+
+
+def usage() -> str:
+    """One line a command."""
+    lines = ["usage: smollm-trm <command> [options]   (smollm-trm <command> --help)", ""]
+    described = {"train": "Train LoRA and a reasoner, on GSM8K unless told otherwise."}
+    described |= {name: (command.__doc__ or "").split("\n")[0] for name, command in COMMANDS.items()}
+    return "\n".join([*lines, *(f"  {name:<10} {text}" for name, text in described.items())])
+
+
+def run_command(name: str, arguments: Sequence[str]) -> None:
+    """Parse and run one command."""
+    parser = command_parser(name)
+    values: dict[str, Any] = parser.instantiate_classes(parser.parse_args(list(arguments))).as_dict()
+    values.pop("config", None)
+    if name == "train":
+        train_command(TrainSettings(**values))
+    else:
+        COMMANDS[name](**values)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program. A mistake of the user's is one line on standard error and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    known = ["train", *COMMANDS]
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if given[0] not in known:
+        nearest = difflib.get_close_matches(given[0], known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+        sys.stderr.write(f"smollm-trm: unknown command {given[0]!r}; {hint}\n")
+        raise SystemExit(2)
+    try:
+        run_command(given[0], given[1:])
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("out of memory"):
+            raise
+        sys.stderr.write(f"smollm-trm: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("smollm-trm: stopped; the same command goes on from the last checkpoint\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Evaluate several arms on the same problems, each also with its latents shuffled, and lay the result on disk."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smollm_trm.evaluation.compare import Comparison, compare_arms
+from smollm_trm.evaluation.evaluate import evaluate_gsm8k
+from smollm_trm.evaluation.plots import plot_comparison
+from smollm_trm.records import run_record, write_json
+
+SHUFFLED = ", latents shuffled"
+
+
+def evaluate_arm(
+    name: str, model: nn.Module, rows: Sequence[Mapping[str, str]], folder: Path, **options: Any
+) -> dict[str, dict]:
+    """One arm's results by name: as it is, and, where it has a latent span, with latents of other problems.
+
+    Args:
+        name: of the arm.
+        model: a `SmolLMv3WithTRM`.
+        rows: the problems.
+        folder: predictions go to `{name}.jsonl` there; a broken evaluation goes on where it stopped.
+        options: for `evaluate_gsm8k`.
+    """
+    stem = name.replace(" ", "_").replace("+", "and").lower()
+    results = {name: evaluate_gsm8k(model, rows, predictions_path=folder / f"{stem}.jsonl", **options)}
+    if model.use_trm:
+        shuffled = folder / f"{stem}_shuffled.jsonl"
+        results[name + SHUFFLED] = evaluate_gsm8k(
+            model, rows, latents="shuffled", predictions_path=shuffled, **options
+        )
+    return results
+
+
+def report_comparison(results: Mapping[str, dict], folder: Path, *, baseline: str, **record: Any) -> Comparison:
+    """Compare arms, and write `comparison.json`, `comparison.md` and `comparison.png`.
+
+    Args:
+        results: per arm what `evaluate_gsm8k` returned.
+        folder: where the three files go.
+        baseline: the arm that differences are taken from.
+        record: more to keep in the JSON file (seed, split).
+    """
+    comparison = compare_arms(results, baseline=baseline)
+    plot_comparison(comparison, folder / "comparison.png")
+    (folder / "comparison.md").write_text(comparison.to_markdown() + "\n", encoding="utf-8")
+    write_json(folder / "comparison.json", {**comparison.to_dict(), **record, **run_record()})
+    return comparison

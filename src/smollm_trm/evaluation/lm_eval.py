@@ -1,0 +1,85 @@
+"""The model in lm-eval, EleutherAI's evaluation harness (an optional dependency).
+
+lm-eval's own Hugging Face wrapper takes our model instance: it has a `generate()` like any other. What it needs from
+us is a task whose prompt ends in the latent span, `gsm8k_latent.yaml` beside this file. The texts are those of
+`evaluate_gsm8k` (except that a model that writes `<think>` itself gets no further span there); the score is lm-eval's
+own, by its filters: the strict one refuses `#### $18`, which our grader accepts.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from smollm_trm.data.prompts import THINK_CLOSE
+from smollm_trm.data.rows import check_row, read_jsonl
+from smollm_trm.evaluation.evaluate import SPARE_TOKENS, longest_completion
+
+LM_EVAL_TASK_FILE = "gsm8k_latent.yaml"
+
+
+def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | None = None) -> dict:
+    """The configuration of our lm-eval task for this model and these problems.
+
+    Args:
+        model: a `SmolLMv3WithTRM`; gives the prompt's format, the slots, the stop token.
+        data_file: JSONL with `question` and `answer`.
+        max_new_tokens: limit of each text; when None, the same that `evaluate_gsm8k` takes.
+
+    Returns:
+        What a task YAML of lm-eval holds: pass it in `lm_eval.simple_evaluate(..., tasks=[task])`.
+
+    Raises:
+        FileNotFoundError: no such data file.
+        ValueError: a bad row, or a tokenizer that does not keep the latent slots apart from the text.
+    """
+    data_file = Path(data_file)
+    rows = [check_row(row, where=f"{data_file.name}, line {line}") for line, row in read_jsonl(data_file)]
+    tokenizer = model.tokenizer
+    span = tokenizer.convert_ids_to_tokens(model.slot_id) * model.num_latents + THINK_CLOSE
+    for row in rows:
+        text = model.encoder.question_text(row["question"]) + span
+        if tokenizer(text)["input_ids"] != model.encoder.encode_prompt(row["question"]):
+            raise ValueError(
+                f"{data_file.name}: the tokenizer reads the prompt of {row['question'][:40]!r} otherwise than "
+                "training does; lm-eval hands over text, so this model cannot run there"
+            )
+    task = yaml.safe_load(files("smollm_trm.evaluation").joinpath(LM_EVAL_TASK_FILE).read_text("utf-8"))
+    task["doc_to_text"] = model.encoder.question_text("{{question}}") + span
+    task["dataset_kwargs"] = {"data_files": {"test": str(data_file.resolve())}}
+    task["generation_kwargs"]["until"] = [tokenizer.eos_token]
+    limit = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
+    task["generation_kwargs"]["max_gen_toks"] = limit
+    return task
+
+
+def evaluate_with_lm_eval(
+    model: object, data_file: str | Path, *, batch_size: int = 32, max_new_tokens: int | None = None
+) -> dict:
+    """Let lm-eval ask and grade the model, offline and 0-shot.
+
+    Args:
+        model: a `SmolLMv3WithTRM`.
+        data_file: JSONL with `question` and `answer`.
+        batch_size: texts generated at once.
+        max_new_tokens: see `lm_eval_task`.
+
+    Returns:
+        lm-eval's results; `["results"]["gsm8k_latent"]` holds the scores, `["samples"]["gsm8k_latent"]` the texts.
+
+    Raises:
+        ImportError: lm-eval is not installed.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ImportError("lm-eval is not installed: pip install 'smollm-trm[lm-eval]'") from error
+    return simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=model.tokenizer, batch_size=batch_size),
+        tasks=[lm_eval_task(model, data_file, max_new_tokens=max_new_tokens)],
+        num_fewshot=0,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )

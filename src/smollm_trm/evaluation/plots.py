@@ -1,0 +1,156 @@
+"""Two pictures: how training went, and which arm is better.
+
+Drawn on figures of their own, without matplotlib's global state or its display. Colours are Okabe and Ito's, which
+colour-blind readers can tell apart; arms and runs differ in more than colour.
+"""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from smollm_trm.evaluation.compare import Comparison
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DOTS_PER_INCH = 150
+TRAIN_LOSS_COLUMNS = ("train_loss", "train_loss_step")
+DEV_LOSS_COLUMNS = ("dev_loss", "val_loss")
+VARIATION_COLUMNS = ("latent_variation",)
+
+
+def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Figure:
+    """Accuracy of every arm as a bar with its 95% interval; arms with shuffled latents are hatched.
+
+    Args:
+        comparison: from `compare_arms`.
+        path: PNG to write, whole or not at all.
+    """
+    arms = comparison.arms
+    twins = {arm.name for arm in arms if "shuffled" in arm.name}
+    figure = Figure(figsize=(8.5, 1.4 + 0.52 * len(arms)), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    for row, arm in enumerate(arms):
+        share, low, high = (100 * value for value in (arm.accuracy, *arm.interval))
+        twin = arm.name in twins
+        axes.barh(
+            row,
+            share,
+            color="white" if twin else COLOURS[5],
+            edgecolor=COLOURS[0],
+            hatch="///" if twin else None,
+            height=0.62,
+        )
+        axes.errorbar(share, row, xerr=[[share - low], [high - share]], color="black", capsize=4, linewidth=1.3)
+        label = f"{share:.1f}%"
+        if arm.latents_are_used is not None:
+            label += "  latents used" if arm.latents_are_used else "  latents ignored"
+        axes.annotate(label, (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    reference = next(arm for arm in arms if arm.name == comparison.baseline)
+    axes.axvline(100 * reference.accuracy, color="0.35", linestyle=":", linewidth=1.2, zorder=0)
+    axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axes.invert_yaxis()
+    axes.set_xlim(0, min(130, max(100 * arm.interval[1] for arm in arms) * 1.3 + 3))
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
+    axes.set_xlabel(f"problems solved (%), 95% Wilson interval, n = {arms[0].total}; dotted: {reference.name}")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) -> Figure:
+    """Training and dev loss of one or more runs, and how much their latents differ between problems.
+
+    Args:
+        runs: name -> `metrics.csv` of Lightning's `CSVLogger`.
+        path: PNG to write, whole or not at all.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no run, or a file without a loss in it.
+    """
+    if not runs:
+        raise ValueError("no curves to draw: give at least one metrics.csv")
+    metrics = {name: _read_metrics(Path(file)) for name, file in runs.items()}
+    with_latents = [name for name, columns in metrics.items() if _curve(columns, VARIATION_COLUMNS)[0]]
+    figure = Figure(figsize=(8.5, 6.2 if with_latents else 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    panels = figure.subplots(2 if with_latents else 1, 1, sharex=True, squeeze=False)[:, 0]
+    for at, (name, columns) in enumerate(metrics.items()):
+        colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+        _draw_loss(panels[0], name, columns, colour, marker)
+        if name in with_latents:
+            _draw_smoothed(panels[1], *_curve(columns, VARIATION_COLUMNS), colour, name)
+    panels[0].set_ylabel("loss (nats per supervised token)")
+    panels[0].set_ylim(bottom=0)
+    if with_latents:
+        panels[1].set_ylabel("variation of latents\nacross problems (std / rms)")
+        panels[1].set_ylim(bottom=0)
+    panels[-1].set_xlabel("optimizer step")
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+        panel.legend(frameon=False, fontsize=9)
+    return _saved(figure, path)
+
+
+def _draw_loss(axes: Axes, name: str, columns: Mapping[str, list[tuple[int, float]]], colour: str, marker: str) -> None:
+    """The training loss as a line, the dev loss as markers of the same colour."""
+    _draw_smoothed(axes, *_curve(columns, TRAIN_LOSS_COLUMNS), colour, f"{name}, train")
+    steps, losses = _curve(columns, DEV_LOSS_COLUMNS)
+    if steps:
+        axes.plot(steps, losses, color=colour, linestyle="--", marker=marker, markersize=5, label=f"{name}, dev")
+
+
+def _draw_smoothed(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str, label: str) -> None:
+    """The values themselves, faint, and their running mean over about a thirtieth of the run."""
+    if not steps:
+        return
+    weight, smooth, norm, total = max(0.0, 1 - 30 / len(values)), [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + value, weight * norm + 1
+        smooth.append(total / norm)
+    if weight:
+        axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+    axes.plot(steps, smooth, color=colour, linewidth=1.7, label=label)
+
+
+def _read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Columns of a metrics file as (step, value) pairs; steps without a value are left out."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such metrics file; train first, or give the run's metrics.csv")
+    columns: dict[str, list[tuple[int, float]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, text in row.items():
+                if name and text and row.get("step"):
+                    try:
+                        columns.setdefault(name, []).append((int(row["step"]), float(text)))
+                    except ValueError:  # a line that a crash cut off, or a column of words
+                        continue
+    if not any(_curve(columns, names)[0] for names in (TRAIN_LOSS_COLUMNS, DEV_LOSS_COLUMNS)):
+        raise ValueError(f"{path} holds no loss: expected a column {TRAIN_LOSS_COLUMNS[0]} or {DEV_LOSS_COLUMNS[0]}")
+    return columns
+
+
+def _curve(columns: Mapping[str, list[tuple[int, float]]], names: Sequence[str]) -> tuple[list[int], list[float]]:
+    """Steps and values of the first of these columns that there is."""
+    pairs = next((columns[name] for name in names if columns.get(name)), [])
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _saved(figure: Figure, path: str | Path | None) -> Figure:
+    """Write the figure as a PNG, if a path is given: the old file or the whole new one, never a part."""
+    if path is None:
+        return figure
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        FigureCanvasAgg(figure).print_png(str(unfinished))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return figure

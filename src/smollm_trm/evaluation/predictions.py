@@ -1,0 +1,200 @@
+"""Predictions on disk, so that a broken evaluation goes on where it stopped.
+
+A JSONL file: first a line with the settings that produced it, then one line a problem, written batch by
+batch. The settings hold fingerprints of the problems and of the model: a file is only ever continued by the
+evaluation that began it. A last line cut off by a crash is dropped and its problem is done again.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from smollm_trm.data.answers import extract_answer, extract_strict_answer
+from smollm_trm.evaluation.statistics import wilson_interval
+
+NUM_EXAMPLES = 10
+_SAMPLED_FROM_FROZEN = 256  # values of each frozen tensor; adapters and reasoners are hashed whole
+
+
+def model_fingerprint(model: object) -> str:
+    """SHA-256 over a model's trainable weights, a sample of the frozen ones, and its plain settings."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    if not isinstance(model, nn.Module):
+        return digest.hexdigest()
+    for name, module in model.named_modules():
+        for key, value in sorted(vars(module).items()):
+            passing = key.startswith("_") or key in ("training", "gradient_checkpointing")
+            if not passing and (key == "settings" or isinstance(value, (bool, int, float, str))):
+                digest.update(f"{name}.{key}={value}\n".encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        values = tensor.detach().reshape(-1)
+        values = values if tensor.requires_grad else values[:_SAMPLED_FROM_FROZEN]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if values.numel():
+            digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def graded_prediction(
+    index: int, question: str, gold: str, texts: Sequence[str], *, tokens: int, seconds: float
+) -> dict:
+    """One problem's line: its texts, the answer that most of them give, and its grades.
+
+    Args:
+        index: position in the dataset.
+        question: the problem.
+        gold: its normalised answer.
+        texts: what the model wrote: one text, or several to vote.
+        tokens: generated, over all texts.
+        seconds: this problem's share of its batch's time.
+    """
+    answer = _majority([extract_answer(text) for text in texts])
+    strict_answer = _majority([extract_strict_answer(text) for text in texts])
+    return {
+        "index": index,
+        "question": question,
+        "gold": gold,
+        "texts": list(texts),
+        "answer": answer,
+        "correct": answer == gold,
+        "strict_correct": strict_answer == gold,
+        "tokens": tokens,
+        "seconds": round(seconds, 6),
+    }
+
+
+def _majority(answers: Sequence[str | None]) -> str | None:
+    """The commonest answer, of equals the one that came first; None if no text has one."""
+    votes = Counter(answer for answer in answers if answer is not None).most_common(1)
+    return votes[0][0] if votes else None
+
+
+class PredictionFile:
+    """The predictions made so far with these settings, in memory and, if a path is given, on disk.
+
+    Args:
+        settings: what produces the predictions; must be JSON.
+        path: file to begin or to go on with; None keeps the predictions in memory.
+
+    Raises:
+        ValueError: the file is no predictions file, is damaged, or was made with other settings.
+    """
+
+    def __init__(self, *, settings: dict, path: str | Path | None = None) -> None:
+        self.settings = json.loads(json.dumps(settings))
+        self.path = None if path is None else Path(path)
+        self.by_index: dict[int, dict] = {}
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.path.read_bytes() if self.path.exists() else b""
+        stored, predictions, whole = _parsed_predictions(content, self.path)
+        if stored is None:
+            self._write([{"settings": self.settings}], from_byte=0)
+            return
+        _refuse_other_settings(stored, self.settings, self.path)
+        self._write([], from_byte=whole)
+        self.by_index = {line["index"]: line for line in predictions}
+
+    def add(self, predictions: Sequence[dict]) -> None:
+        """Keep these predictions; on return they are on disk."""
+        new = [prediction for prediction in predictions if prediction["index"] not in self.by_index]
+        if self.path is not None:
+            self._write(new)
+        self.by_index.update({prediction["index"]: prediction for prediction in new})
+
+    def _write(self, lines: Sequence[dict], *, from_byte: int | None = None) -> None:
+        with open(self.path, "ab") as file:
+            if from_byte is not None:
+                file.truncate(from_byte)
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def load_predictions(path: str | Path) -> dict:
+    """The result of a finished evaluation from its predictions file, as `evaluate_gsm8k` returned it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no predictions file, damaged, or not finished.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such predictions file; evaluate the model first")
+    settings, predictions, _ = _parsed_predictions(path.read_bytes(), path)
+    done, total = len(predictions), settings["total"] if settings else "its"
+    if done != total:
+        raise ValueError(f"{path} holds {done} of {total} predictions; finish its evaluation first")
+    return summarised_predictions(predictions, settings, path)
+
+
+def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Path | None) -> dict:
+    """Scores of a finished evaluation; all values are JSON."""
+    lines = sorted(predictions, key=lambda line: line["index"])
+    total, correct = len(lines), sum(line["correct"] for line in lines)
+    strict = sum(line["strict_correct"] for line in lines)
+    seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
+    shown = [
+        {
+            "question": line["question"],
+            "prediction": line["texts"][0],
+            "answer": line["answer"],
+            "gold": line["gold"],
+            "correct": line["correct"],
+        }
+        for line in lines[:NUM_EXAMPLES]
+    ]
+    return {
+        "accuracy": correct / total,
+        "correct": correct,
+        "total": total,
+        "interval": list(wilson_interval(correct, total)),
+        "strict_accuracy": strict / total,
+        "strict_correct": strict,
+        "without_answer": sum(line["answer"] is None for line in lines),
+        "seconds": seconds,
+        "problems_per_second": total / seconds if seconds else None,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "examples": shown,
+        "correct_by_problem": [line["correct"] for line in lines],
+        "settings": settings,
+        "predictions_path": None if path is None else str(path),
+    }
+
+
+def _parsed_predictions(content: bytes, path: Path) -> tuple[dict | None, list[dict], int]:
+    """Settings (None in a file that only began), predictions, and how many bytes are whole lines."""
+    lines = content.split(b"\n")
+    parsed, whole = [], 0
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            value = json.loads(line)
+            expected = "settings" if number == 1 else "index"
+            if not isinstance(value, dict) or expected not in value:
+                raise ValueError(f"no '{expected}'")
+        except ValueError as error:
+            torn = number == len(lines) - 1 and not lines[-1] and number > 1
+            if torn:
+                break
+            raise ValueError(f"{path}, line {number}: not a line of predictions ({error}); name another file") from None
+        parsed.append(value)
+        whole += len(line) + 1
+    if not parsed and not b'{"settings": '.startswith(content[:13]):
+        raise ValueError(f"{path} is not a file of predictions; name another file")
+    return (parsed[0]["settings"], parsed[1:], whole) if parsed else (None, [], 0)
+
+
+def _refuse_other_settings(stored: dict, wanted: dict, path: Path) -> None:
+    """Never mix predictions of different problems, models or settings."""
+    different = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
+    if different:
+        changes = ", ".join(f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
+        raise ValueError(f"{path} was made with other settings ({changes}); delete it or name another file")

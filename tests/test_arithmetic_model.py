@@ -1,0 +1,158 @@
+"""The tokenizer of 16 tokens and the decoder in its sizes, as Hugging Face loads them."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from smollm_trm.arithmetic.model import (
+    ARITHMETIC_SIZES,
+    arithmetic_config,
+    build_arithmetic_model,
+    choose_device,
+    count_parameters,
+    load_arithmetic_model,
+    save_arithmetic_model,
+)
+from smollm_trm.arithmetic.rules import count_tokens
+from smollm_trm.arithmetic.tokenizer import ARITHMETIC_TOKENS, build_arithmetic_tokenizer, show_tokens
+
+CHAIN = "658+189=<think>8+9=17 5+8+1=14 6+1+1=8</think>847<end>"
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    save_arithmetic_model(build_arithmetic_model("tiny", seed=3), folder)
+    return folder
+
+
+def test_the_vocabulary_has_the_16_tokens_of_the_document():
+    tokenizer = build_arithmetic_tokenizer()
+    assert len(tokenizer) == len(ARITHMETIC_TOKENS) == 16
+    assert set(tokenizer.get_vocab()) == {*"0123456789+=", "<end>", "<think>", "</think>", "<noop>"}
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<end>", "<noop>")
+
+
+def test_a_space_is_one_noop_and_is_shown_as_a_space():
+    tokenizer = build_arithmetic_tokenizer()
+    ids = tokenizer(CHAIN)["input_ids"]
+    assert len(ids) == count_tokens(CHAIN)
+    assert tokenizer.convert_ids_to_tokens(ids).count("<noop>") == 2
+    assert tokenizer(CHAIN.replace(" ", "<noop>"))["input_ids"] == ids
+    assert tokenizer.decode(ids) == CHAIN
+
+
+def test_a_saved_tokenizer_is_the_same_through_auto_tokenizer(tiny_folder):
+    loaded = AutoTokenizer.from_pretrained(tiny_folder)
+    assert loaded(CHAIN)["input_ids"] == build_arithmetic_tokenizer()(CHAIN)["input_ids"]
+    assert loaded.decode(loaded(CHAIN)["input_ids"]) == CHAIN
+    assert loaded.model_max_length == 128
+
+
+@pytest.mark.parametrize("text", ["3-5=", "a", "3+5=\n", "<start>"])
+def test_other_characters_are_refused_by_the_tokenizer(text):
+    with pytest.raises(Exception, match="Missing"):
+        build_arithmetic_tokenizer()(text)
+
+
+def test_text_after_the_end_is_not_shown():
+    tokenizer = build_arithmetic_tokenizer()
+    assert show_tokens(tokenizer, tokenizer("1+1=2<end>   7")["input_ids"]) == "1+1=2<end>"
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("tiny", 395_904), ("small", 2_103_552), ("medium", 12_597_760), ("large", 25_182_720)],
+)
+def test_sizes_have_the_parameters_the_documentation_states(size, parameters):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(arithmetic_config(size))
+    assert count_parameters(model) == parameters
+
+
+def test_the_documents_shapes_are_kept():
+    shapes = {name: (s.layers, s.hidden_size, s.heads, s.feed_forward) for name, s in ARITHMETIC_SIZES.items()}
+    assert shapes["small"] == (4, 256, 4, 512)
+    assert shapes["medium"] == (6, 512, 8, 1024)
+    assert shapes["large"] == (8, 512, 8, 2048)
+
+
+def test_a_saved_model_is_the_same_through_auto_model(tiny_folder):
+    assert (tiny_folder / "model.safetensors").is_file()
+    model = build_arithmetic_model("tiny", seed=3)
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    ids = torch.tensor([build_arithmetic_tokenizer()(CHAIN)["input_ids"]])
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_the_seed_fixes_the_weights_and_leaves_the_global_state_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, again, other = (build_arithmetic_model("tiny", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.model.embed_tokens.weight, again.model.embed_tokens.weight)
+    assert not torch.equal(first.model.embed_tokens.weight, other.model.embed_tokens.weight)
+
+
+def test_left_padding_changes_no_logit(tiny_folder):
+    model, tokenizer = load_arithmetic_model(tiny_folder)
+    alone = tokenizer("1+2=", return_tensors="pt", return_token_type_ids=False)
+    padded = tokenizer(["1+2=", "123+456="], padding=True, padding_side="left", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**alone).logits[0, -1]
+        position_ids = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        found = model(
+            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], position_ids=position_ids
+        ).logits[0, -1]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_weights_file_or_its_folder_name_the_checkpoint(tiny_folder):
+    for path in (tiny_folder, tiny_folder / "model.safetensors"):
+        model, _ = load_arithmetic_model(path, model_size="tiny")
+        assert model.config.hidden_size == 128
+        assert not model.training
+
+
+def test_a_checkpoint_of_another_size_is_refused_with_both_names(tiny_folder):
+    with pytest.raises(ValueError, match="holds a model of size tiny, not small: leave --model-size out"):
+        load_arithmetic_model(tiny_folder, model_size="small")
+
+
+def test_a_missing_checkpoint_says_how_to_train_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: train a model with 'smollm-trm arithmetic train"):
+        load_arithmetic_model(tmp_path / "model.safetensors")
+
+
+def test_a_damaged_or_foreign_checkpoint_is_one_clear_line(tiny_folder, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    weights = (tiny_folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="cannot be loaded, it is damaged or of another kind") as caught:
+        load_arithmetic_model(tmp_path)
+    assert "\n" not in str(caught.value)
+    save_arithmetic_model(build_arithmetic_model("tiny"), tmp_path)
+    (tmp_path / "config.json").write_text(
+        (tmp_path / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+    )
+    with pytest.raises(ValueError, match="is no whole arithmetic model"):
+        load_arithmetic_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "message"), [("huge", 128, "model_size is 'huge'"), ("tiny", 0, "max_length is 0")]
+)
+def test_an_impossible_shape_is_refused(size, length, message):
+    with pytest.raises(ValueError, match=message):
+        arithmetic_config(size, max_length=length)
+
+
+def test_devices_are_checked():
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device is 'tpu', but must be one of auto, cpu, cuda"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == torch.device("cpu")
+        with pytest.raises(ValueError, match="there is no GPU"):
+            choose_device("cuda")

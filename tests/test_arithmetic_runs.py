@@ -1,0 +1,378 @@
+"""Whole runs of a tiny model: training, resuming, evaluating, talking."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from smollm_trm.arithmetic.batches import SumBatches, WholeRunSampler, batches_of_an_epoch, encode_sums
+from smollm_trm.arithmetic.checkpoints import newest_good_state
+from smollm_trm.arithmetic.commands import (
+    evaluate_arithmetic,
+    generate_arithmetic,
+    interactive_arithmetic,
+    train_arithmetic,
+)
+from smollm_trm.arithmetic.evaluation import complete_sums
+from smollm_trm.arithmetic.files import read_sum_file
+from smollm_trm.arithmetic.interactive import converse
+from smollm_trm.arithmetic.model import load_arithmetic_model
+from smollm_trm.arithmetic.module import warm_up_then_cosine, weighted_next_token_loss
+from smollm_trm.arithmetic.rules import write_sum
+from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
+from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+SHORT_RUN = {
+    "model_size": "tiny", "batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 3, "max_steps": 10,
+    "num_workers": 0, "save_steps": 4, "eval_steps": 5, "logging_steps": 2, "no_wandb": True,
+}  # fmt: skip
+LEARNED = [write_sum([first, second]) for first in (12, 37, 58, 90) for second in (5, 46, 81, 99)]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """64 examples: 7 steps of 16 are an epoch and a bit more than half of the next."""
+    folder = tmp_path_factory.mktemp("data")
+    generate_arithmetic(num_examples=80, output_dir=str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def short_run(data_dir, tmp_path_factory):
+    """An unbroken run of ten steps."""
+    folder = tmp_path_factory.mktemp("short")
+    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def knowing_run(tmp_path_factory):
+    """A model that knows the sums of LEARNED by heart."""
+    folder = tmp_path_factory.mktemp("knowing")
+    for part, lines in (("train", LEARNED), ("val", ["1+1=2<end>"]), ("test", ["2+2=4<end>"])):
+        (folder / f"{part}.json").write_text(json.dumps(lines))
+    settings = {**SHORT_RUN, "max_steps": 120, "save_steps": 1000, "eval_steps": 1000, "problem_weight": 0.1}
+    train_arithmetic(**settings, data_dir=str(folder), output_dir=str(folder / "run"))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_writes_what_the_document_lists(short_run):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "logs/training.log",
+        "logs/metrics.jsonl",
+    ):
+        assert (short_run / name).is_file(), name
+    description = json.loads((short_run / "training_config.json").read_text())
+    assert description["settings"]["batch_size"] == 16
+    assert description["num_parameters"] == 395_904
+    results = json.loads((short_run / "test_results.json").read_text())
+    assert results["num_examples"] == 8
+    assert 0 <= results["token_accuracy"] <= 1
+    log = (short_run / "logs" / "training.log").read_text()
+    assert "step 10 val_loss" in log
+    assert "test: exact match" in log
+    steps = [json.loads(line)["step"] for line in (short_run / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 5, 6, 8, 10, 10]
+
+
+def test_every_checkpoint_is_a_model_and_the_newest_can_be_gone_on_from(short_run):
+    assert sorted(path.name for path in short_run.glob("checkpoint-*")) == [
+        "checkpoint-10",
+        "checkpoint-4",
+        "checkpoint-8",
+    ]
+    for step in (4, 8, 10):
+        model = AutoModelForCausalLM.from_pretrained(short_run / f"checkpoint-{step}")
+        tokenizer = AutoTokenizer.from_pretrained(short_run / f"checkpoint-{step}")
+        batch = tokenizer("3+5=", return_tensors="pt", return_token_type_ids=False)
+        assert model.generate(**batch, do_sample=False, max_new_tokens=3).shape == (1, 7)
+    assert same_weights(short_run, short_run / "checkpoint-10")
+    assert not same_weights(short_run, short_run / "checkpoint-8")
+    states = [(short_run / f"checkpoint-{step}" / "training_state.ckpt").is_file() for step in (4, 8, 10)]
+    assert states == [False, True, True]
+    state = torch.load(short_run / "checkpoint-8" / "training_state.ckpt", weights_only=True)
+    assert state["global_step"] == 8
+    assert state["torch_random_state"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("kill_after", [6, 8])
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(kill_after, data_dir, short_run, tmp_path):
+    """Killed between checkpoints, and while one is being written; the resumed run crosses an epoch."""
+    program = f"""
+import os, signal
+from smollm_trm.arithmetic import checkpoints, module
+from smollm_trm.arithmetic.commands import train_arithmetic
+step = module.SumModule.training_step
+def dying_step(self, batch, batch_idx):
+    if self.global_step == {kill_after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+save = checkpoints.save_arithmetic_model
+def dying_save(model, folder):
+    save(model, folder)
+    if "checkpoint-{kill_after}." in folder.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+module.SumModule.training_step = dying_step
+checkpoints.save_arithmetic_model = dying_save
+train_arithmetic(**{SHORT_RUN!r}, data_dir={data_dir!r}, output_dir={str(tmp_path)!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ}, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (tmp_path / "model.safetensors").exists()
+    assert newest_good_state(tmp_path)[1] == 4
+    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    assert "going on from" in (tmp_path / "logs" / "training.log").read_text()
+    assert same_weights(tmp_path, short_run)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 5, 6, 8, 10, 10]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(data_dir, short_run, tmp_path, caplog):
+    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "test_results.json").unlink()
+    state = tmp_path / "checkpoint-10" / "training_state.ckpt"
+    state.write_bytes(state.read_bytes()[:5000])
+    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    log = (tmp_path / "logs" / "training.log").read_text()
+    assert f"passing over the damaged {state}" in log
+    assert "going on from" in log
+    assert same_weights(tmp_path, short_run)
+    assert newest_good_state(tmp_path)[1] == 10
+
+
+def test_a_run_stopped_before_its_test_is_only_tested(data_dir, short_run, tmp_path):
+    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    (tmp_path / "test_results.json").unlink()
+    (tmp_path / "model.safetensors").unlink()
+    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    assert same_weights(tmp_path, short_run)
+    assert (tmp_path / "test_results.json").is_file()
+
+
+def test_a_finished_run_is_not_trained_again(data_dir, short_run):
+    before = (short_run / "model.safetensors").stat().st_mtime_ns
+    text = train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(short_run))
+    assert "Exact Match Accuracy" in text
+    assert (short_run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_another_run_is_refused_by_option_and_values(data_dir, short_run, tmp_path):
+    with pytest.raises(ValueError, match=r"holds a run with --learning-rate 0.002, not 0.5: name another --output-dir"):
+        train_arithmetic(**{**SHORT_RUN, "learning_rate": 0.5}, data_dir=data_dir, output_dir=str(short_run))
+    generate_arithmetic(num_examples=90, output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="holds a run on other data"):
+        train_arithmetic(**SHORT_RUN, data_dir=str(tmp_path), output_dir=str(short_run))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_size": "giant"}, "model_size is 'giant', but must be one of tiny, small, medium, large"),
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0, but must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0, but must not be negative"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_length": 20}, "tokens, max_length is 20: raise --max-length"),
+        ({"preset": "slow"}, "preset is 'slow', but must be one of fast"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_written(settings, message, data_dir, tmp_path):
+    folder = tmp_path / "never"
+    with pytest.raises(ValueError, match=message):
+        train_arithmetic(**{**SHORT_RUN, **settings}, data_dir=data_dir, output_dir=str(folder))
+    assert not (folder / "training_config.json").exists()
+
+
+def test_fp16_without_a_gpu_and_a_file_as_folder_are_refused(data_dir, tmp_path):
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="fp16 needs a GPU"):
+            train_arithmetic(**SHORT_RUN, fp16=True, data_dir=data_dir, output_dir=str(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: name a folder"):
+        train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path / "file"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(data_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --learning-rate"):
+        train_arithmetic(**{**SHORT_RUN, "learning_rate": 1e30}, data_dir=data_dir, output_dir=str(tmp_path))
+
+
+def test_a_preset_fills_in_what_was_left_at_its_default():
+    fast = apply_preset("fast", SumTrainingSettings(batch_size=7))
+    assert (fast.model_size, fast.batch_size, fast.learning_rate) == ("tiny", 7, 3e-3)
+    assert apply_preset(None, SumTrainingSettings()) == SumTrainingSettings()
+
+
+def test_the_defaults_are_those_of_the_document():
+    s = SumTrainingSettings()
+    assert (s.model_size, s.max_length, s.batch_size, s.eval_batch_size) == ("small", 128, 32, 64)
+    assert (s.learning_rate, s.weight_decay, s.num_epochs, s.warmup_steps) == (1e-4, 0.01, 10, 500)
+    assert (s.data_dir, s.output_dir, s.num_workers) == ("data", "checkpoints", 4)
+    assert (s.save_steps, s.eval_steps, s.logging_steps, s.seed) == (1000, 1000, 100, 42)
+    assert s.count_steps(80_000) == 25_000
+
+
+def test_every_row_is_seen_once_an_epoch_in_batches_of_about_equal_length():
+    lengths = torch.randint(5, 60, (1000,), generator=torch.Generator().manual_seed(0))
+    batches = batches_of_an_epoch(lengths, batch_size=16, seed=1, epoch=0)
+    assert sorted(torch.cat(batches).tolist()) == list(range(1000))
+    padding = sum(int((lengths[rows].max() - lengths[rows]).sum()) for rows in batches)
+    assert padding < 0.03 * lengths.sum()
+    again, other = (batches_of_an_epoch(lengths, batch_size=16, seed=1, epoch=epoch) for epoch in (0, 1))
+    assert all(torch.equal(one, two) for one, two in zip(batches, again, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(batches, other, strict=True))
+
+
+def test_a_sampler_set_to_a_step_goes_on_with_the_batch_that_follows():
+    lengths = torch.arange(1, 51)
+    whole = list(WholeRunSampler(lengths=lengths, batch_size=8, num_steps=20, seed=0))
+    assert len(whole) == 20
+    for first_step in (3, 7, 14, 19):
+        rest = WholeRunSampler(lengths=lengths, batch_size=8, num_steps=20, seed=0)
+        rest.first_step = first_step
+        assert list(rest) == whole[first_step:]
+
+
+def test_padding_and_problem_digits_weigh_what_they_should():
+    sums = encode_sums(["3+5=8<end>", "12+34=46<end>"], build_arithmetic_tokenizer(), max_length=128)
+    batch = SumBatches(sums=sums, problem_weight=0.25)[[0, 1]]
+    assert batch["token_weights"].tolist() == [[0.25] * 4 + [1, 1, 0, 0, 0], [0.25] * 6 + [1, 1, 1]]
+    assert batch["is_completion"].tolist() == [
+        [False] * 4 + [True] * 2 + [False] * 3,
+        [False] * 6 + [True] * 3,
+    ]
+    logits = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    loss = weighted_next_token_loss(logits, batch["input_ids"], batch["token_weights"])
+    by_hand, total = 0.0, 0.0
+    for row in range(2):
+        for column in range(1, 9):
+            weight = float(batch["token_weights"][row, column])
+            log_probability = logits[row, column - 1].log_softmax(-1)[batch["input_ids"][row, column]]
+            by_hand, total = by_hand - weight * float(log_probability), total + weight
+    assert float(loss) == pytest.approx(by_hand / total, rel=1e-5)
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_to_zero():
+    rates = [warm_up_then_cosine(step, warmup_steps=4, num_steps=12) for step in range(13)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[8] == pytest.approx(0.5)
+    assert rates[12] == pytest.approx(0.0)
+    assert warm_up_then_cosine(0, warmup_steps=0, num_steps=1) == 1.0
+
+
+def test_a_model_that_knows_its_sums_is_found_to_know_them(knowing_run, tmp_path):
+    text = evaluate_arithmetic(
+        checkpoint=str(knowing_run / "run" / "model.safetensors"),
+        data_path=str(knowing_run / "train.json"),
+        output_file=str(tmp_path / "results.json"),
+        device="cpu",
+    )
+    assert "Exact Match Accuracy: 100.00%" in text
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["num_examples"] == 16
+    assert report["exact_match"] == report["chain_accuracy"] == report["token_accuracy"] == 1.0
+    assert report["mistakes"] == report["wrong"] == []
+    assert report["by_digits"]["2"]["num_examples"] == 16
+    assert sum(row["num_examples"] for row in report["by_carries"].values()) == 16
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_does_not_know_is_found_out(knowing_run, tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps([write_sum([21, 64]), write_sum([73, 19])]))
+    text = evaluate_arithmetic(
+        checkpoint=str(knowing_run / "run"),
+        data_path=str(tmp_path / "other.json"),
+        device="cpu",
+        model_size="tiny",
+    )
+    assert "Exact Match Accuracy: 0.00%" in text
+    assert "first mistake" in text
+
+
+def test_a_completion_does_not_depend_on_the_batch_it_is_in(knowing_run):
+    model, tokenizer = load_arithmetic_model(knowing_run / "run")
+    problems = [line[: line.index("=") + 1] for line in [*LEARNED, *read_sum_file(knowing_run / "test.json").examples]]
+    together = complete_sums(model, tokenizer, problems, batch_size=64, max_new_tokens=25)
+    alone = complete_sums(model, tokenizer, problems, batch_size=1, max_new_tokens=25)
+    assert together == alone
+    assert together[:16] == LEARNED
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"data_path": "none.json"}, FileNotFoundError, "there is no none.json"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"model_size": "small"}, ValueError, "holds a model of size tiny, not small"),
+        ({"device": "quantum"}, ValueError, "device is 'quantum'"),
+        ({"max_length": 5}, ValueError, "tokens, max_length is 5"),
+    ],
+)
+def test_an_impossible_evaluation_is_refused(options, error, message, knowing_run):
+    with pytest.raises(error, match=message):
+        evaluate_arithmetic(**{"checkpoint": str(knowing_run / "run"), "data_dir": str(knowing_run), **options})
+
+
+def test_a_conversation_over_a_pipe_answers_explains_and_ends(knowing_run):
+    model, tokenizer = load_arithmetic_model(knowing_run / "run")
+    screen = io.StringIO()
+    typed = io.StringIO("12+46=\n3*5=\n\n58+99=\nquit\n12+5=\n")
+    converse(model, tokenizer, temperature=0.0, source=typed, screen=screen)
+    shown = screen.getvalue()
+    assert "💭 Generating completion for: 12+46=" in shown
+    assert "    2+6=8\n    1+4=5\n  58<end>\n✅ Answer: 12+46=58" in shown
+    assert "⚠ only digits, + and = are known, not *" in shown
+    assert "✅ Answer: 58+99=157" in shown
+    assert "12+5=" not in shown
+    assert shown.endswith("Goodbye!\n")
+    assert "\033[" not in shown
+
+
+def test_ctrl_c_ends_a_conversation_politely(knowing_run):
+    class Interrupted(io.StringIO):
+        def __next__(self):
+            raise KeyboardInterrupt
+
+    model, tokenizer = load_arithmetic_model(knowing_run / "run")
+    screen = io.StringIO()
+    converse(model, tokenizer, source=Interrupted(), screen=screen)
+    assert screen.getvalue() == "Goodbye!\n"
+
+
+def test_the_interactive_command_reads_stdin_and_checks_its_options(knowing_run, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("37+81=\n"))
+    interactive_arithmetic(checkpoint=str(knowing_run / "run"), temperature=0.0, device="cpu")
+    assert "✅ Answer: 37+81=118" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("37+81=\n"))
+    interactive_arithmetic(checkpoint=str(knowing_run / "run"), max_new_tokens=4, device="cpu")
+    assert "cut before <end>" in capsys.readouterr().out
+    for options, message in (
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            interactive_arithmetic(checkpoint=str(knowing_run / "run"), **options)

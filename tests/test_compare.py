@@ -1,0 +1,110 @@
+"""The comparison: paired, with intervals, and honest about latents that do nothing."""
+
+import json
+import re
+
+import pytest
+
+from smollm_trm.evaluation.compare import compare_arms
+from smollm_trm.evaluation.predictions import PredictionFile, graded_prediction
+from smollm_trm.evaluation.statistics import mcnemar_p, paired_difference, wilson_interval
+
+
+def result(grades: str, problems: str = "same") -> dict:
+    right = [grade == "1" for grade in grades]
+    return {
+        "correct_by_problem": right,
+        "strict_accuracy": sum(right) / len(right),
+        "settings": {"problems": problems, "total": len(right)},
+    }
+
+
+ARMS = {
+    "base": result("1" * 40 + "0" * 60),
+    "LoRA": result("1" * 45 + "0" * 55),
+    "LoRA + TRM": result("0" * 5 + "1" * 60 + "0" * 35),
+    "LoRA + TRM, latents shuffled": result("0" * 5 + "1" * 30 + "0" * 65),
+    "static": result("1" * 50 + "0" * 50),
+    "static, latents shuffled": result("1" * 46 + "0" * 54),
+}
+
+
+def test_differences_are_paired_against_the_baseline():
+    comparison = compare_arms(ARMS, baseline="LoRA")
+    arms = {arm.name: arm for arm in comparison.arms}
+    assert list(arms) == list(ARMS) and arms["LoRA"].against_baseline is None
+    trm = arms["LoRA + TRM"]
+    first, second = ARMS["LoRA + TRM"]["correct_by_problem"], ARMS["LoRA"]["correct_by_problem"]
+    assert trm.against_baseline == paired_difference(first, second)
+    assert trm.against_baseline.p_value == mcnemar_p(20, 5)
+    assert (trm.correct, trm.total, trm.interval) == (60, 100, wilson_interval(60, 100))
+
+
+def test_latents_that_shuffling_does_not_touch_are_called_ignored():
+    arms = {arm.name: arm for arm in compare_arms(ARMS).arms}
+    assert arms["LoRA + TRM"].latents_are_used is True
+    assert arms["LoRA + TRM"].verdict().startswith("latents used (-30.0 points [")
+    assert arms["static"].latents_are_used is False  # 4 of 100 changed: p = 0.125
+    assert arms["static"].verdict().startswith("latents ignored (-4.0 points [")
+    assert arms["base"].latents_are_used is None and arms["base"].verdict() == ""
+
+
+@pytest.mark.parametrize(("changed", "used"), [(7, False), (8, True)])  # exact p: 2/2**7 = 0.0156, 2/2**8 = 0.0078
+def test_the_line_between_used_and_ignored_is_one_percent(changed, used):
+    arms = compare_arms(
+        {"x": result("1" * 50 + "0" * 50), "y": result("1" * (50 - changed) + "0" * (50 + changed))},
+        shuffled={"x": "y"},
+    ).arms
+    assert arms[0].latents_are_used is used
+
+
+def test_no_number_of_points_stands_without_its_interval():
+    comparison = compare_arms(ARMS)
+    for table in (str(comparison), comparison.to_markdown()):
+        found = re.findall(r"[+-]\d+\.\d points(.{3})", table)
+        assert len(found) == 7 and all(re.match(r" \[[+-]", rest) for rest in found)
+        assert "latents ignored" in table and "latents used" in table
+        for name in ARMS:
+            assert name in table
+
+
+def test_the_text_table_is_aligned_and_the_markdown_one_is_whole():
+    comparison = compare_arms(ARMS)
+    lines = str(comparison).splitlines()
+    column = lines[0].index("accuracy")
+    assert all(re.match(r"\d+\.\d% \[", line[column:]) for line in lines[2:8])
+    rows = comparison.to_markdown().splitlines()[:8]
+    assert {row.count("|") for row in rows} == {8}
+
+
+def test_p_values_are_never_rounded_to_nothing():
+    table = str(compare_arms({"a": result("1" * 100), "b": result("0" * 100)}))
+    assert "<0.0001" in table and re.search(r"\s0(\.0*)?\s", table) is None
+
+
+def test_predictions_on_disk_are_compared_like_results(tmp_path):
+    def line(index: int, right: bool) -> dict:
+        text = "#### 1" if right else "#### 2"
+        return graded_prediction(index, f"q{index}", "1", [text], tokens=1, seconds=0.1)
+
+    for name, grades in (("a", "1100"), ("b", "1000")):
+        file = PredictionFile(settings=result(grades)["settings"], path=tmp_path / f"{name}.jsonl")
+        file.add([line(index, grade == "1") for index, grade in enumerate(grades)])
+    comparison = compare_arms({"a": tmp_path / "a.jsonl", "b": str(tmp_path / "b.jsonl")})
+    assert [arm.correct for arm in comparison.arms] == [2, 1]
+    assert json.loads(json.dumps(comparison.to_dict()))["arms"][1]["against_baseline"]["difference"] == -0.25
+
+
+def test_arms_on_different_problems_are_refused_by_name():
+    for other in (result("1" * 100, problems="others"), result("1" * 99)):
+        with pytest.raises(ValueError, match=r"'other' \(\d+ problems\) and 'base' \(100\) .* different problems"):
+            compare_arms({**ARMS, "other": other}, baseline="base")
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="there is no arm 'bass'; the arms are: base, LoRA"):
+        compare_arms(ARMS, baseline="bass")
+    with pytest.raises(ValueError, match="there is no arm 'nobody'"):
+        compare_arms(ARMS, shuffled={"LoRA": "nobody"})
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare_arms({})

@@ -1,0 +1,266 @@
+"""Evaluation: every problem once, in order, graded, on disk, and never mixed with another evaluation."""
+
+import json
+import re
+
+import datasets
+import pytest
+import torch
+from torch import nn
+
+from smollm_trm.evaluation.evaluate import evaluate_gsm8k, longest_completion, shuffled_donors
+from smollm_trm.evaluation.predictions import load_predictions, model_fingerprint
+
+
+class WordTokenizer:
+    def __call__(self, text, add_special_tokens=False):
+        if isinstance(text, str):
+            return {"input_ids": text.split()}
+        return {"input_ids": [one.split() for one in text]}
+
+
+class Adder(nn.Module):
+    """Answers "Tom has a and b" with a + b of the question its latents come from, if that is small enough."""
+
+    use_trm = True
+
+    def __init__(self, *, limit: int = 10_000, breaks_at: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([float(limit)]))
+        self.dropout = nn.Dropout(0.5)
+        self.tokenizer = WordTokenizer()
+        self.calls = []
+        self.plan = {"breaks_at": breaks_at}
+
+    def generate_with_thinking(self, prompts, *, latents_from=None, **options):
+        self.calls.append({"prompts": prompts, "latents_from": latents_from, **options})
+        if self.plan["breaks_at"] and len(self.calls) > self.plan["breaks_at"]:
+            raise KeyboardInterrupt
+        assert not self.training and not torch.is_grad_enabled()
+        texts = []
+        for question in latents_from or prompts:
+            total = sum(map(int, re.findall(r"\d+", question)))
+            noise = int(torch.randint(3, ())) if options.get("do_sample") else 0
+            right = total < self.weight.item()
+            texts.append(f"It is {total + noise}.\n#### {total + noise}" if right else f"The answer is {total}")
+        return texts
+
+
+def problems(count: int = 23) -> list[dict]:
+    return [
+        {
+            "question": f"Tom has {index} and {7 * index % 5} apples" + " now" * (index * 3 % 8),
+            "answer": f"<<x=1>>It is {index + 7 * index % 5}.\n#### {index + 7 * index % 5}",
+        }
+        for index in range(1, count + 1)
+    ]
+
+
+def test_every_problem_is_answered_once_and_reported_in_order():
+    model, rows = Adder(), problems()
+    result = evaluate_gsm8k(model, rows, batch_size=4, progress=False)
+    asked = [question for call in model.calls for question in call["prompts"]]
+    assert sorted(asked) == sorted(row["question"] for row in rows)
+    assert max(len(call["prompts"]) for call in model.calls) == 4
+    lengths = [len(question.split()) for question in asked]
+    assert lengths == sorted(lengths, reverse=True)
+    assert [example["question"] for example in result["examples"]] == [row["question"] for row in rows[:10]]
+    assert (result["accuracy"], result["correct"], result["total"]) == (1.0, 23, 23)
+    assert result["correct_by_problem"] == [True] * 23 and 0.85 < result["interval"][0] < result["interval"][1] == 1
+    json.dumps(result)
+
+
+def test_grades_stand_in_the_datasets_order_and_strict_ones_need_the_mark():
+    rows = problems()
+    rows[5] = {**rows[5], "answer": "#### 999"}
+    result = evaluate_gsm8k(Adder(limit=12), rows, batch_size=5, progress=False)
+    assert [at for at, right in enumerate(result["correct_by_problem"]) if not right] == [5]
+    small = sum(index + 7 * index % 5 < 12 for index in range(1, 24) if index != 6)
+    assert result["strict_correct"] == small and result["strict_accuracy"] == small / 23
+
+
+def test_decoding_is_greedy_with_room_for_the_longest_gold_answer():
+    model, rows = Adder(), problems()
+    rows[7]["answer"] = "word " * 50 + "#### 1"
+    evaluate_gsm8k(model, rows, progress=False)
+    assert model.calls[0]["do_sample"] is False
+    assert model.calls[0]["max_new_tokens"] > 53 and longest_completion(model, rows) == 53
+    evaluate_gsm8k(model, rows, max_new_tokens=5, num_beams=2, progress=False)
+    assert (model.calls[-1]["max_new_tokens"], model.calls[-1]["num_beams"]) == (5, 2)
+
+
+def test_max_samples_takes_the_first_and_any_dataset_will_do():
+    rows = datasets.Dataset.from_list([{**row, "id": 3} for row in problems()])
+    assert evaluate_gsm8k(Adder(), rows, 7, progress=False)["total"] == 7
+    assert evaluate_gsm8k(Adder(), rows, max_samples=99, progress=False)["total"] == 23
+
+
+def test_the_model_is_left_in_the_mode_it_was_in():
+    model = Adder()
+    model.train()
+    model.dropout.eval()
+    evaluate_gsm8k(model, problems(3), progress=False)
+    assert model.training and not model.dropout.training and torch.is_grad_enabled()
+
+
+def test_shuffled_latents_always_come_from_another_problem():
+    model, rows = Adder(), problems()
+    result = evaluate_gsm8k(model, rows, batch_size=4, latents="shuffled", progress=False)
+    pairs = [pair for call in model.calls for pair in zip(call["prompts"], call["latents_from"], strict=True)]
+    assert all(own != lent for own, lent in pairs) and len({lent for _, lent in pairs}) == 23
+    assert result["accuracy"] < 0.3
+    assert evaluate_gsm8k(model, rows, batch_size=9, latents="shuffled", progress=False)["correct"] == result["correct"]
+    other = shuffled_donors(rows, seed=1)
+    assert other != shuffled_donors(rows, seed=0) and other == shuffled_donors(rows, seed=1)
+
+
+def test_equal_questions_never_lend_each_other():
+    rows = [{"question": question} for question in "aabbccde"]
+    for seed in range(20):
+        assert all(rows[at] != rows[donor] for at, donor in enumerate(shuffled_donors(rows, seed)))
+
+
+def test_a_vote_counts_the_commonest_answer_and_its_seed_fixes_it():
+    model, rows = Adder(), problems()
+    state = torch.get_rng_state()
+    first = evaluate_gsm8k(model, rows, batch_size=12, samples_per_problem=5, seed=3, progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.calls[0]["do_sample"] and model.calls[0]["temperature"] > 0
+    assert max(len(call["prompts"]) for call in model.calls) == 10 and first["settings"]["seed"] == 3
+    again = evaluate_gsm8k(model, rows, batch_size=12, samples_per_problem=5, seed=3, progress=False)
+    other = evaluate_gsm8k(model, rows, batch_size=12, samples_per_problem=5, seed=4, progress=False)
+    assert first["correct_by_problem"] == again["correct_by_problem"] != other["correct_by_problem"]
+    assert 0 < first["correct"] < 23
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 40])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_broken_evaluation_goes_on_where_it_stopped(tmp_path, cut, samples):
+    settings = {"batch_size": 6, "samples_per_problem": samples, "progress": False}
+    unbroken = evaluate_gsm8k(Adder(), problems(), predictions_path=tmp_path / "unbroken.jsonl", **settings)
+    path = tmp_path / "runs" / "broken.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_gsm8k(Adder(breaks_at=2), problems(), predictions_path=path, **settings)
+    if cut:
+        path.write_bytes(path.read_bytes()[:-cut])  # as a crash in the middle of a line leaves it
+    model = Adder()
+    resumed = evaluate_gsm8k(model, problems(), predictions_path=path, **settings)
+    whole = {1: 4, 3: 12}[samples]
+    assert len(model.calls) < whole and resumed["correct_by_problem"] == unbroken["correct_by_problem"]
+    for result, file in ((resumed, path), (unbroken, tmp_path / "unbroken.jsonl")):
+        stored = load_predictions(file)
+        assert {**stored, "predictions_path": None} == {**result, "predictions_path": None}
+    without_time = [
+        sorted(re.sub(r'"seconds": [^}]*', "", line) for line in file.read_text().splitlines()[1:])
+        for file in (path, tmp_path / "unbroken.jsonl")
+    ]
+    assert without_time[0] == without_time[1] and len(without_time[0]) == 23
+
+
+def test_a_finished_file_is_read_not_made_again(tmp_path):
+    first = evaluate_gsm8k(Adder(), problems(), predictions_path=tmp_path / "p.jsonl", progress=False)
+    model = Adder()
+    again = evaluate_gsm8k(model, problems(), predictions_path=tmp_path / "p.jsonl", batch_size=3, progress=False)
+    assert not model.calls and again == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dataset": problems(22)}, "problems"),
+        ({"dataset": problems()[::-1]}, "problems"),
+        ({"max_new_tokens": 99}, "generation"),
+        ({"latents": "shuffled"}, "latents"),
+        ({"samples_per_problem": 3}, "samples_per_problem"),
+        ({"model": Adder(limit=5)}, "model"),
+    ],
+)
+def test_other_predictions_are_never_mixed_in(tmp_path, changes, named):
+    path = tmp_path / "p.jsonl"
+    arguments = {"model": Adder(), "dataset": problems(), "predictions_path": path, "progress": False}
+    evaluate_gsm8k(**arguments)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"p.jsonl was made with other settings \(.*{named}: .* there, .* now"):
+        evaluate_gsm8k(**{**arguments, **changes})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"question,answer\n1,2\n", b"[1]\n", b"# notes", b'{"index": 0}\n', b"\x00\x01"])
+def test_a_foreign_file_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="notes.txt"):
+        evaluate_gsm8k(Adder(), problems(3), predictions_path=path, progress=False)
+    assert path.read_bytes() == content
+
+
+def test_damage_in_the_middle_is_named_by_its_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    evaluate_gsm8k(Adder(), problems(), predictions_path=path, progress=False)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
+    with pytest.raises(ValueError, match="p.jsonl, line 4"):
+        evaluate_gsm8k(Adder(), problems(), predictions_path=path, progress=False)
+
+
+def test_a_file_that_broke_in_its_first_line_is_begun_again(tmp_path):
+    path = tmp_path / "p.jsonl"
+    for start in (b"", b'{"set', b'{"settings": {"problems": "ab'):
+        path.write_bytes(start)
+        assert evaluate_gsm8k(Adder(), problems(3), predictions_path=path, progress=False)["total"] == 3
+
+
+def test_an_unfinished_file_has_no_result(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_gsm8k(Adder(breaks_at=1), problems(), batch_size=6, predictions_path=path, progress=False)
+    with pytest.raises(ValueError, match="holds 6 of 23 predictions"):
+        load_predictions(path)
+    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+        load_predictions(tmp_path / "nothing.jsonl")
+
+
+def test_bad_settings_get_one_clear_line():
+    model, rows = Adder(), problems(3)
+    for bad, message in [
+        ({"max_samples": 0}, "max_samples=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"latents": "mixed"}, "latents='mixed': choose 'own' or 'shuffled'"),
+        ({"samples_per_problem": 2, "do_sample": False}, "needs sampling"),
+        ({"num_return_sequences": 2}, "use samples_per_problem"),
+        ({"latents": "shuffled", "max_samples": 1}, "too few different questions"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            evaluate_gsm8k(model, rows, progress=False, **bad)
+    with pytest.raises(ValueError, match="no problems"):
+        evaluate_gsm8k(model, [], progress=False)
+    with pytest.raises(ValueError, match="problem 1 of the dataset"):
+        evaluate_gsm8k(model, [rows[0], {"question": "Why?", "answer": "So."}], progress=False)
+    model.use_trm = False
+    with pytest.raises(ValueError, match="no latents"):
+        evaluate_gsm8k(model, rows, latents="shuffled", progress=False)
+    assert not model.calls
+
+
+def test_out_of_memory_names_the_settings_that_help():
+    class Full(Adder):
+        def generate_with_thinking(self, prompts, **options):
+            raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError, match="3 texts at once: lower batch_size or max_new_tokens"):
+        evaluate_gsm8k(Full(), problems(3), progress=False)
+
+
+def test_fingerprints_tell_models_apart_and_nothing_else():
+    first = Adder()
+    assert model_fingerprint(first) == model_fingerprint(Adder()) != model_fingerprint(Adder(limit=5))
+    before = model_fingerprint(first)
+    first.train(), first.calls.append({})
+    assert model_fingerprint(first) == before
+    first.requires_grad_(False)
+    frozen = model_fingerprint(first)
+    first.weight += 1
+    other_weights = model_fingerprint(first)
+    first.dropout.p = 0.1
+    assert len({frozen, other_weights, model_fingerprint(first)}) == 3

@@ -1,0 +1,141 @@
+"""The model in lm-eval: the same prompt, the same texts, lm-eval's own score. Offline."""
+
+import re
+from types import SimpleNamespace
+
+import jinja2
+import pytest
+import torch
+import yaml
+
+from smollm_trm.data.batching import collate_examples
+from smollm_trm.data.prompts import padding_token_id
+from smollm_trm.data.rows import write_jsonl
+from smollm_trm.data.word_problems import generate_word_problems
+from smollm_trm.evaluation.evaluate import evaluate_gsm8k
+from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK_FILE, evaluate_with_lm_eval, files, lm_eval_task
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.storage import ModelSettings
+from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # lm-eval and what it imports
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[dict]:
+    return generate_word_problems(count=24, seed=1)
+
+
+def twin(problems: list[dict], **settings) -> SmolLMv3WithTRM:
+    tokenizer = train_tiny_tokenizer([row["question"] + "\n" + row["answer"] for row in problems], vocab_size=600)
+    base = build_tiny_model(tokenizer, hidden_size=64, n_layers=2, intermediate_size=128)
+    settings = ModelSettings(base_training="full", target="answer", **settings)
+    return SmolLMv3WithTRM.from_base((base, tokenizer), settings=settings)
+
+
+@pytest.fixture(scope="module")
+def model(problems) -> SmolLMv3WithTRM:
+    """A twin that knows some of its problems by heart, so that texts differ and some are right."""
+    torch.manual_seed(0)
+    model = twin(problems, num_latents=4)
+    batch = collate_examples([model.encoder.encode(row) for row in problems], padding_token_id(model.tokenizer))
+    optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=3e-3)
+    for _ in range(45):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture
+def data_file(problems, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    write_jsonl(tmp_path / "test.jsonl", problems)
+    return tmp_path / "test.jsonl"
+
+
+def our_texts(model: SmolLMv3WithTRM, problems: list[dict]) -> list[str]:
+    prompts = [row["question"] for row in problems]
+    limit = evaluate_gsm8k(model, problems, progress=False)["settings"]["generation"]["max_new_tokens"]
+    return model.generate_with_thinking(prompts, max_new_tokens=limit, rethink=False)
+
+
+def test_lm_eval_gets_our_texts_and_scores_them_by_its_own_filters(model, problems, data_file):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    found = evaluate_with_lm_eval(model, data_file, batch_size=5)
+    texts = our_texts(model, problems)
+    for name in ("strict-match", "flexible-extract"):
+        samples = [sample for sample in found["samples"]["gsm8k_latent"] if sample["filter"] == name]
+        samples.sort(key=lambda sample: sample["doc_id"])
+        assert [sample["doc"]["question"] for sample in samples] == [row["question"] for row in problems]
+        assert [sample["resps"][0][0] for sample in samples] == texts
+        for sample in samples:
+            prompt = sample["arguments"][0][0] if isinstance(sample["arguments"], list) else sample["arguments"]
+            ids = model.tokenizer(prompt)["input_ids"]
+            assert ids == model.encoder.encode_prompt(sample["doc"]["question"])
+            assert ids.count(model.slot_id) == 4
+    strict = [re.search(r"#### (-?[0-9.,]+)", text) for text in texts]
+    golds = [row["answer"].split("#### ")[1] for row in problems]
+    right = [bool(number) and number[1] == gold for number, gold in zip(strict, golds, strict=True)]
+    score = found["results"]["gsm8k_latent"]["exact_match,strict-match"]
+    assert score == pytest.approx(sum(right) / 24) and 0 < score < 1 and len(set(texts)) > 5
+
+
+def test_lm_eval_answers_from_the_latents(model, problems, data_file):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+
+    def texts() -> list[str]:
+        samples = evaluate_with_lm_eval(model, data_file)["samples"]["gsm8k_latent"]
+        return [sample["resps"][0][0] for sample in samples if sample["filter"] == "strict-match"]
+
+    before = texts()
+    stored = {name: tensor.clone() for name, tensor in model.reasoner.state_dict().items()}
+    try:
+        with torch.no_grad():
+            for tensor in model.reasoner.parameters():
+                tensor.mul_(-2)
+        assert texts() != before
+    finally:
+        model.reasoner.load_state_dict(stored)
+    assert texts() == before
+
+
+def test_the_yaml_is_the_task_of_a_model_with_sixteen_latents(problems, data_file):
+    template = yaml.safe_load(files("smollm_trm.evaluation").joinpath(LM_EVAL_TASK_FILE).read_text())
+    model = twin(problems, num_latents=16)
+    task = lm_eval_task(model, data_file, max_new_tokens=512)
+    prompts = [jinja2.Template(source["doc_to_text"]).render(question="Why {{1}}?\n") for source in (template, task)]
+    assert prompts[0] == prompts[1] and prompts[0].endswith("</think>")
+    assert task["dataset_kwargs"] == {"data_files": {"test": str(data_file)}}
+    same = ("dataset_kwargs", "doc_to_text")
+    assert {k: v for k, v in task.items() if k not in same} == {k: v for k, v in template.items() if k not in same}
+
+
+@pytest.mark.parametrize("reasoner", ["static", None])
+def test_the_task_follows_the_model_and_the_data(problems, data_file, reasoner):
+    model = twin(problems, reasoner=reasoner, num_latents=3)
+    task = lm_eval_task(model, data_file)
+    assert task["doc_to_text"].count("<|reserved_special_token_2|>") == (3 if reasoner else 0)
+    longest = max(len(model.encoder.encode_completion(row["answer"])) for row in problems)
+    assert longest < task["generation_kwargs"]["max_gen_toks"] < longest + 30
+
+
+def test_a_tokenizer_that_reads_the_text_otherwise_is_refused(problems, data_file):
+    model = twin(problems, num_latents=2)
+    encoder = SimpleNamespace(
+        question_text=model.encoder.question_text,
+        encode_prompt=lambda question: [0, *model.encoder.encode_prompt(question)],
+    )
+    stand_in = SimpleNamespace(tokenizer=model.tokenizer, encoder=encoder, slot_id=model.slot_id, num_latents=2)
+    with pytest.raises(ValueError, match="test.jsonl: the tokenizer reads the prompt of .* otherwise"):
+        lm_eval_task(stand_in, data_file)
+
+
+def test_bad_data_is_named_by_its_line(model, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "2"}\n')
+    with pytest.raises(ValueError, match="bad.jsonl, line 2"):
+        lm_eval_task(model, tmp_path / "bad.jsonl")
+    with pytest.raises(FileNotFoundError, match="none.jsonl"):
+        lm_eval_task(model, tmp_path / "none.jsonl")

@@ -1,0 +1,634 @@
+"""The notebooks are the library: the builder's promises on small packages, and the proof on the real one."""
+
+import ast
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+
+import build  # noqa: E402
+from guide_tables import sections_of, structure_table  # noqa: E402
+from library import BuildError, imports_of  # noqa: E402
+from live_names import CodeCell, name_problems, python_of  # noqa: E402
+
+SHAPES = '''"""Shapes and their areas.
+
+A `<think>` span is not <think>, and $5 is not math:
+    area = side * side
+#### 72 is no heading.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+SIDES = 4  # of a square
+LIMIT = {
+    "largest":   9,   # odd spacing is kept
+}
+
+
+# why a square is frozen
+@dataclass(frozen=True)
+class Square:
+    """Four equal sides."""
+
+    side: float = 1.0
+    """Metres."""
+    notes: list = field(default_factory=list)
+
+    @property
+    def area(self) -> float:  # square metres
+        return self.side ** 2
+
+
+def root_of(area: float) -> float:
+    """The side."""
+    return math.sqrt(area)
+
+
+def corner(tensor: Tensor) -> Tensor:
+    """The first entry."""
+    return tensor[0]
+    # the end of the file
+'''
+ROOMS = '''"""Rooms are made of shapes."""
+
+import math
+from functools import cache
+
+from smollm_trm.shapes import Square, root_of
+
+
+@cache
+def room_width(area: float) -> float:
+    """Width of a square room."""
+    return math.floor(root_of(area)) + Square().side
+'''
+NOTEBOOK = """# %% [markdown]
+# # Rooms
+
+# %% [imports]
+import textwrap
+
+# %% [markdown]
+# ## Shapes
+
+# %% [inline] smollm_trm.shapes
+
+# %% [inline] smollm_trm.rooms
+
+# %% [markdown]
+# ## Try it
+
+# %% cellView="form"
+#@title Settings
+AREA = 16.0  #@param {type: "number"}
+# %pip --version
+
+# %%
+width = room_width(AREA)
+print(textwrap.dedent(f"{width}"))
+"""
+
+
+@pytest.fixture
+def repo(tmp_path):
+    """A small repository that builds."""
+    for name, text in {
+        "src/smollm_trm/__init__.py": "",
+        "src/smollm_trm/shapes.py": SHAPES,
+        "src/smollm_trm/rooms.py": ROOMS,
+        "notebooks/demo_colab.py": NOTEBOOK,
+    }.items():
+        write(tmp_path / name, text)
+    return tmp_path
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    write(path, text.replace(old, new))
+
+
+def built(repo):
+    return build.build_notebook(repo / "notebooks/demo_colab.py", repo)
+
+
+def code_of(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def cell_with(notebook, text):
+    [cell] = [cell for cell in notebook.cells if text in cell.source]
+    return cell
+
+
+def test_comments_decorators_and_formatting_survive(repo):
+    square = cell_with(built(repo), "class Square").source
+    start, end = SHAPES.index("SIDES ="), SHAPES.index("\n\n\ndef root_of")
+    assert square == "#@title Square · smollm_trm/shapes.py\n" + SHAPES[start:end]
+
+
+def test_comments_at_the_end_of_a_module_survive(repo):
+    assert cell_with(built(repo), "def corner").source.endswith("    # the end of the file")
+
+
+def test_a_definition_has_its_own_cell_and_small_neighbours_share_one(repo):
+    tall = "\n".join(f"    area += {number}" for number in range(12))
+    edit(
+        repo / "src/smollm_trm/shapes.py", "    return math.sqrt(area)", f"{tall}\n    return math.sqrt(area)"
+    )
+    notebook = built(repo)
+    assert cell_with(notebook, "def root_of") is not cell_with(notebook, "def corner")
+    edit(repo / "src/smollm_trm/shapes.py", tall, "    area += 0")
+    notebook = built(repo)
+    assert cell_with(notebook, "def root_of") is cell_with(notebook, "def corner")
+    assert cell_with(notebook, "def corner") is not cell_with(notebook, "class Square")
+    assert cell_with(notebook, "SIDES = 4") is cell_with(notebook, "class Square")
+
+
+def test_a_shared_cell_does_not_grow_without_limit(repo):
+    helpers = "\n\n\n".join(f"def helper_{n}(x):\n" + "    x += 1\n" * 8 + "    return x" for n in range(9))
+    edit(repo / "src/smollm_trm/shapes.py", "    # the end of the file", f"\n\n{helpers}")
+    heights = [source.count("\n") for source in code_of(built(repo)) if "def helper_" in source]
+    assert len(heights) > 2 and max(heights) < 60
+
+
+def test_a_module_docstring_becomes_prose_that_shows_what_it_says(repo):
+    prose = cell_with(built(repo), "### Shapes and their areas")
+    assert prose.cell_type == "markdown"
+    assert (
+        "A `<think>` span is not &lt;think>, and \\$5 is not math:\n\n    area = side * side\n\\#### 72"
+        in prose.source
+    )
+    assert prose.source.endswith("*Source: `src/smollm_trm/shapes.py`*")
+
+
+def test_imports_are_collected_once_and_sorted_and_own_ones_dropped(repo):
+    notebook = built(repo)
+    assert notebook.cells[1].source == (
+        "import math\nimport textwrap\nfrom dataclasses import dataclass, field\n"
+        "from functools import cache\n\nfrom torch import Tensor"
+    )
+    assert sum(source.count("import ") for source in code_of(notebook)) == 5
+    assert not any("smollm_trm." in source for source in code_of(notebook))
+
+
+def test_long_import_lines_are_wrapped(repo):
+    names = ", ".join(f"a_rather_long_name_{number}" for number in range(9))
+    edit(
+        repo / "notebooks/demo_colab.py", "import textwrap", f"import textwrap\nfrom somewhere import {names}"
+    )
+    assert "from somewhere import (\n    a_rather_long_name_0,\n" in built(repo).cells[1].source
+
+
+def test_prose_and_run_cells_are_taken_as_they_are(repo):
+    notebook = built(repo)
+    settings = cell_with(notebook, "AREA = 16.0")
+    assert settings.source == '#@title Settings\nAREA = 16.0  #@param {type: "number"}\n%pip --version'
+    assert settings.metadata == {"cellView": "form"}
+    assert notebook.cells[0].source == "# Rooms"
+    assert cell_with(notebook, "width = room_width").metadata == {}
+
+
+def test_library_cells_are_folded_and_marked(repo):
+    metadata = cell_with(built(repo), "class Square").metadata
+    assert metadata == {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["library"]}
+
+
+def test_a_build_holds_no_outputs_and_asks_colab_for_a_t4(repo):
+    notebook = built(repo)
+    nbformat.validate(notebook)
+    assert all(
+        cell.outputs == [] and cell.execution_count is None for cell in notebook.cells if "outputs" in cell
+    )
+    assert notebook.metadata["accelerator"] == "GPU"
+    assert notebook.metadata["colab"] == {"gpuType": "T4", "provenance": [], "toc_visible": True}
+    assert "widgets" not in notebook.metadata
+
+
+def test_building_twice_gives_the_same_bytes(repo):
+    assert build.built_files(repo) == build.built_files(repo)
+
+
+def test_cell_ids_follow_the_content_and_not_the_position(repo):
+    before = {cell.source: cell.id for cell in built(repo).cells}
+    edit(
+        repo / "notebooks/demo_colab.py",
+        "# %% [markdown]\n# ## Try",
+        "# %%\npass\n\n# %%\npass\n\n# %% [markdown]\n# ## Try",
+    )
+    cells = built(repo).cells
+    assert {cell.source: cell.id for cell in cells if cell.source != "pass"} == before
+    first, second = [cell.id for cell in cells if cell.source == "pass"]
+    assert second == f"{first}-2"
+
+
+def test_only_the_named_definitions_are_inlined(repo):
+    edit(
+        repo / "notebooks/demo_colab.py",
+        "[inline] smollm_trm.shapes\n",
+        "[inline] smollm_trm.shapes: Square\n\n# %% [inline] smollm_trm.shapes: root_of\n",
+    )
+    notebook = built(repo)
+    code = "\n".join(code_of(notebook))
+    assert "class Square" in code and "def root_of" in code
+    assert "def corner" not in code and "Tensor" not in code and "SIDES" not in code
+    assert sum("### Shapes" in cell.source for cell in notebook.cells) == 1
+
+
+def test_a_name_that_no_module_defines_is_refused(repo):
+    edit(repo / "notebooks/demo_colab.py", "smollm_trm.shapes\n", "smollm_trm.shapes: Circle\n")
+    with pytest.raises(BuildError, match="src/smollm_trm/shapes.py defines no Circle"):
+        built(repo)
+
+
+@pytest.mark.parametrize("marker", ["[inline]", "[inlin] smollm_trm.shapes", "[inline] other.shapes"])
+def test_a_malformed_marker_is_refused(repo, marker):
+    edit(repo / "notebooks/demo_colab.py", "[inline] smollm_trm.shapes\n", f"{marker}\n")
+    with pytest.raises(BuildError, match="demo_colab.py: .* is no marker"):
+        built(repo)
+
+
+def test_code_in_an_inline_cell_is_refused(repo):
+    edit(repo / "notebooks/demo_colab.py", "smollm_trm.rooms\n", "smollm_trm.rooms\nlost = 1\n")
+    with pytest.raises(BuildError, match="must be empty"):
+        built(repo)
+
+
+def test_a_notebook_without_its_imports_cell_is_refused(repo):
+    edit(repo / "notebooks/demo_colab.py", "# %% [imports]\nimport textwrap", "# %%\nimport textwrap")
+    with pytest.raises(BuildError, match="exactly one '# %% .imports.'"):
+        built(repo)
+
+
+def test_an_unknown_module_is_refused(repo):
+    edit(repo / "notebooks/demo_colab.py", "smollm_trm.rooms\n", "smollm_trm.roms\n")
+    with pytest.raises(BuildError, match="src/smollm_trm/roms.py: no such module"):
+        built(repo)
+
+
+def test_a_name_clash_is_refused_with_both_places(repo):
+    edit(repo / "src/smollm_trm/rooms.py", "@cache\n", "def corner(): ...\n\n\n@cache\n")
+    with pytest.raises(
+        BuildError, match=r"rooms.py:9: corner clashes with corner in src/smollm_trm/shapes.py:38"
+    ):
+        built(repo)
+    assert any("corner clashes" in problem for problem in build.package_problems(repo))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "from math import cos as math",
+            r"math is math(.cos)? here and math(.cos)? in src/smollm_trm/\w+.py:\d",
+        ),
+        ("from math import cos as corner", "the import of corner clashes with .*src/smollm_trm/shapes.py:38"),
+        (
+            "from math import cos as cache",
+            "cache is functools.cache here and math.cos in src/smollm_trm/rooms.py:3",
+        ),
+    ],
+)
+def test_an_import_that_means_two_things_is_refused(repo, line, message):
+    edit(repo / "src/smollm_trm/rooms.py", "import math\n", f"{line}\n")
+    with pytest.raises(BuildError, match=message):
+        built(repo)
+    assert any(re.search(message, problem) for problem in build.package_problems(repo))
+
+
+def test_modules_out_of_their_order_are_refused_naming_both(repo):
+    edit(repo / "notebooks/demo_colab.py", "# %% [inline] smollm_trm.shapes\n\n", "")
+    with pytest.raises(
+        BuildError, match=r"rooms.py:6 needs Square, .*\[inline\] smollm_trm.shapes' above that of smoll"
+    ):
+        built(repo)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("from .shapes import Square", "absolute import by name"),
+        ("from math import *", "absolute import by name"),
+        ("from __future__ import annotations", "absolute import by name"),
+        ("import smollm_trm.shapes", "at the top as 'from smollm_trm.x.y import Name'"),
+        ("from smollm_trm import shapes", "at the top as"),
+        ("from smollm_trm.shapes import Square as Quad", "at the top as"),
+        ("def late():\n    from smollm_trm.shapes import Square", "at the top as"),
+        ("HERE = __file__", "__file__ has no meaning in a notebook"),
+        ("__all__ = ['room_width']", "__all__ has no meaning in a notebook"),
+        ("print('imported')", "only imports and defines"),
+        ("if SIDES:\n    SIDES = 5", "only imports and defines"),
+        ("room_width.calls = 0", "only imports and defines"),
+        ("first = 1; second = 2", "two statements on one line"),
+        ("def twice(): ...\ndef twice(): ...", "twice is defined in line"),
+        ("TEXT = 'from smollm_trm import train'", "this text imports smollm_trm"),
+        ("# import smollm_trm first\nTEXT = 1", "this text imports smollm_trm"),
+    ],
+)
+def test_what_a_notebook_cannot_hold_is_refused_with_its_place(repo, line, message):
+    write(repo / "src/smollm_trm/rooms.py", f"{ROOMS}\n\n{line}\n")
+    with pytest.raises(BuildError, match=r"src/smollm_trm/rooms.py:\d+: ") as caught:
+        built(repo)
+    assert message in str(caught.value)
+    assert any(message in problem for problem in build.package_problems(repo))
+
+
+def test_a_module_without_a_docstring_is_refused(repo):
+    edit(repo / "src/smollm_trm/rooms.py", '"""Rooms are made of shapes."""', "")
+    with pytest.raises(BuildError, match="rooms.py:1: no module docstring"):
+        built(repo)
+
+
+def test_a_module_that_does_not_parse_is_refused_with_its_line(repo):
+    edit(repo / "src/smollm_trm/rooms.py", "@cache", "@cache (")
+    with pytest.raises(BuildError, match=r"src/smollm_trm/rooms.py:9: "):
+        built(repo)
+
+
+def test_an_own_import_of_a_name_defined_nowhere_is_a_problem(repo):
+    edit(repo / "src/smollm_trm/rooms.py", "import Square, root_of", "import Square, rot_of")
+    assert build.package_problems(repo) == [
+        "src/smollm_trm/rooms.py:6: smollm_trm.shapes defines no rot_of; import it from where it is defined"
+    ]
+
+
+@pytest.mark.parametrize("line", ["from smollm_trm.shapes import Square", "    import smollm_trm"])
+def test_a_run_cell_that_imports_the_library_is_refused(repo, line):
+    edit(
+        repo / "notebooks/demo_colab.py",
+        "width = room",
+        f"if True:\n{line}\nwidth = room" if line[0] == " " else f"{line}\nwidth = room",
+    )
+    with pytest.raises(BuildError, match=r"cell \d+ \(.*imports smollm_trm; inline it instead"):
+        built(repo)
+
+
+def test_a_run_cell_that_replaces_a_library_name_is_refused(repo):
+    edit(repo / "notebooks/demo_colab.py", "width = room", "root_of = 3\nwidth = room")
+    with pytest.raises(BuildError, match=r"root_of would replace the root_of of cell \d+ \(root_of, corner"):
+        built(repo)
+
+
+def test_a_run_cell_may_bind_its_own_names_again_and_import_again(repo):
+    edit(repo / "notebooks/demo_colab.py", "width = room", "import math\nwidth = 1\nwidth = room")
+    built(repo)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print(later)",
+        "print([later for _ in range(3)])",
+        "@later\ndef decorated(): ...",
+        "def with_default(value=later): ...",
+        "def with_annotation(value: later): ...",
+        "class Derived(later): ...",
+        "class Field:\n    value: int = later",
+        "f = lambda: later\nf()",
+        "def inner():\n    return later\ndef outer():\n    return inner()\nouter()",
+        "class Calls:\n    def __init__(self):\n        print(later)\nCalls()",
+        "del AREA\nlater = AREA",
+    ],
+)
+def test_a_name_used_before_it_is_bound_is_refused(repo, line):
+    edit(repo / "notebooks/demo_colab.py", "width = room", f"{line}\nlater = 1\nwidth = room")
+    with pytest.raises(BuildError, match=r"(later|AREA).*cell above bind|needs later"):
+        built(repo)
+
+
+def test_a_name_that_no_cell_binds_is_refused_also_inside_a_function(repo):
+    edit(repo / "notebooks/demo_colab.py", "width = room", "def never():\n    return nowhere\nwidth = room")
+    with pytest.raises(BuildError, match="the code of a function uses nowhere, which no cell binds"):
+        built(repo)
+
+
+def test_a_library_function_whose_helper_is_missing_is_refused(repo):
+    edit(repo / "src/smollm_trm/shapes.py", "    return math.sqrt(area)", "    return _helped(area)")
+    write(repo / "src/smollm_trm/late.py", '"""Late."""\n\n\ndef _helped(x): ...\n')
+    source = repo / "notebooks/demo_colab.py"
+    edit(
+        source,
+        "# %%\nwidth",
+        "# %%\nwidth = room_width(AREA)\n\n# %% [inline] smollm_trm.late\n\n# %%\nwidth",
+    )
+    with pytest.raises(BuildError, match="room_width needs _helped, which no cell above binds"):
+        built(repo)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "def uses_later():\n    return later",
+        "class Uses:\n    def later_too(self):\n        return later",
+        "try:\n    import absent\nexcept ImportError as error:\n    absent = str(error)\nprint(absent)",
+        "class Scoped:\n    a = 1\n    b = a\nprint(Scoped.b)",
+        "squares = {n: [m for m in range(n)] for n in range(3)}\nprint(squares, __name__, get_ipython)",
+        "for number in range(3):\n    total = number\nprint(total, number)",
+        "with open('x') as file:\n    print(file)",
+        "if (found := max(1, 2)) > 1:\n    print(found)",
+        "!ls\n%matplotlib inline\nif AREA:\n    !pwd",
+    ],
+)
+def test_names_bound_in_time_are_accepted(repo, line):
+    magics = line.replace("!", "# !").replace("%m", "# %m") if line.startswith("!") else line
+    edit(repo / "notebooks/demo_colab.py", "width = room", f"{magics}\nlater = 1\nwidth = room")
+    built(repo)
+
+
+def test_check_fails_until_the_notebook_is_what_a_build_would_write(repo, capsys):
+    assert build.main(["--check"], repo) == 1
+    assert "demo_colab.ipynb is not what a build would write; run 'make notebook'" in capsys.readouterr().err
+    assert not (repo / "demo_colab.ipynb").exists()
+    assert build.main([], repo) == 0
+    assert build.main(["--check"], repo) == 0
+    edit(repo / "src/smollm_trm/shapes.py", "Four equal sides", "Four sides")
+    assert build.main(["--check"], repo) == 1
+
+
+def test_check_reports_every_module_even_one_that_no_notebook_inlines(repo, capsys):
+    write(repo / "src/smollm_trm/aside.py", "print('no docstring either')\n")
+    build.main([], repo)
+    assert build.main(["--check"], repo) == 1
+    assert capsys.readouterr().err.count("src/smollm_trm/aside.py:1: ") == 2
+
+
+def test_a_refused_build_leaves_the_old_notebook(repo, capsys):
+    build.main([], repo)
+    before = (repo / "demo_colab.ipynb").read_bytes()
+    edit(repo / "src/smollm_trm/rooms.py", "import math", "from .shapes import Square")
+    assert build.main([], repo) == 1
+    assert "absolute import" in capsys.readouterr().err
+    assert (repo / "demo_colab.ipynb").read_bytes() == before
+
+
+def test_a_notebook_that_grew_too_large_is_refused(repo):
+    edit(repo / "notebooks/demo_colab.py", "# # Rooms", "# # Rooms\n#\n# " + "long " * 50_000)
+    with pytest.raises(BuildError, match="demo_colab.ipynb has 2.* bytes, more than 200000"):
+        build.built_files(repo)
+
+
+GUIDE = """# Guide
+<!-- structure: demo_colab.ipynb -->
+| stale |
+<!-- /structure -->
+Set the area in cell <!-- cells: demo_colab.ipynb / Try it -->99<!-- /cells -->.
+"""
+
+
+def test_a_guide_shows_the_cells_of_the_built_notebook(repo):
+    write(repo / "GUIDE.md", GUIDE)
+    assert build.main([], repo) == 0
+    guide = (repo / "GUIDE.md").read_text()
+    assert "| stale |" not in guide
+    assert "\n| 1-2 | **Rooms** |  |\n" in guide
+    assert "\n| 3-8 | **Shapes** |  |\n" in guide
+    assert "\n| 4-6 | Shapes and their areas | `SIDES`, `LIMIT`, `Square`, `root_of`, `corner` |\n" in guide
+    assert "\n| 7-8 | Rooms are made of shapes | `room_width` |\n" in guide
+    assert "\n| 9-11 | **Try it** | `AREA`, `width` |\n" in guide
+    assert "Set the area in cell <!-- cells: demo_colab.ipynb / Try it -->9-11<!-- /cells -->." in guide
+    assert build.main(["--check"], repo) == 0
+    edit(repo / "GUIDE.md", ">9-11<", ">9-12<")
+    assert build.main(["--check"], repo) == 1
+
+
+def test_a_guide_that_names_no_section_or_notebook_is_refused(repo):
+    write(repo / "GUIDE.md", GUIDE.replace("/ Try it", "/ Try"))
+    with pytest.raises(
+        BuildError, match=r"GUIDE.md: 0 headings of demo_colab.ipynb are 'Try'; nearest: \['Try it'\]"
+    ):
+        build.built_files(repo)
+    write(repo / "GUIDE.md", GUIDE.replace("structure: demo", "structure: other"))
+    with pytest.raises(BuildError, match="GUIDE.md: a marker names other_colab.ipynb"):
+        build.built_files(repo)
+
+
+# ---- the real package ----------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=build.notebook_sources() or [None], ids=lambda source: source.stem if source else "none"
+)
+def source(request):
+    """The percent source of every committed notebook."""
+    if request.param is None or not notebook_path(request.param).is_file():
+        pytest.skip("the notebook is not built yet: run 'make notebook'")
+    return request.param
+
+
+def notebook_path(source):
+    return ROOT / f"{source.stem}.ipynb"
+
+
+def committed(source):
+    return nbformat.read(notebook_path(source), as_version=nbformat.NO_CONVERT)
+
+
+def inlined_modules(source):
+    """Module name -> names after the colon (empty: all of them), read from the markers."""
+    wanted = {}
+    for line in source.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# %% [inline]"):
+            module, _, names = line.removeprefix("# %% [inline]").partition(":")
+            wanted.setdefault(module.strip(), []).extend(
+                name.strip() for name in names.split(",") if name.strip()
+            )
+    return wanted
+
+
+def library_statements(source):
+    """(syntax tree, text with the comments above) of each statement that the notebook owes to the library."""
+    for module, names in inlined_modules(source).items():
+        text = ROOT.joinpath("src", *module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        lines, end = text.split("\n"), 0
+        for position, node in enumerate(ast.parse(text).body):
+            start, end = end, node.end_lineno
+            docstring = position == 0 and isinstance(node, ast.Expr)
+            bound = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} | {
+                getattr(node, "name", "")
+            }
+            if not docstring and not imports_of(node) and (not names or bound & set(names)):
+                yield ast.dump(node), "\n".join(lines[start:end]).strip("\n")
+
+
+def run_cells(source):
+    """The code cells of the percent source that are no markers."""
+    cells = jupytext.read(source, fmt="py:percent").cells
+    return [
+        c.source for c in cells if c.cell_type == "code" and not c.metadata.get("title", "").startswith("[")
+    ]
+
+
+def test_every_module_keeps_the_rules_of_inlining():
+    assert build.package_problems(ROOT) == []
+
+
+def test_two_builds_are_the_same_bytes_and_the_committed_files_are_a_fresh_build(source):
+    fresh = build.built_files(ROOT)
+    assert fresh == build.built_files(ROOT)
+    assert {path.name: path.read_text(encoding="utf-8") == text for path, text in fresh.items()} == {
+        path.name: True for path in fresh
+    }
+
+
+def test_every_definition_is_its_source_none_missing_none_extra(source):
+    code = Counter(code_of(committed(source)))
+    code.subtract(run_cells(source))
+    assert min(code.values()) >= 0, "a run cell of the source is missing"
+    library = "\n\n\n".join(code.elements())
+    found = Counter(ast.dump(node) for node in ast.parse(library).body if not imports_of(node))
+    expected = list(library_statements(source))
+    assert found == Counter(tree for tree, _ in expected)
+    assert [text for _, text in expected if text not in library] == []
+
+
+def test_nothing_imports_the_library(source):
+    for text in code_of(committed(source)):
+        assert "import smollm_trm" not in text and "from smollm_trm" not in text
+        for node in ast.walk(ast.parse(python_of(text))):
+            assert not any(one.own for one in imports_of(node))
+
+
+def test_every_name_is_bound_before_use(source):
+    cells = [cell for cell in committed(source).cells if cell.cell_type == "code"]
+    live = set(run_cells(source))
+    checked = [
+        CodeCell(f"code cell {n}", cell.source, cell.source in live) for n, cell in enumerate(cells, 1)
+    ]
+    assert name_problems(checked) == []
+
+
+def test_the_committed_notebook_is_valid_small_and_has_not_been_run(source):
+    notebook = committed(source)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook_path(source).stat().st_size < 200_000
+    assert "widgets" not in notebook.metadata
+    assert all(cell.outputs == [] for cell in notebook.cells if cell.cell_type == "code")
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+
+
+def test_the_guides_show_the_structure_of_the_main_notebook(source):
+    if source.stem != "smollm_trm_colab":
+        pytest.skip("only the main notebook has guides")
+    notebook = committed(source)
+    assert len(sections_of(notebook)) > 5
+    for guide in ("COLAB_NOTEBOOK_GUIDE.md", "GSM8K_NOTEBOOK_README.md"):
+        if not (ROOT / guide).is_file():
+            pytest.skip(f"{guide} is not written yet")
+        assert structure_table(notebook) in (ROOT / guide).read_text(encoding="utf-8")

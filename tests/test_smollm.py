@@ -1,0 +1,133 @@
+"""What must always hold of a decoder with a latent span, on every architecture."""
+
+import pytest
+import torch
+from twins import ARCHITECTURES, ROWS, make_batch, make_model, make_tokenizer
+
+from smollm_trm.data.batching import pad_left
+from smollm_trm.models.smollm import SmolLMv3WithTRM, position_ids_of
+from smollm_trm.models.span import LatentSpan
+
+TOKENIZER = make_tokenizer()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request) -> SmolLMv3WithTRM:
+    return make_model(request.param, TOKENIZER)
+
+
+def test_changing_the_answer_leaves_the_latents_bitwise_unchanged(model):
+    question = ROWS[0]["question"]
+    first, second = (make_batch(model, [{"question": question, "answer": f"#### {n}"}]) for n in (12, 987))
+    assert torch.equal(model(**first).latents, model(**second).latents)
+
+
+def test_the_answer_depends_on_the_latents_of_its_own_question(model):
+    batch = make_batch(model, ROWS[:2])
+    thoughts = model.think(batch["input_ids"], batch["attention_mask"])
+    own = model(**batch, thought=thoughts[-1]).logits
+    swapped = model(**batch, thought=thoughts[-1]._replace(latents=thoughts[-1].latents.flip(0))).logits
+    assert (own - swapped).abs().max() > 1e-3
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(model):
+    rows = sorted(ROWS[:8], key=lambda row: len(row["question"]))
+    together = model(**make_batch(model, rows))
+    for index in (0, len(rows) - 1):
+        batch = make_batch(model, [rows[index]])
+        alone = model(**batch)
+        length = alone.logits.shape[1]
+        assert torch.allclose(together.latents[index], alone.latents[0], atol=1e-5)
+        supervised = alone.labels[0] != -100
+        assert torch.allclose(
+            together.logits[index, :length][supervised], alone.logits[0][supervised], atol=1e-4
+        )
+
+
+def test_replacing_the_reasoners_weights_changes_the_logits(model):
+    batch = make_batch(model, ROWS[:2])
+    before = model(**batch).logits
+    with torch.no_grad():
+        for parameter in model.reasoner.recursion.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    assert (model(**batch).logits - before).abs().max() > 1e-4
+
+
+def test_every_trainable_tensor_has_had_a_gradient_after_one_step(model):
+    model.train()
+    batch = make_batch(model, ROWS[:4])
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(trainable.values(), lr=1e-3)
+    seen = set()
+    for _ in range(2):
+        output = model(**batch)
+        (output.loss + output.halting_logit.square().sum()).backward()
+        seen |= {name for name, p in trainable.items() if p.grad is not None and p.grad.abs().sum() > 0}
+        optimizer.step()
+        optimizer.zero_grad()
+    assert seen == set(trainable)
+
+
+def test_more_latents_than_prompt_tokens_work():
+    model = make_model("smollm3", TOKENIZER, num_latents=200)
+    output = model(**make_batch(model, ROWS[:2]))
+    assert output.latents.shape == (2, 200, 32) and torch.isfinite(output.loss)
+
+
+def test_the_loss_is_over_the_completion_and_its_end_of_text_only(model):
+    batch = make_batch(model, ROWS[:3])
+    output = model(**batch)
+    full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    losses = torch.nn.functional.cross_entropy(
+        full[:, :-1].transpose(1, 2), batch["labels"][:, 1:], ignore_index=-100
+    )
+    assert torch.allclose(output.loss, losses, atol=1e-5)
+    for row, labels in zip(ROWS, batch["labels"], strict=False):
+        text = model.tokenizer.decode(labels[labels != -100])
+        assert text == f" #### {row['answer'].rsplit('#### ')[-1]}<|im_end|>"
+
+
+def test_without_latents_it_is_the_base_bit_for_bit():
+    model = make_model("smollm3", TOKENIZER, reasoner=None, base_training="frozen")
+    ids = torch.tensor([model.encoder.encode_prompt(ROWS[0]["question"])])
+    assert model.tokenizer.decode(ids[0]).endswith("Answer: <think></think>")
+    expected = model.base_model(input_ids=ids, position_ids=position_ids_of(torch.ones_like(ids))).logits
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_hidden_size_comes_from_the_configuration(model):
+    assert model.reasoner.scale.anchor.shape == (model.config.hidden_size,)
+    assert model.reasoner.compressor.to_key_value.in_features == 3 * model.config.hidden_size
+
+
+def test_checkpointing_does_not_change_loss_or_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model("smollm3", TOKENIZER).train()
+        if checkpointing:
+            model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = model(**make_batch(model, ROWS[:2])).loss
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_spans_in_different_columns_are_refused():
+    rows = [[1, 9, 9, 2], [9, 9, 2, 3]]
+    ids, mask = pad_left(rows, 0)
+    with pytest.raises(ValueError, match="same columns"):
+        LatentSpan.find(ids, mask, 9).columns()
+    with pytest.raises(ValueError, match="no latent span"):
+        LatentSpan.find(ids, mask, 8).columns()
+
+
+def test_read_with_adapter_decides_whether_the_adapter_moves_the_latents():
+    batch = make_batch(make_model("llama", TOKENIZER), ROWS[:2])
+    for with_adapter in (True, False):
+        model = make_model("llama", TOKENIZER, read_with_adapter=with_adapter)
+        before = model(**batch).latents
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(3)
+        assert torch.equal(before, model(**batch).latents) is not with_adapter

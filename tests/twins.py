@@ -1,0 +1,65 @@
+"""Tiny twins of the decoders that must work, and rows to try them on."""
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from smollm_trm.data.batching import collate_examples
+from smollm_trm.data.prompts import padding_token_id
+from smollm_trm.data.word_problems import generate_word_problems
+from smollm_trm.models.loading import LoraSettings
+from smollm_trm.models.reasoners import TRMSettings
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.storage import ModelSettings
+from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
+
+ARCHITECTURES = ("smollm3", "llama", "qwen2", "gpt2")
+ROWS = generate_word_problems(count=60, seed=5)
+SMALL_TRM = TRMSettings(
+    n_layers=1, n_heads=2, n_latent_steps=2, n_deep_recursions=2, n_supervision_steps=2, compression_heads=2
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tiny_tokenizer([f"{row['question']} {row['answer']}" for row in ROWS])
+
+
+def make_base(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    shape = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
+    decoder = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    torch.manual_seed(1)
+    if architecture == "smollm3":
+        return build_tiny_model(tokenizer, hidden_size=32, n_layers=4, n_heads=4, intermediate_size=48)
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape, **decoder, num_key_value_heads=2, max_position_embeddings=512))
+    if architecture == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**shape, **decoder, num_key_value_heads=2, max_position_embeddings=512))
+    gpt2 = GPT2Config(**shape, n_embd=32, n_layer=3, n_head=4, n_positions=512, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    return GPT2LMHeadModel(gpt2)
+
+
+def make_model(architecture: str, tokenizer: PreTrainedTokenizerFast, **changes) -> SmolLMv3WithTRM:
+    """A model whose adapter and gain are not at their (neutral) start, so that a broken path shows."""
+    settings = ModelSettings(**{"num_latents": 6, "trm": SMALL_TRM, "target": "answer", **changes})
+    base = make_base(architecture, tokenizer)
+    model = SmolLMv3WithTRM.from_base((base, tokenizer), settings=settings, lora=LoraSettings(dropout=0.0))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+            if name.endswith("scale.gain"):
+                parameter.fill_(1.0)
+    return model.eval()
+
+
+def make_batch(model: SmolLMv3WithTRM, rows: list[dict[str, str]]) -> dict[str, torch.Tensor]:
+    return collate_examples([model.encoder.encode(row) for row in rows], padding_token_id(model.tokenizer))
