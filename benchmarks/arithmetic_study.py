@@ -12,17 +12,20 @@ would write exactly. The arms with latents write the answer at once after `<thin
 
 import argparse
 import json
-import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from arithmetic_common import describe_machine, record
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from smollm_trm.arithmetic.files import write_json_file
 from smollm_trm.arithmetic.model import build_arithmetic_model
+from smollm_trm.arithmetic.module import warm_up_then_cosine
+from smollm_trm.arithmetic.optimizer import ADAM_BETAS, build_sum_optimizer
 from smollm_trm.arithmetic.problems import draw_data_set
 from smollm_trm.arithmetic.rules import NOOP, THINK, THINK_CLOSED, write_problem, write_sum
 from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
@@ -104,19 +107,26 @@ def supervision_steps(model: SmolLMv3WithTRM) -> list[int | None]:
     return [None] if steps == 1 else list(range(1, steps + 1))
 
 
+def build_optimizers(model: SmolLMv3WithTRM, arm: Arm) -> list[torch.optim.Optimizer]:
+    """The fast preset's for the decoder, AdamW for the reasoner."""
+    decoder = build_sum_optimizer(model.base_model, optimizer="muon", learning_rate=3e-3, weight_decay=0.01)
+    if model.reasoner is None:
+        return [decoder]
+    reasoner = torch.optim.AdamW(model.reasoner.parameters(), lr=arm.reasoner_rate, betas=ADAM_BETAS)
+    return [decoder, reasoner]
+
+
 def train(model: SmolLMv3WithTRM, arm: Arm, examples: list[EncodedExample], tera_flops: float, seed: int) -> dict:
     """Train for the given compute; returns what it took."""
     batches = LengthGroupedBatches(lengths=[len(e) for e in examples], batch_size=BATCH_SIZE, seed=seed)
     padding = model.tokenizer.pad_token_id
     sample = [collate_examples([examples[i] for i in rows], padding) for rows in list(batches)[:8]]
     num_steps = round(tera_flops * 1e12 / (sum(step_flops(model, batch) for batch in sample) / len(sample)))
-    reasoner = list(model.reasoner.parameters()) if model.reasoner else []
-    optimizer = torch.optim.AdamW(
-        [{"params": list(model.base_model.parameters()), "lr": 3e-3}, {"params": reasoner, "lr": arm.reasoner_rate}],
-        betas=(0.9, 0.98), weight_decay=0.01,
-    )  # fmt: skip
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / WARMUP_STEPS) * 0.5 * (
-        1 + math.cos(math.pi * max(0, step - WARMUP_STEPS) / max(1, num_steps - WARMUP_STEPS))))  # fmt: skip
+    optimizers = build_optimizers(model, arm)
+    schedules = [
+        LambdaLR(optimizer, partial(warm_up_then_cosine, warmup_steps=WARMUP_STEPS, num_steps=num_steps))
+        for optimizer in optimizers
+    ]
     draw, choices = torch.Generator().manual_seed(seed), supervision_steps(model)
     started, step, variations = time.process_time(), 0, {}
     while step < num_steps:
@@ -124,11 +134,11 @@ def train(model: SmolLMv3WithTRM, arm: Arm, examples: list[EncodedExample], tera
             batch = collate_examples([examples[i] for i in rows], padding)
             n_steps = choices[int(torch.randint(len(choices), (), generator=draw))]
             output = model(**batch, n_steps=n_steps)
-            optimizer.zero_grad()
+            model.zero_grad()
             output.loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            for stepped in (*optimizers, *schedules):
+                stepped.step()
             step += 1
             if step % 250 == 0 or step == num_steps:
                 if output.latents is not None:

@@ -35,6 +35,8 @@ class Inlining:
     """Module name -> the names that stand in the notebook."""
     places: dict[str, str] = field(default_factory=dict)
     """Name -> where it was defined."""
+    statements: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Names -> the code that binds them."""
     imports: dict[str, tuple[Import, str]] = field(default_factory=dict)
     """Name -> the import that binds it, and where it stood."""
 
@@ -54,17 +56,18 @@ class Inlining:
             raise BuildError("\n".join(module.problems))
         if unknown := sorted(set(only) - set(module.names)):
             raise BuildError(f"{module.place} defines no {', '.join(unknown)}; correct its [inline] marker")
-        taken = [one for one in module.definitions if not only or set(one.names) & set(only)]
+        there = self.inlined.get(name, set())
+        taken = [one for one in module.definitions if not (only or there & set(one.names)) or set(one.names) & set(only)]
+        taken = [one for one in taken if not self._same_statement(one, module)]
         text = "\n".join(one.text for one in taken)
         used = [one for one in module.imports if not only or re.search(rf"\b{one.binds}\b", text)]
-        again = name in self.inlined
         for one in used:
             if one.own:
                 self._require(one, module)
             else:
                 self.collect(one, f"{module.place}:{one.line}")
         self._define(taken, module)
-        prose = [] if again else [LibraryCell(prose_of(module), is_code=False)]
+        prose = [] if only else [LibraryCell(prose_of(module), is_code=False)]
         return prose + [LibraryCell(code_of(group, module), is_code=True) for group in grouped(taken)]
 
     def collect(self, wanted: Import, place: str) -> None:
@@ -80,8 +83,18 @@ class Inlining:
                 f"{place}: {name} is {wanted.origin} here and {known.origin} in {where}; rename one"
             )
 
+    def _same_statement(self, definition: Definition, module: LibraryModule) -> bool:
+        """Whether this very statement stands in the notebook already (`logger = ...`), from another module."""
+        if definition.kind != "constant" or self.statements.get(definition.names) != definition.code:
+            return False
+        if all(self.places[name].partition(":")[0] != module.place for name in definition.names):
+            self.inlined.setdefault(module.name, set()).update(definition.names)
+            return True
+        return False
+
     def _define(self, definitions: list[Definition], module: LibraryModule) -> None:
         for definition in definitions:
+            self.statements[definition.names] = definition.code
             for name in definition.names:
                 place = f"{module.place}:{definition.line}"
                 before = self.places.get(name) or self.imports.get(name, ("", ""))[1]

@@ -63,6 +63,11 @@ class Definition:
     """`constant`, `function` or `class`."""
 
     @property
+    def code(self) -> str:
+        """The statement without comments and formatting."""
+        return ast.unparse(ast.parse(self.text))
+
+    @property
     def height(self) -> int:
         """Number of lines without the blank ones above."""
         return self.text.strip("\n").count("\n") + 1

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ from smollm_trm.arithmetic.commands import (
 from smollm_trm.arithmetic.evaluation import complete_sums
 from smollm_trm.arithmetic.files import read_sum_file
 from smollm_trm.arithmetic.interactive import converse
-from smollm_trm.arithmetic.model import load_arithmetic_model
+from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model
 from smollm_trm.arithmetic.module import warm_up_then_cosine, weighted_next_token_loss
+from smollm_trm.arithmetic.optimizer import build_sum_optimizer
 from smollm_trm.arithmetic.rules import write_sum
 from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
 from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
@@ -33,7 +35,8 @@ from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 SHORT_RUN = {
-    "model_size": "tiny", "batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 3, "max_steps": 10,
+    "model_size": "tiny", "optimizer": "muon", "batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 3,
+    "max_steps": 10,
     "num_workers": 0, "save_steps": 4, "eval_steps": 5, "logging_steps": 2, "no_wandb": True,
 }  # fmt: skip
 LEARNED = [write_sum([first, second]) for first in (12, 37, 58, 90) for second in (5, 46, 81, 99)]
@@ -192,10 +195,12 @@ def test_a_folder_with_another_run_is_refused_by_option_and_values(data_dir, sho
     ("settings", "message"),
     [
         ({"model_size": "giant"}, "model_size is 'giant', but must be one of tiny, small, medium, large"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd', but must be one of adamw, muon"),
         ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0, but must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0, but must not be negative"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"eval_examples": 0}, "eval_examples is 0, but must be at least 1, or -1 to take all"),
         ({"max_length": 20}, "tokens, max_length is 20: raise --max-length"),
         ({"preset": "slow"}, "preset is 'slow', but must be one of fast"),
     ],
@@ -219,6 +224,16 @@ def test_fp16_without_a_gpu_and_a_file_as_folder_are_refused(data_dir, tmp_path)
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(data_dir, tmp_path):
     with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --learning-rate"):
         train_arithmetic(**{**SHORT_RUN, "learning_rate": 1e30}, data_dir=data_dir, output_dir=str(tmp_path))
+
+
+def test_validation_can_be_kept_to_a_few_examples(data_dir, short_run, tmp_path):
+    train_arithmetic(**{**SHORT_RUN, "eval_examples": 1}, data_dir=data_dir, output_dir=str(tmp_path))
+    last_of = {}
+    for name, folder in (("all", short_run), ("one", tmp_path)):
+        lines = (folder / "logs" / "metrics.jsonl").read_text().splitlines()
+        last_of[name] = json.loads(lines[-1])
+    assert last_of["one"]["val_loss"] != last_of["all"]["val_loss"]
+    assert same_weights(tmp_path, short_run)
 
 
 def test_a_preset_fills_in_what_was_left_at_its_default():
@@ -274,6 +289,45 @@ def test_padding_and_problem_digits_weigh_what_they_should():
             log_probability = logits[row, column - 1].log_softmax(-1)[batch["input_ids"][row, column]]
             by_hand, total = by_hand - weight * float(log_probability), total + weight
     assert float(loss) == pytest.approx(by_hand / total, rel=1e-5)
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    model = build_arithmetic_model("tiny")
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    optimizer = build_sum_optimizer(model, optimizer="muon", learning_rate=0.1, weight_decay=0.0)
+    muon, adamw = ({names[id(weight)] for weight in group["params"]} for group in optimizer.param_groups)
+    assert len(muon) == 12 and all("_proj" in name for name in muon)
+    assert adamw == set(names.values()) - muon
+    assert "model.embed_tokens.weight" in adamw
+
+
+def test_a_saved_optimizer_goes_on_as_if_never_saved():
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss.backward()
+        optimizer.step()
+
+    first, second = build_arithmetic_model("tiny"), build_arithmetic_model("tiny")
+    kept = build_sum_optimizer(first, optimizer="muon", learning_rate=0.01, weight_decay=0.1)
+    for _ in range(3):
+        step(first, kept)
+    second.load_state_dict(first.state_dict())
+    loaded = build_sum_optimizer(second, optimizer="muon", learning_rate=0.5, weight_decay=0.1)
+    loaded.load_state_dict(deepcopy(kept.state_dict()))
+    for _ in range(2):
+        step(first, kept)
+        step(second, loaded)
+    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_schedule_reaches_both_parts():
+    model = build_arithmetic_model("tiny")
+    optimizer = build_sum_optimizer(model, optimizer="muon", learning_rate=1.0, weight_decay=0.0)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    before = [weight.clone() for weight in model.parameters()]
+    model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss.backward()
+    optimizer.step()
+    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_to_zero():
@@ -335,6 +389,13 @@ def test_a_completion_does_not_depend_on_the_batch_it_is_in(knowing_run):
 def test_an_impossible_evaluation_is_refused(options, error, message, knowing_run):
     with pytest.raises(error, match=message):
         evaluate_arithmetic(**{"checkpoint": str(knowing_run / "run"), "data_dir": str(knowing_run), **options})
+
+
+def test_an_output_file_that_cannot_be_written_is_refused_before_anything_is_computed(knowing_run, monkeypatch):
+    monkeypatch.setattr("smollm_trm.arithmetic.commands.evaluate_sums", lambda *_, **__: pytest.fail("computed"))
+    inside_a_file = str(knowing_run / "train.json" / "results.json")
+    with pytest.raises(ValueError, match="folder of output_file .* is a file: name a folder"):
+        evaluate_arithmetic(checkpoint=str(knowing_run / "run"), data_dir=str(knowing_run), output_file=inside_a_file)
 
 
 def test_a_conversation_over_a_pipe_answers_explains_and_ends(knowing_run):

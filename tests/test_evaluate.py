@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k, longest_completion, shuffled_donors
-from smollm_trm.evaluation.predictions import load_predictions, model_fingerprint
+from smollm_trm.evaluation.predictions import graded_prediction, load_predictions, model_fingerprint
 
 
 class WordTokenizer:
@@ -131,6 +131,14 @@ def test_a_vote_counts_the_commonest_answer_and_its_seed_fixes_it():
     other = evaluate_gsm8k(model, rows, batch_size=12, samples_per_problem=5, seed=4, progress=False)
     assert first["correct_by_problem"] == again["correct_by_problem"] != other["correct_by_problem"]
     assert 0 < first["correct"] < 23
+
+
+def test_the_majority_wins_and_the_first_of_equals():
+    def answer(*texts: str) -> str | None:
+        return graded_prediction(0, "q", "2", texts, tokens=1, seconds=1.0)["answer"]
+
+    assert answer("#### 1", "#### 2.0", "The answer is 2", "none") == "2"
+    assert answer("none", "#### 3", "#### 2", "#### 3", "#### 2") == "3" and answer("none", "") is None
 
 
 @pytest.mark.parametrize("cut", [0, 1, 9, 40])

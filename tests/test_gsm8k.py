@@ -47,9 +47,7 @@ def test_same_seed_same_split_and_another_seed_another(folder):
     assert first == again
     assert first.gsm8k_train != other.gsm8k_train
     assert first.fingerprint != other.fingerprint
-    assert questions(first.gsm8k_train) | questions(first.gsm8k_test) == questions(
-        other.gsm8k_train + other.gsm8k_test
-    )
+    assert questions(first.gsm8k_train) | questions(first.gsm8k_test) == questions(other.gsm8k_train + other.gsm8k_test)
 
 
 def test_the_training_rows_are_shuffled_and_the_official_test_is_left_as_it_is(folder, rows):

@@ -1,6 +1,8 @@
 """The model in lm-eval: the same prompt, the same texts, lm-eval's own score. Offline."""
 
+import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jinja2
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # lm-eval and what it imports
 
 @pytest.fixture(scope="module")
 def problems() -> list[dict]:
-    return generate_word_problems(count=24, seed=1)
+    return generate_word_problems(count=12, seed=1)
 
 
 def twin(problems: list[dict], **settings) -> SmolLMv3WithTRM:
@@ -40,7 +42,7 @@ def model(problems) -> SmolLMv3WithTRM:
     model = twin(problems, num_latents=4)
     batch = collate_examples([model.encoder.encode(row) for row in problems], padding_token_id(model.tokenizer))
     optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=3e-3)
-    for _ in range(45):
+    for _ in range(60):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -56,16 +58,16 @@ def data_file(problems, tmp_path, monkeypatch):
     return tmp_path / "test.jsonl"
 
 
-def our_texts(model: SmolLMv3WithTRM, problems: list[dict]) -> list[str]:
-    prompts = [row["question"] for row in problems]
-    limit = evaluate_gsm8k(model, problems, progress=False)["settings"]["generation"]["max_new_tokens"]
-    return model.generate_with_thinking(prompts, max_new_tokens=limit, rethink=False)
+def our_texts(model: SmolLMv3WithTRM, problems: list[dict], file: Path) -> list[str]:
+    evaluate_gsm8k(model, problems, predictions_path=file, progress=False, rethink=False)
+    lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    return [line["texts"][0] for line in sorted(lines, key=lambda line: line["index"])]
 
 
 def test_lm_eval_gets_our_texts_and_scores_them_by_its_own_filters(model, problems, data_file):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     found = evaluate_with_lm_eval(model, data_file, batch_size=5)
-    texts = our_texts(model, problems)
+    texts = our_texts(model, problems, data_file.with_name("predictions.jsonl"))
     for name in ("strict-match", "flexible-extract"):
         samples = [sample for sample in found["samples"]["gsm8k_latent"] if sample["filter"] == name]
         samples.sort(key=lambda sample: sample["doc_id"])
@@ -80,10 +82,10 @@ def test_lm_eval_gets_our_texts_and_scores_them_by_its_own_filters(model, proble
     golds = [row["answer"].split("#### ")[1] for row in problems]
     right = [bool(number) and number[1] == gold for number, gold in zip(strict, golds, strict=True)]
     score = found["results"]["gsm8k_latent"]["exact_match,strict-match"]
-    assert score == pytest.approx(sum(right) / 24) and 0 < score < 1 and len(set(texts)) > 5
+    assert score == pytest.approx(sum(right) / 12) and score > 0 and len(set(texts)) > 5
 
 
-def test_lm_eval_answers_from_the_latents(model, problems, data_file):
+def test_lm_eval_answers_from_the_latents(model, data_file, monkeypatch):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
     def texts() -> list[str]:
@@ -91,15 +93,9 @@ def test_lm_eval_answers_from_the_latents(model, problems, data_file):
         return [sample["resps"][0][0] for sample in samples if sample["filter"] == "strict-match"]
 
     before = texts()
-    stored = {name: tensor.clone() for name, tensor in model.reasoner.state_dict().items()}
-    try:
-        with torch.no_grad():
-            for tensor in model.reasoner.parameters():
-                tensor.mul_(-2)
-        assert texts() != before
-    finally:
-        model.reasoner.load_state_dict(stored)
-    assert texts() == before
+    own = model.latents_for
+    monkeypatch.setattr(model, "latents_for", lambda *args, **kwargs: float("nan") * own(*args, **kwargs))
+    assert not set(texts()) & set(before)
 
 
 def test_the_yaml_is_the_task_of_a_model_with_sixteen_latents(problems, data_file):

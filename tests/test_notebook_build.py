@@ -149,9 +149,7 @@ def test_comments_at_the_end_of_a_module_survive(repo):
 
 def test_a_definition_has_its_own_cell_and_small_neighbours_share_one(repo):
     tall = "\n".join(f"    area += {number}" for number in range(12))
-    edit(
-        repo / "src/smollm_trm/shapes.py", "    return math.sqrt(area)", f"{tall}\n    return math.sqrt(area)"
-    )
+    edit(repo / "src/smollm_trm/shapes.py", "    return math.sqrt(area)", f"{tall}\n    return math.sqrt(area)")
     notebook = built(repo)
     assert cell_with(notebook, "def root_of") is not cell_with(notebook, "def corner")
     edit(repo / "src/smollm_trm/shapes.py", tall, "    area += 0")
@@ -172,8 +170,7 @@ def test_a_module_docstring_becomes_prose_that_shows_what_it_says(repo):
     prose = cell_with(built(repo), "### Shapes and their areas")
     assert prose.cell_type == "markdown"
     assert (
-        "A `<think>` span is not &lt;think>, and \\$5 is not math:\n\n    area = side * side\n\\#### 72"
-        in prose.source
+        "A `<think>` span is not &lt;think>, and \\$5 is not math:\n\n    area = side * side\n\\#### 72" in prose.source
     )
     assert prose.source.endswith("*Source: `src/smollm_trm/shapes.py`*")
 
@@ -190,9 +187,7 @@ def test_imports_are_collected_once_and_sorted_and_own_ones_dropped(repo):
 
 def test_long_import_lines_are_wrapped(repo):
     names = ", ".join(f"a_rather_long_name_{number}" for number in range(9))
-    edit(
-        repo / "notebooks/demo_colab.py", "import textwrap", f"import textwrap\nfrom somewhere import {names}"
-    )
+    edit(repo / "notebooks/demo_colab.py", "import textwrap", f"import textwrap\nfrom somewhere import {names}")
     assert "from somewhere import (\n    a_rather_long_name_0,\n" in built(repo).cells[1].source
 
 
@@ -213,9 +208,7 @@ def test_library_cells_are_folded_and_marked(repo):
 def test_a_build_holds_no_outputs_and_asks_colab_for_a_t4(repo):
     notebook = built(repo)
     nbformat.validate(notebook)
-    assert all(
-        cell.outputs == [] and cell.execution_count is None for cell in notebook.cells if "outputs" in cell
-    )
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
     assert notebook.metadata["accelerator"] == "GPU"
     assert notebook.metadata["colab"] == {"gpuType": "T4", "provenance": [], "toc_visible": True}
     assert "widgets" not in notebook.metadata
@@ -284,9 +277,7 @@ def test_an_unknown_module_is_refused(repo):
 
 def test_a_name_clash_is_refused_with_both_places(repo):
     edit(repo / "src/smollm_trm/rooms.py", "@cache\n", "def corner(): ...\n\n\n@cache\n")
-    with pytest.raises(
-        BuildError, match=r"rooms.py:9: corner clashes with corner in src/smollm_trm/shapes.py:38"
-    ):
+    with pytest.raises(BuildError, match=r"rooms.py:9: corner clashes with corner in src/smollm_trm/shapes.py:38"):
         built(repo)
     assert any("corner clashes" in problem for problem in build.package_problems(repo))
 
@@ -509,9 +500,7 @@ def test_a_guide_shows_the_cells_of_the_built_notebook(repo):
 
 def test_a_guide_that_names_no_section_or_notebook_is_refused(repo):
     write(repo / "GUIDE.md", GUIDE.replace("/ Try it", "/ Try"))
-    with pytest.raises(
-        BuildError, match=r"GUIDE.md: 0 headings of demo_colab.ipynb are 'Try'; nearest: \['Try it'\]"
-    ):
+    with pytest.raises(BuildError, match=r"GUIDE.md: 0 headings of demo_colab.ipynb are 'Try'; nearest: \['Try it'\]"):
         build.built_files(repo)
     write(repo / "GUIDE.md", GUIDE.replace("structure: demo", "structure: other"))
     with pytest.raises(BuildError, match="GUIDE.md: a marker names other_colab.ipynb"):
@@ -521,9 +510,7 @@ def test_a_guide_that_names_no_section_or_notebook_is_refused(repo):
 # ---- the real package ----------------------------------------------------------------------
 
 
-@pytest.fixture(
-    params=build.notebook_sources() or [None], ids=lambda source: source.stem if source else "none"
-)
+@pytest.fixture(params=build.notebook_sources() or [None], ids=lambda source: source.stem if source else "none")
 def source(request):
     """The percent source of every committed notebook."""
     if request.param is None or not notebook_path(request.param).is_file():
@@ -545,9 +532,7 @@ def inlined_modules(source):
     for line in source.read_text(encoding="utf-8").splitlines():
         if line.startswith("# %% [inline]"):
             module, _, names = line.removeprefix("# %% [inline]").partition(":")
-            wanted.setdefault(module.strip(), []).extend(
-                name.strip() for name in names.split(",") if name.strip()
-            )
+            wanted.setdefault(module.strip(), []).extend(name.strip() for name in names.split(",") if name.strip())
     return wanted
 
 
@@ -559,9 +544,7 @@ def library_statements(source):
         for position, node in enumerate(ast.parse(text).body):
             start, end = end, node.end_lineno
             docstring = position == 0 and isinstance(node, ast.Expr)
-            bound = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} | {
-                getattr(node, "name", "")
-            }
+            bound = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} | {getattr(node, "name", "")}
             if not docstring and not imports_of(node) and (not names or bound & set(names)):
                 yield ast.dump(node), "\n".join(lines[start:end]).strip("\n")
 
@@ -569,9 +552,7 @@ def library_statements(source):
 def run_cells(source):
     """The code cells of the percent source that are no markers."""
     cells = jupytext.read(source, fmt="py:percent").cells
-    return [
-        c.source for c in cells if c.cell_type == "code" and not c.metadata.get("title", "").startswith("[")
-    ]
+    return [c.source for c in cells if c.cell_type == "code" and not c.metadata.get("title", "").startswith("[")]
 
 
 def test_every_module_keeps_the_rules_of_inlining():
@@ -607,9 +588,7 @@ def test_nothing_imports_the_library(source):
 def test_every_name_is_bound_before_use(source):
     cells = [cell for cell in committed(source).cells if cell.cell_type == "code"]
     live = set(run_cells(source))
-    checked = [
-        CodeCell(f"code cell {n}", cell.source, cell.source in live) for n, cell in enumerate(cells, 1)
-    ]
+    checked = [CodeCell(f"code cell {n}", cell.source, cell.source in live) for n, cell in enumerate(cells, 1)]
     assert name_problems(checked) == []
 
 

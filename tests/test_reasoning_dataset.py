@@ -115,9 +115,7 @@ def test_a_json_number_becomes_the_final_answer(number):
     ],
 )
 def test_any_other_answer_without_a_final_number_is_refused(answer):
-    with pytest.raises(
-        ValueError, match=r"rows, row 1: (the answer does not end in '#### <number>'|'answer' is)"
-    ):
+    with pytest.raises(ValueError, match=r"rows, row 1: (the answer does not end in '#### <number>'|'answer' is)"):
         ReasoningDataset([{"question": "How many?", "answer": answer}])
 
 

@@ -5,7 +5,7 @@ import torch
 from twins import ARCHITECTURES, ROWS, make_batch, make_model, make_tokenizer
 
 from smollm_trm.data.batching import pad_left
-from smollm_trm.models.smollm import SmolLMv3WithTRM, position_ids_of
+from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import LatentSpan
 
 TOKENIZER = make_tokenizer()
@@ -39,9 +39,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(model):
         length = alone.logits.shape[1]
         assert torch.allclose(together.latents[index], alone.latents[0], atol=1e-5)
         supervised = alone.labels[0] != -100
-        assert torch.allclose(
-            together.logits[index, :length][supervised], alone.logits[0][supervised], atol=1e-4
-        )
+        assert torch.allclose(together.logits[index, :length][supervised], alone.logits[0][supervised], atol=1e-4)
 
 
 def test_replacing_the_reasoners_weights_changes_the_logits(model):
@@ -78,9 +76,7 @@ def test_the_loss_is_over_the_completion_and_its_end_of_text_only(model):
     batch = make_batch(model, ROWS[:3])
     output = model(**batch)
     full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    losses = torch.nn.functional.cross_entropy(
-        full[:, :-1].transpose(1, 2), batch["labels"][:, 1:], ignore_index=-100
-    )
+    losses = torch.nn.functional.cross_entropy(full[:, :-1].transpose(1, 2), batch["labels"][:, 1:], ignore_index=-100)
     assert torch.allclose(output.loss, losses, atol=1e-5)
     for row, labels in zip(ROWS, batch["labels"], strict=False):
         text = model.tokenizer.decode(labels[labels != -100])
@@ -91,7 +87,7 @@ def test_without_latents_it_is_the_base_bit_for_bit():
     model = make_model("smollm3", TOKENIZER, reasoner=None, base_training="frozen")
     ids = torch.tensor([model.encoder.encode_prompt(ROWS[0]["question"])])
     assert model.tokenizer.decode(ids[0]).endswith("Answer: <think></think>")
-    expected = model.base_model(input_ids=ids, position_ids=position_ids_of(torch.ones_like(ids))).logits
+    expected = model.base_model(input_ids=ids).logits
     assert torch.equal(model(ids).logits, expected)
 
 
@@ -131,3 +127,15 @@ def test_read_with_adapter_decides_whether_the_adapter_moves_the_latents():
                 if "lora_B" in name:
                     parameter.mul_(3)
         assert torch.equal(before, model(**batch).latents) is not with_adapter
+
+
+def test_slots_take_no_positions(model):
+    batch = make_batch(model, ROWS[:2])
+    positions = model.span_of(batch["input_ids"], batch["attention_mask"]).positions(batch["attention_mask"])
+    baseline = make_model("llama", TOKENIZER, reasoner=None)
+    without = make_batch(baseline, ROWS[:2])
+    expected = baseline.span_of(without["input_ids"], without["attention_mask"]).positions(without["attention_mask"])
+    slots = batch["input_ids"] == model.slot_id
+    assert torch.equal(positions[~slots].view(2, -1), expected)
+    start = int(slots[0].int().argmax())
+    assert torch.equal(positions[:, start : start + 6], positions[:, start - 1 : start].expand(-1, 6))

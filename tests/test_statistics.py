@@ -48,6 +48,14 @@ def test_paired_interval_of_independent_grades_is_the_square_and_add_of_wilsons(
     assert (found.low, found.high) == pytest.approx((-0.2 - reach_down, -0.2 + reach_up))
 
 
+def test_paired_interval_corrects_a_positive_correlation_for_continuity():
+    found = paired_difference(*paired_grades(20, 9, 4, 7))
+    phi = (20 * 7 - 9 * 4 - 40 / 2) / (29 * 11 * 24 * 16) ** 0.5  # Newcombe: the numerator loses n / 2
+    first, second = wilson_interval(29, 40), wilson_interval(24, 40)
+    down, up = 29 / 40 - first[0], second[1] - 24 / 40
+    assert found.low == pytest.approx(5 / 40 - (down**2 - 2 * phi * down * up + up**2) ** 0.5)
+
+
 def test_swapping_two_models_mirrors_their_difference():
     first, second = paired_grades(20, 9, 4, 7)
     there, back = paired_difference(first, second), paired_difference(second, first)

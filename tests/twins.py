@@ -42,7 +42,9 @@ def make_base(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrain
         return LlamaForCausalLM(LlamaConfig(**shape, **decoder, num_key_value_heads=2, max_position_embeddings=512))
     if architecture == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**shape, **decoder, num_key_value_heads=2, max_position_embeddings=512))
-    gpt2 = GPT2Config(**shape, n_embd=32, n_layer=3, n_head=4, n_positions=512, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
+    gpt2 = GPT2Config(
+        **shape, n_embd=32, n_layer=3, n_head=4, n_positions=512, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0
+    )
     return GPT2LMHeadModel(gpt2)
 
 

@@ -120,9 +120,7 @@ def compare(
     for name, place in models.items():
         print(name)
         loaded = load_for_evaluation(place, target=target)
-        results |= evaluate_arm(
-            name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed
-        )
+        results |= evaluate_arm(name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed)
     comparison = report_comparison(
         results, folder, baseline=baseline or next(iter(models)), part=part, seed=seed, models=models
     )

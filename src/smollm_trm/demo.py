@@ -1,8 +1,8 @@
 """The main job in miniature, on a laptop's CPU: everything that happens to SmolLM3-3B happens to its tiny twin.
 
-    word problems as GSM8K files -> a tiny base trained from scratch, writing its chain
-      -> from that base, answering at once: LoRA only, and LoRA + TRM -> the same held-out problems for every arm
-      -> table, plots, a saved model, a reloaded one that answers
+word problems as GSM8K files -> a tiny base trained from scratch, writing its chain
+  -> from that base, answering at once: LoRA only, and LoRA + TRM -> the same held-out problems for every arm
+  -> table, plots, a saved model, a reloaded one that answers
 """
 
 from dataclasses import dataclass, field
@@ -53,9 +53,7 @@ def run_demo(
     size = size or DemoSize()
     folder = Path(output_dir)
     data = folder / "data"
-    write_word_problems(
-        data, train=size.train_problems, test=size.test_problems, seed=seed, settings=size.problems
-    )
+    write_word_problems(data, train=size.train_problems, test=size.test_problems, seed=seed, settings=size.problems)
     held_out = load_gsm8k(data, seed=seed).gsm8k_final_test
     common = {
         "data_dir": str(data),

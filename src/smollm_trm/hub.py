@@ -118,5 +118,7 @@ def push_model(
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(UPLOADED))
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"could not push to {repo_id}: {reason}; log in with `hf auth login` or set HF_TOKEN") from error
+        raise ValueError(
+            f"could not push to {repo_id}: {reason}; log in with `hf auth login` or set HF_TOKEN"
+        ) from error
     return files

@@ -5,13 +5,16 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets")
+
+UNFINISHED = ".part"
 
 Settings = TypeVar("Settings")
 
@@ -56,20 +59,43 @@ def run_record() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or leave what was there.
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole or leave what was there: to a name beside it, flushed to disk, renamed.
+
+    Args:
+        path: the file to be; its folder is made if need be.
+        write: called with the temporary path.
 
     Raises:
-        OSError: one line naming the file.
+        OSError: one line naming the file: the disk is full, or the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        write(temporary)
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error.strerror or error}; choose another output folder") from error
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise OSError(
+            f"could not write {path}: {reason}; free some disk space or choose another output folder"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_whole` left in a folder when its process was killed."""
+    for leftover in folder.glob(f".*{UNFINISHED}"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or leave what was there; see `write_whole`."""
+    text = json.dumps(content, indent=2, sort_keys=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
@@ -85,7 +111,10 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tupl
     """
     if not path.is_file():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: choose another output_dir, or resume='never' to start anew") from error
     now = json.loads(json.dumps(settings))
     for name in now:
         if name not in ignored and name in before and before[name] != now[name]:

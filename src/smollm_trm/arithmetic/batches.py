@@ -30,6 +30,14 @@ class EncodedSums:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def first(self, count: int) -> "EncodedSums":
+        """The first examples only."""
+        return EncodedSums(
+            token_ids=self.token_ids[:count],
+            lengths=self.lengths[:count],
+            problem_lengths=self.problem_lengths[:count],
+        )
+
 
 def encode_sums(lines: list[str], tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> EncodedSums:
     """Turn written sums into one tensor.
@@ -119,7 +127,7 @@ class WholeRunSampler(Sampler):
             yield batches[place].tolist()
 
 
-class ResumableLoader(DataLoader):
+class WholeRunLoader(DataLoader):
     """A DataLoader that Lightning can set to where a checkpoint was written.
 
     Args:

@@ -8,12 +8,20 @@ import time
 from pathlib import Path
 
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.files import SumSettings, make_parts, read_sum_file, write_json_file, write_parts
+from smollm_trm.arithmetic.files import (
+    SumSettings,
+    make_parts,
+    make_writable_folder,
+    read_sum_file,
+    write_json_file,
+    write_parts,
+)
 from smollm_trm.arithmetic.interactive import converse
 from smollm_trm.arithmetic.model import choose_device, load_arithmetic_model
 from smollm_trm.arithmetic.report import format_evaluation, plot_evaluation
 from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
 from smollm_trm.arithmetic.training import train_sums
+from smollm_trm.records import run_record
 
 
 def generate_arithmetic(
@@ -85,6 +93,7 @@ def train_arithmetic(
     num_workers: int = 4,
     save_steps: int = 1000,
     eval_steps: int = 1000,
+    eval_examples: int = -1,
     logging_steps: int = 100,
     fp16: bool = False,
     no_wandb: bool = False,
@@ -110,6 +119,7 @@ def train_arithmetic(
         num_workers: processes that prepare batches; never more than there are cores.
         save_steps: steps between checkpoints.
         eval_steps: steps between validations.
+        eval_examples: validation examples, the first of the part; -1 takes all.
         logging_steps: steps between lines of the log.
         fp16: mixed precision (GPU only).
         no_wandb: no Weights & Biases, even where there is a key.
@@ -132,6 +142,7 @@ def train_arithmetic(
         num_workers=num_workers,
         save_steps=save_steps,
         eval_steps=eval_steps,
+        eval_examples=eval_examples,
         logging_steps=logging_steps,
         fp16=fp16,
         no_wandb=no_wandb,
@@ -166,6 +177,8 @@ def evaluate_arithmetic(
     for name, value in (("batch_size", batch_size), ("max_length", max_length)):
         if value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1")
+    if output_file:  # before anything is computed
+        make_writable_folder(Path(output_file).parent, name="folder of output_file")
     data = read_sum_file(Path(data_path) if data_path else Path(data_dir) / "test.json")
     model, tokenizer = load_arithmetic_model(Path(checkpoint), model_size=model_size)
     model.to(choose_device(device))
@@ -173,7 +186,7 @@ def evaluate_arithmetic(
     text = format_evaluation(report)
     if output_file:
         picture = Path(output_file).with_suffix(".png")
-        write_json_file({"checkpoint": checkpoint, **report}, Path(output_file))
+        write_json_file({"checkpoint": checkpoint, **report, **run_record()}, Path(output_file))
         plot_evaluation(report, picture)
         text += f"\nwritten: {output_file}, {picture}"
     return text

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from smollm_trm.arithmetic.problems import draw_data_set
 from smollm_trm.arithmetic.rules import DIGIT_ORDERS, longest_example, read_sum, write_sum
+from smollm_trm.records import write_whole
 
 ARITHMETIC_FORMAT = "smollm-trm arithmetic"
 ARITHMETIC_FORMAT_VERSION = 1
@@ -111,7 +112,7 @@ def make_parts(settings: SumSettings) -> dict[str, list[str]]:
 
 def write_parts(parts: dict[str, list[str]], settings: SumSettings, folder: Path) -> None:
     """Write the three files, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable_folder(folder, name="output_dir")
     for part, lines in parts.items():
         metadata = {
             "format": ARITHMETIC_FORMAT,
@@ -123,12 +124,31 @@ def write_parts(parts: dict[str, list[str]], settings: SumSettings, folder: Path
         write_json_file({"metadata": metadata, "examples": lines}, folder / f"{part}.json", indent=None)
 
 
+def make_writable_folder(folder: Path, *, name: str) -> None:
+    """Make a folder, or say why nothing can be written there.
+
+    Args:
+        folder: to be made if need be.
+        name: of the option, for the message.
+
+    Raises:
+        ValueError: it is a file.
+        PermissionError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{name} {folder} is a file: name a folder") from None
+    except PermissionError:
+        raise PermissionError(f"{name} {folder} cannot be made: name another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{name} {folder} cannot be written: name another folder")
+
+
 def write_json_file(content: dict | list, path: Path, *, indent: int | None = 2) -> None:
     """Write JSON so that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    text = json.dumps(content, indent=indent) + "\n"
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def read_sum_file(path: Path) -> SumFile:

@@ -14,7 +14,7 @@ from smollm_trm.arithmetic.tokenizer import show_tokens
 
 WORDS_THAT_END = ("quit", "exit")
 PROMPT = "➤ Enter expression: "
-COLOURS = {"dim": "\033[2m", "bold": "\033[1m", "right": "\033[32m", "wrong": "\033[31m", "think": "\033[36m"}
+SCREEN_COLOURS = {"dim": "\033[2m", "bold": "\033[1m", "right": "\033[32m", "wrong": "\033[31m", "think": "\033[36m"}
 
 
 def check_expression(text: str, *, max_tokens: int) -> str:
@@ -86,7 +86,7 @@ def describe_completion(
     """
 
     def paint(text: str, colour: str) -> str:
-        return f"{COLOURS[colour]}{text}\033[0m" if coloured else text
+        return f"{SCREEN_COLOURS[colour]}{text}\033[0m" if coloured else text
 
     try:
         example = read_sum(written)

@@ -16,17 +16,18 @@ FAST_PRESET = {
     "optimizer": "muon",
     "learning_rate": 3e-3,
     "warmup_steps": 100,
-    "max_steps": 2500,
+    "max_steps": 2000,
     "problem_weight": 0.1,
     "num_workers": 0,
     "save_steps": 500,
     "eval_steps": 250,
+    "eval_examples": 1000,
     "logging_steps": 50,
 }
 ARITHMETIC_PRESETS = {"fast": FAST_PRESET}
 FREE_ON_RESUME = (
     *("data_dir", "output_dir", "num_workers", "save_steps", "eval_steps", "logging_steps"),
-    *("no_wandb", "eval_batch_size"),
+    *("no_wandb", "eval_batch_size", "eval_examples"),
 )
 AT_LEAST_ONE = (
     *("max_length", "batch_size", "eval_batch_size", "num_epochs"),
@@ -70,6 +71,8 @@ class SumTrainingSettings:
     """Steps between checkpoints."""
     eval_steps: int = 1000
     """Steps between validations."""
+    eval_examples: int = -1
+    """Validation examples, the first of the part; -1 takes all."""
     logging_steps: int = 100
     """Steps between lines of the log."""
     fp16: bool = False
@@ -92,8 +95,9 @@ class SumTrainingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0")
-        if self.max_steps != -1 and self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}, but must be at least 1, or -1 to go by num_epochs")
+        for name, otherwise in (("max_steps", "to go by num_epochs"), ("eval_examples", "to take all")):
+            if getattr(self, name) != -1 and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1, or -1 {otherwise}")
 
     def count_steps(self, num_examples: int) -> int:
         """Optimizer steps of the whole run on so many training examples."""

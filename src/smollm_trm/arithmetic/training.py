@@ -10,11 +10,9 @@ output_dir/
 
 import logging
 import os
-import platform
 import time
 import warnings
 from dataclasses import asdict
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,20 +25,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from smollm_trm.arithmetic.batches import (
     EncodedSums,
-    ResumableLoader,
     SumBatches,
+    WholeRunLoader,
     WholeRunSampler,
     encode_sums,
     plain_batches,
 )
 from smollm_trm.arithmetic.checkpoints import SumCheckpoints, checkpoint_folders, newest_good_state
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.files import SumFile, read_data_folder, write_json_file
+from smollm_trm.arithmetic.files import SumFile, make_writable_folder, read_data_folder, write_json_file
 from smollm_trm.arithmetic.model import build_arithmetic_model, count_parameters, save_arithmetic_model
 from smollm_trm.arithmetic.module import SumModule
 from smollm_trm.arithmetic.run_log import SumMetricsLog, logging_to, read_run_file
 from smollm_trm.arithmetic.settings import SumTrainingSettings
 from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+from smollm_trm.records import run_record
 
 
 def train_sums(settings: SumTrainingSettings) -> dict:
@@ -58,11 +57,13 @@ def train_sums(settings: SumTrainingSettings) -> dict:
         raise ValueError("fp16 needs a GPU, and there is none: leave --fp16 out")
     files = read_data_folder(Path(settings.data_dir))
     folder = Path(settings.output_dir)
-    _make_folder(folder)
+    make_writable_folder(folder, name="output_dir")
     tokenizer = build_arithmetic_tokenizer(max_length=settings.max_length)
     parts = {
         part: encode_sums(file.examples, tokenizer, max_length=settings.max_length) for part, file in files.items()
     }
+    if settings.eval_examples != -1:
+        parts["val"] = parts["val"].first(settings.eval_examples)
     num_steps = settings.count_steps(len(parts["train"]))
     model = build_arithmetic_model(settings.model_size, max_length=settings.max_length, seed=settings.seed)
     model.config.digit_order = files["train"].digit_order  # tells the interactive command how answers are written
@@ -90,15 +91,6 @@ def train_sums(settings: SumTrainingSettings) -> dict:
         return _test(model, tokenizer, files["test"], settings)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"output_dir {folder} is a file: name a folder") from None
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"output_dir {folder} cannot be written: name another folder")
-
-
 def _describe_run(
     settings: SumTrainingSettings, files: dict[str, SumFile], *, num_steps: int, num_parameters: int
 ) -> dict:
@@ -107,10 +99,7 @@ def _describe_run(
         "num_steps": num_steps,
         "num_parameters": num_parameters,
         "data": {part: {"count": len(file.examples), "fingerprint": file.fingerprint} for part, file in files.items()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "transformers", "pytorch-lightning")},
-        },
+        **run_record(),
     }
 
 
@@ -152,8 +141,30 @@ def _fit(
     if found and found[1] == num_steps:  # stopped between the last step and the test
         module.load_state_dict(torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"])
         return
+    trainer = _build_trainer(settings, num_steps=num_steps)
+    loader = _training_loader(parts["train"], settings, trainer, num_steps=num_steps)
+    held_out = DataLoader(
+        SumBatches(sums=parts["val"], problem_weight=0.0),
+        sampler=plain_batches(parts["val"], batch_size=settings.eval_batch_size),
+        batch_size=None,
+    )
+    if found:
+        log.info("going on from %s (step %s of %s)", found[0].parent, f"{found[1]:,}", f"{num_steps:,}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # one tensor: they would only cost
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning on torch 2.13
+        try:
+            trainer.fit(module, loader, held_out, ckpt_path=found and found[0], weights_only=True)
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C: Lightning shuts down and exits
+            log.warning("stopped at step %d: the same command goes on from the last checkpoint", trainer.global_step)
+            raise
+
+
+def _build_trainer(settings: SumTrainingSettings, *, num_steps: int) -> Trainer:
+    """One Lightning epoch is the whole run: its bar shows the way to the end, and resuming is one position."""
+    folder = Path(settings.output_dir)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips in the middle of the progress bar
-    trainer = Trainer(
+    return Trainer(
         max_steps=num_steps,
         max_epochs=-1,
         accelerator="auto",
@@ -174,28 +185,12 @@ def _fit(
         ],
         default_root_dir=folder,
     )
-    loader = _training_loader(parts["train"], settings, trainer, num_steps=num_steps)
-    held_out = DataLoader(
-        SumBatches(sums=parts["val"], problem_weight=0.0),
-        sampler=plain_batches(parts["val"], batch_size=settings.eval_batch_size),
-        batch_size=None,
-    )
-    if found:
-        log.info("going on from %s (step %s of %s)", found[0].parent, f"{found[1]:,}", f"{num_steps:,}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # one tensor: they would only cost
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning on torch 2.13
-        try:
-            trainer.fit(module, loader, held_out, ckpt_path=found and found[0], weights_only=True)
-        except (KeyboardInterrupt, SystemExit):  # Ctrl-C: Lightning shuts down and exits
-            log.warning("stopped at step %d: the same command goes on from the last checkpoint", trainer.global_step)
-            raise
 
 
 def _training_loader(
     sums: EncodedSums, settings: SumTrainingSettings, trainer: Trainer, *, num_steps: int
-) -> ResumableLoader:
-    return ResumableLoader(
+) -> WholeRunLoader:
+    return WholeRunLoader(
         dataset=SumBatches(sums=sums, problem_weight=settings.problem_weight),
         sampler=WholeRunSampler(
             lengths=sums.lengths, batch_size=settings.batch_size, num_steps=num_steps, seed=settings.seed
@@ -230,6 +225,7 @@ def _test(
         max_length=settings.max_length,
         show_progress=True,
     )
+    results = {**results, "seed": settings.seed, **run_record()}
     write_json_file(results, Path(settings.output_dir) / "test_results.json")
     log.info(
         "test: exact match %.2f%%, token accuracy %.2f%% on %s problems (%.0f s); all in %s",

@@ -48,7 +48,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     An epoch is shuffled, cut into stretches of `stretch` batches, each stretch sorted by length and cut into batches;
     then the batches are shuffled. Several processes (`world_size`) take turns batch by batch: together they see the
-    rows that one process sees with `world_size` times the batch size.
+    rows that one process sees with `world_size` times the batch size. Every index is given exactly once per epoch; a
+    process for which an epoch's last rows do not suffice gets an empty batch there.
 
     Args:
         lengths: tokens of each example.
@@ -105,4 +106,4 @@ class LengthGroupedBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         first, self.first_batch = self.first_batch, 0
         for batch in self.global_batches()[first:]:
-            yield batch[self.rank :: self.world_size] or batch[:1]
+            yield batch[self.rank :: self.world_size]

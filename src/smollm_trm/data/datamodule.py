@@ -1,6 +1,7 @@
 """GSM8K as batches: encoded once, grouped by length, resumable at any batch."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smollm_trm.data.batching import LengthGroupedBatches, collate_examples
+from smollm_trm.data.batching import IGNORED_LABEL, LengthGroupedBatches, collate_examples
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k
 from smollm_trm.data.prompts import EncodedExample, PromptEncoder, padding_token_id
 
@@ -52,14 +53,20 @@ class GSM8KDataset(Dataset):
         return [len(example) for example in self.examples]
 
     def __getitem__(self, index: int | list[int]) -> EncodedExample | dict[str, Tensor]:
-        """One encoded row, or the batch of a list of them."""
+        """One encoded row, or the batch of a list of them.
+
+        An empty list gives a row without labels: of several processes, one without rows still takes part in the step.
+        """
         if isinstance(index, int):
             return self.examples[index]
-        return collate_examples([self.examples[i] for i in index], padding_token_id(self.encoder.tokenizer))
+        batch = collate_examples([self.examples[i] for i in index or [0]], padding_token_id(self.encoder.tokenizer))
+        if not index:
+            batch["labels"].fill_(IGNORED_LABEL)
+        return batch
 
 
 class ResumableLoader(DataLoader):
-    """A loader of whole batches that can say and be told how far it is; Lightning keeps its state in checkpoints."""
+    """A loader of whole batches that can say and be told how far it is."""
 
     def __init__(self, dataset: GSM8KDataset, *, batches: LengthGroupedBatches, num_workers: int = 0) -> None:
         super().__init__(dataset, sampler=batches, batch_size=None, num_workers=num_workers)
@@ -138,9 +145,13 @@ class GSM8KDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.train_set: GSM8KDataset | None = None
         self.dev_set: GSM8KDataset | None = None
+        self.train_loader: ResumableLoader | None = None
+        self.position: dict[str, int] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Encode what training needs; the official test stays untouched until `trainer.test`."""
+        # The rows are encoded once and kept: worker processes would only cost.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if stage in ("fit", "validate", None) and self.train_set is None:
             rows = self.splits.gsm8k_train[: self.max_samples]
             self.train_set = GSM8KDataset(rows, encoder=self.encoder, max_length=self.max_length)
@@ -148,16 +159,37 @@ class GSM8KDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of similar lengths, in this process's share."""
-        return self._loader(self.train_set, self.batch_size, seed=self.seed)
+        self.train_loader = self._loader(self.train_set, self.batch_size, seed=self.seed)
+        if self.position is not None:
+            self.train_loader.load_state_dict(self.position)
+            self.position = None
+        return self.train_loader
 
     def val_dataloader(self) -> DataLoader:
         """The dev part."""
         return self._loader(self.dev_set, self.eval_batch_size, seed=0)
 
     def test_dataloader(self) -> DataLoader:
-        """The official test part, as rows."""
-        rows = RowBatches(self.splits.gsm8k_final_test, batch_size=self.eval_batch_size)
-        return DataLoader(rows, batch_size=None)
+        """The official test part, as rows; several processes share it.
+
+        Raises:
+            ValueError: own data has no such part.
+        """
+        rows = self.splits.gsm8k_final_test
+        if not rows:
+            raise ValueError(f"{self.splits.source} has no test part: evaluate it with evaluate_gsm8k")
+        trainer = self.trainer
+        share = rows[trainer.global_rank :: trainer.world_size] if trainer else rows
+        return DataLoader(RowBatches(share, batch_size=self.eval_batch_size), batch_size=None)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the training rows. (Lightning's own way, by the loader, comes too late where the number of
+        optimizer steps is asked for before the loops are restored.)"""
+        return {} if self.train_loader is None else self.train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training loader begin there."""
+        self.position = state_dict
 
     def _loader(self, dataset: GSM8KDataset, batch_size: int, *, seed: int) -> ResumableLoader:
         trainer = self.trainer

@@ -74,9 +74,7 @@ def generate_word_problems(
     misses = 0
     while len(rows) < count:
         if misses == 10_000:
-            raise ValueError(
-                f"count {count}: only {len(rows)} different problems were found; raise max_steps."
-            )
+            raise ValueError(f"count {count}: only {len(rows)} different problems were found; raise max_steps.")
         misses += 1
         story = tell_word_story(rng=rng, settings=settings or WordProblemSettings())
         if story is None:

@@ -42,9 +42,7 @@ class WordProblemSettings:
         if self.max_number < 10:
             raise ValueError(f"max_number {self.max_number}: must be at least 10.")
         if self.max_value < 3 * self.max_number:
-            raise ValueError(
-                f"max_value {self.max_value}: must be at least {3 * self.max_number} (3 * max_number)."
-            )
+            raise ValueError(f"max_value {self.max_value}: must be at least {3 * self.max_number} (3 * max_number).")
         if not 0.0 <= self.distractor_rate <= 1.0:
             raise ValueError(f"distractor_rate {self.distractor_rate}: must be between 0 and 1.")
 

@@ -6,12 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from smollm_trm.evaluation.compare import Comparison, compare_arms
+from smollm_trm.evaluation.compare import SHUFFLED_SUFFIX, Comparison, compare_arms
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.plots import plot_comparison
 from smollm_trm.records import run_record, write_json
-
-SHUFFLED = ", latents shuffled"
 
 
 def evaluate_arm(
@@ -30,7 +28,7 @@ def evaluate_arm(
     results = {name: evaluate_gsm8k(model, rows, predictions_path=folder / f"{stem}.jsonl", **options)}
     if model.use_trm:
         shuffled = folder / f"{stem}_shuffled.jsonl"
-        results[name + SHUFFLED] = evaluate_gsm8k(
+        results[name + SHUFFLED_SUFFIX] = evaluate_gsm8k(
             model, rows, latents="shuffled", predictions_path=shuffled, **options
         )
     return results

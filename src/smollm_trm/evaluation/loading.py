@@ -38,9 +38,7 @@ def load_for_evaluation(model: str, *, target: str = "steps") -> SmolLMv3WithTRM
     return SmolLMv3WithTRM.from_base(model, settings=settings, dtype=default_dtype()).to(default_device()).eval()
 
 
-def problems_of(
-    part: str, *, data_dir: str | None, dataset_path: str | None, seed: int
-) -> Sequence[Mapping[str, str]]:
+def problems_of(part: str, *, data_dir: str | None, dataset_path: str | None, seed: int) -> Sequence[Mapping[str, str]]:
     """The problems to evaluate on.
 
     Args:

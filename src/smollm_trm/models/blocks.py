@@ -162,6 +162,13 @@ class TinyRecursiveNetwork(nn.Module):
             TransformerBlock(dim=dim, n_heads=n_heads, dropout=dropout, mlp_width=mlp_width) for _ in range(n_layers)
         )
 
+    @torch.no_grad()
+    def shrink_branches(self, scale: float) -> None:
+        """Scale what each residual branch writes: with small branches a fresh network hardly changes its input."""
+        for layer in self.layers:
+            layer.attention.out.weight.mul_(scale)
+            layer.mlp.down.weight.mul_(scale)
+
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Args: states `(B, T, D)`; mask `(B, T)`, True = real. Returns `(B, T, D)`."""
         rotary = rotary_tables(states.shape[1], self.dim // self.layers[0].attention.n_heads, states)

@@ -87,6 +87,7 @@ def think_again(
     thought = model.reasoner.think(hidden_states, torch.ones_like(ids, dtype=torch.bool))[-1]
     latents = torch.cat([latents, thought.latents], dim=1)
     prompt = torch.tensor([row + model.encoder.encode_span()], device=model.device)
+    generate_kwargs = {name: value for name, value in generate_kwargs.items() if name != "min_new_tokens"}
     generated = model.generate(
         prompt, torch.ones_like(prompt), latents=latents, max_new_tokens=max_new_tokens, **generate_kwargs
     )[0].tolist()
@@ -133,8 +134,9 @@ def generate_texts(
         if think_id in completion and completion.index(think_id) + 1 < max_new_tokens:
             length = completion.index(think_id) + 1
             row = ids[index][mask[index].bool()].tolist() + completion[:length]
-            left = max_new_tokens - length
-            whole = think_again(model, row, latents[index : index + 1], max_new_tokens=left, **generate_kwargs)
+            whole = think_again(
+                model, row, latents[index : index + 1], max_new_tokens=max_new_tokens - length, **generate_kwargs
+            )
             completions[index] = completion[:length] + whole[len(row) :]
     return [
         encoder.tokenizer.decode([token for token in completion if token != model.slot_id], skip_special_tokens=True)

@@ -39,8 +39,10 @@ class TRMSettings:
     """Width of the recursion; None takes the base's hidden size, at most 512."""
     n_read_layers: int = 3
     """Layers of the base that are read, evenly spaced and ending at the last."""
-    gain: float = 0.1
+    gain: float = 1.0
     """Size of the reasoner's part of a latent at the start, relative to the embedding table's rms."""
+    branch_scale: float = 0.3
+    """Size of the recursion's residual branches at the start, relative to the paper's: small ones do not collapse."""
     skip: bool = True
     """Add the compressed question to the answer of the recursion before it leaves the reasoner."""
 
@@ -101,7 +103,7 @@ class LatentScale(nn.Module):
 
     `latent = anchor + gain * table_rms * state`. States of a normed module are far larger than token embeddings, and
     all-zero latents are not neutral either (they take attention away): the anchor is the embedding of a token that the
-    base already knows to pass over.
+    base knows in this place, `</think>`.
 
     Args:
         anchor: embedding of the neutral token, `(D,)`.
@@ -259,6 +261,7 @@ def build_reasoner(
         network = TinyRecursiveNetwork(
             dim=dim, n_layers=settings.n_layers, n_heads=settings.n_heads, dropout=settings.dropout
         )
+        network.shrink_branches(settings.branch_scale)
         recursion = RecursiveReasoningBase(
             network=network,
             n_latent_steps=settings.n_latent_steps,

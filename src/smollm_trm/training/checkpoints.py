@@ -3,42 +3,27 @@
 A training checkpoint holds what changes: trainable weights, their average, optimizer, schedule, loops and the position
 in the data. It is written to a temporary file, flushed to disk and renamed, so a process killed at any moment leaves
 the one before. Only tensors and plain values are read back (`weights_only=True`).
+
+Lightning's own `ModelCheckpoint` is not used: it also writes between a batch and its validation, or in the middle of an
+accumulation, where a resumed run would skip that validation or lose those gradients.
 """
 
 import logging
-import os
+import math
+import re
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from smollm_trm.records import write_whole
+from smollm_trm.training.watch import require_finite
 
 logger = logging.getLogger(__name__)
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Write a file or leave what was there: `write(temporary_path)`, flush to disk, rename.
-
-    Args:
-        path: the file to be.
-        write: called with a temporary path beside it.
-
-    Raises:
-        OSError: one line naming the file, where the disk is full or the folder not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"could not write {path}: {error}; free some disk space or choose another output folder"
-        ) from error
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -49,42 +34,131 @@ class WholeCheckpointIO(TorchCheckpointIO):
         write_whole(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read tensors and plain values; anything that would run code is refused."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        """Read tensors and plain values.
+
+        Raises:
+            ValueError: one line: damaged, or it holds something that would run code.
+        """
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:  # whatever a damaged or foreign file makes the reader raise
+            raise ValueError(f"{path}: not a checkpoint of this program ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """An error's message without its explanations."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def checkpoints_by_step(folder: Path) -> dict[int, Path]:
+    """The `step-<n>.ckpt` files of a folder by their n."""
+    names = {path: re.fullmatch(r"step-(\d+)", path.stem) for path in folder.glob("*.ckpt")}
+    return {int(match[1]): path for path, match in names.items() if match}
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, or None. Checksums are compared; no tensor is built."""
+    try:
+        with ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is None:
+            torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        return first_line(error)
+    return broken and f"{broken} does not match its checksum"
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with most optimizer steps that can be read; damaged ones are skipped with a message.
 
     Args:
-        folder: where training left its `*.ckpt` files.
+        folder: where training left its `step-<n>.ckpt` files.
     """
-    found: list[tuple[int, float, Path]] = []
-    for path in sorted(folder.glob("*.ckpt")):
-        try:
-            checkpoint = torch.load(path, map_location="meta", weights_only=True)
-            found.append((int(checkpoint["global_step"]), path.stat().st_mtime, path))
-        except Exception as error:  # whatever a damaged file makes the reader raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            logger.warning("skipped the damaged checkpoint %s (%s); the one before it is used", path, reason)
-    return max(found)[2] if found else None
+    found = checkpoints_by_step(folder)
+    for step in sorted(found, reverse=True):
+        damage = damage_of(found[step])
+        if damage is None:
+            return found[step]
+        logger.warning("skipped the damaged checkpoint %s (%s)", found[step], damage)
+    if found:
+        logger.warning("no good checkpoint is left in %s: the run starts anew", folder)
+    return None
 
 
-def checkpoint_callbacks(folder: Path, *, save_every_n_steps: int) -> list[ModelCheckpoint]:
-    """Two writers: the best by dev loss, and the last two by time, so that one may be damaged.
+class BestAndLatest(Checkpoint):
+    """Writes `step-<n>.ckpt` after every validation, and every so many optimizer steps in between.
+
+    The newest two stay, so that one may be damaged, and with each the one that was best by dev loss when it was
+    written. It also sees to it that a run ends with a validation, and that a run which has ended stays so.
 
     Args:
         folder: where to write.
-        save_every_n_steps: optimizer steps between two writes of the latest state.
+        every_n_steps: optimizer steps after which to write without a validation.
     """
-    best = ModelCheckpoint(dirpath=folder, filename="best-{step}", monitor="dev_loss", mode="min", save_top_k=1)
-    latest = ModelCheckpoint(
-        dirpath=folder,
-        filename="latest-{step}",
-        monitor="step",
-        mode="max",
-        save_top_k=2,
-        every_n_train_steps=save_every_n_steps,
-        save_on_train_epoch_end=False,
-    )
-    return [best, latest]
+
+    def __init__(self, *, folder: Path, every_n_steps: int) -> None:
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.best_step = 0
+        self.best_loss = math.inf
+        self.recent: list[list[int]] = []
+        """Step and best step of the last two checkpoints."""
+        self.finished = False
+
+    @property
+    def best_path(self) -> Path | None:
+        """The checkpoint with the lowest dev loss; None before the first validation."""
+        return self.folder / f"step-{self.best_step}.ckpt" if self.best_step else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        names = ("best_step", "best_loss", "recent", "finished")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that had ended is not trained further."""
+        trainer.should_stop = self.finished
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask for the last validation, or write where a run can be entered again exactly.
+
+        That is after an optimizer step, and not before a validation or the end of an epoch, which are part of the
+        batch in Lightning's books.
+        """
+        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 >= trainer.max_epochs
+        if last_epoch or 0 < trainer.max_steps <= trainer.global_step:
+            trainer.check_val_every_n_epoch = 1
+            trainer.should_stop = True
+        validates = trainer.should_stop or (batch_idx + 1) % trainer.val_check_batch == 0
+        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        last_written = self.recent[-1][0] if self.recent else 0
+        due = trainer.global_step - last_written >= self.every_n_steps
+        if due and not (validates or accumulates or trainer.is_last_batch):
+            self.write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the dev loss and write."""
+        if trainer.state.fn != "fit":
+            return
+        loss = require_finite("dev_loss", float(trainer.callback_metrics["dev_loss"]))
+        if loss < self.best_loss:
+            self.best_step, self.best_loss = trainer.global_step, loss
+        self.finished = trainer.should_stop
+        self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Write a checkpoint, then remove what is no longer needed."""
+        self.recent = [*self.recent[-1:], [trainer.global_step, self.best_step]]
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step}.ckpt", weights_only=False)
+        needed = {step for pair in self.recent for step in pair}
+        if trainer.is_global_zero:
+            for step, path in checkpoints_by_step(self.folder).items():
+                if step < trainer.global_step and step not in needed:
+                    path.unlink(missing_ok=True)

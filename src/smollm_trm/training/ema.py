@@ -86,6 +86,9 @@ class AverageWeights(Callback):
             for name, average in self.average.averages.items():
                 average.copy_(self.loaded["averages"][name])
             self.loaded = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where a resumed run stands; when the fit starts Lightning does not know it yet."""
         self.last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smollm_trm.data.answers import is_correct
 from smollm_trm.data.batching import IGNORED_LABEL
+from smollm_trm.evaluation.evaluate import SPARE_TOKENS, longest_completion
 from smollm_trm.models.smollm import ReasoningOutput, SmolLMv3WithTRM, token_losses
 from smollm_trm.models.span import latent_variation
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
@@ -36,14 +37,14 @@ def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return token_losses(logits, labels).sum(1) / (labels != IGNORED_LABEL).sum(1).clamp_min(1)
 
 
-def halting_loss(logit: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy per sample: should this row have stopped at this step?
+def halting_losses(logit: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of each row, `(B,)`: should it have stopped at this step?
 
     Args:
         logit: `(B,)`.
         target: `(B,)` of bool.
     """
-    return F.binary_cross_entropy_with_logits(logit.float(), target.float())
+    return F.binary_cross_entropy_with_logits(logit.float(), target.float(), reduction="none")
 
 
 class SmolLMTRMLightningModule(LightningModule):
@@ -54,7 +55,7 @@ class SmolLMTRMLightningModule(LightningModule):
         optimizer_settings: rates and schedule.
         supervise: "one" draws a supervision step per batch; "all" makes a pass of the base per step.
         seed: of everything random in a step; a step's randomness depends on it and on the step's number only.
-        max_new_tokens: length of the answers in `trainer.test`.
+        max_new_tokens: limit of the answers in `trainer.test`; None makes room for the longest gold solution.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class SmolLMTRMLightningModule(LightningModule):
         optimizer_settings: OptimizerSettings | None = None,
         supervise: str = "one",
         seed: int = 0,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if supervise not in ("one", "all"):
@@ -75,7 +76,6 @@ class SmolLMTRMLightningModule(LightningModule):
         self.seed = seed
         self.max_new_tokens = max_new_tokens
         self.strict_loading = False  # checkpoints leave the frozen base out
-        self.correct: list[bool] = []
 
     def forward(self, *args, **kwargs) -> ReasoningOutput:
         """The model's forward."""
@@ -93,53 +93,76 @@ class SmolLMTRMLightningModule(LightningModule):
             return None
         return int(torch.randint(1, self.model.reasoner.n_supervision_steps + 1, (), generator=self.step_generator))
 
-    def global_mean(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """The sum of token losses over the supervised tokens of all processes' batches.
+    def global_mean(self, values: Tensor, counted: Tensor) -> Tensor:
+        """The mean over all processes' batches of the values that count, as this process's part of the loss.
 
         Gradients are averaged over processes, so the sum is multiplied by their number: two processes then give the
         gradient of one with both batches.
+
+        Args:
+            values: of any shape.
+            counted: of the same shape, True where a value counts.
         """
-        count = (labels != IGNORED_LABEL).sum()
-        if self.trainer.world_size > 1:
-            count = self.all_gather(count).sum() / self.trainer.world_size
-        return losses.sum() / count.clamp_min(1)
+        count, world = counted.sum(), self.trainer.world_size
+        if world > 1:
+            count = self.all_gather(count).sum()
+        return values.masked_fill(~counted, 0).sum() * world / count.clamp_min(1)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One drawn supervision step, or all of them."""
+        step = None
         if self.supervise == "all" and self.model.reasoner is not None:
             thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], gradient_at_every_step=True)
         else:
-            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], n_steps=self.draw_step())[-1:]
-        total = torch.zeros((), device=self.device)
-        for thought in thoughts or [None]:
+            step = self.draw_step()
+            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], n_steps=step)[-1:]
+        losses, halting = [], []
+        for number, thought in enumerate(thoughts or [None], start=step or 1):
             output = self.model(**batch, thought=thought)
-            loss = self.global_mean(token_losses(output.logits, output.labels), output.labels)
-            total = total + (loss + self.halting_part(batch, batch_idx, output)) / max(1, len(thoughts))
-        self.log("train_loss", loss.detach(), prog_bar=True)
-        if thoughts:
+            supervised = output.labels != IGNORED_LABEL
+            losses.append(self.global_mean(token_losses(output.logits, output.labels), supervised))
+            halting.append(self.halting_part(batch, batch_idx, output, number))
+        loss = torch.stack(losses).mean()
+        self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
+        if thoughts and len(batch["input_ids"]) > 1:
             self.log("latent_variation", latent_variation(thoughts[-1].latents))
-        return total
+        return loss + sum(halting) / len(halting)
 
-    def halting_part(self, batch: dict[str, Tensor], batch_idx: int, output: ReasoningOutput) -> Tensor | float:
+    def halting_part(
+        self, batch: dict[str, Tensor], batch_idx: int, output: ReasoningOutput, step: int
+    ) -> Tensor | float:
         """The halting head's loss, where there is one.
 
         Under `target="answer"` a row should stop where all its answer tokens are right. Under `target="steps"` it
         should stop where its loss is within 1% of its best step's; that takes the other steps' losses, so it is
         trained on every 16th batch only.
+
+        Args:
+            batch: see `training_step`.
+            batch_idx: of the batch in its epoch.
+            output: of the supervision step in training.
+            step: its number, from 1.
         """
         if output.halting_logit is None:
             return 0.0
-        logits, labels = output.logits.detach(), output.labels
         if self.model.encoder.target == "answer":
-            return HALTING_WEIGHT * halting_loss(output.halting_logit, rows_all_right(logits, labels))
-        if batch_idx % HALTING_EVERY:
-            return 0.0 * output.halting_logit.sum()
-        with torch.no_grad():
-            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"])
-            every = [self.model(**batch, thought=thought) for thought in thoughts]
-            best = torch.stack([row_losses(step.logits, step.labels) for step in every]).amin(0)
-        target = row_losses(logits, labels) <= HALTING_TOLERANCE * best
-        return HALTING_WEIGHT * halting_loss(output.halting_logit, target)
+            target = rows_all_right(output.logits.detach(), output.labels)
+        elif batch_idx % HALTING_EVERY == 0:
+            losses = self.losses_by_step(batch)
+            target = losses[step - 1] <= HALTING_TOLERANCE * losses.amin(0)
+        else:
+            return 0.0 * output.halting_logit.sum()  # so that the head has a gradient in every step, as DDP asks
+        real = (output.labels != IGNORED_LABEL).any(1)
+        return HALTING_WEIGHT * self.global_mean(halting_losses(output.halting_logit, target), real)
+
+    @torch.no_grad()
+    def losses_by_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Each row's loss after each supervision step, `(S, B)`, without dropout, whose noise is more than 1%."""
+        self.model.eval()
+        thoughts = self.model.think(batch["input_ids"], batch["attention_mask"])
+        outputs = [self.model(**batch, thought=thought) for thought in thoughts]
+        self.model.train()
+        return torch.stack([row_losses(output.logits, output.labels) for output in outputs])
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss per supervised token on the dev part, after all supervision steps."""
@@ -148,16 +171,20 @@ class SmolLMTRMLightningModule(LightningModule):
         self.log("dev_loss", output.loss, prog_bar=True, batch_size=int(count), sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
-        """Begin counting."""
-        self.correct = []
+        """Decide how long answers may get, as `evaluate_gsm8k` does."""
+        self.answer_room = self.max_new_tokens
+        if self.answer_room is None:
+            if self.trainer.datamodule is None:
+                raise ValueError("max_new_tokens: say how long answers may get, or give trainer.test a datamodule")
+            rows = self.trainer.datamodule.splits.gsm8k_final_test
+            self.answer_room = longest_completion(self.model, rows) + SPARE_TOKENS
 
     def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:
         """Answer a batch of official test problems and grade them."""
         questions = [row["question"] for row in rows]
-        texts = self.model.generate_with_thinking(questions, max_new_tokens=self.max_new_tokens)
-        right = [is_correct(text, row["answer"]) for text, row in zip(texts, rows, strict=True)]
-        self.correct += right
-        self.log("test_accuracy", sum(right) / len(right), batch_size=len(right), sync_dist=True, prog_bar=True)
+        texts = self.model.generate_with_thinking(questions, max_new_tokens=self.answer_room)
+        right = sum(is_correct(text, row["answer"]) for text, row in zip(texts, rows, strict=True))
+        self.log("test_accuracy", right / len(rows), batch_size=len(rows), sync_dist=True, prog_bar=True)
 
     def configure_optimizers(self) -> dict:
         """AdamW, and its schedule stepped once per optimizer step."""

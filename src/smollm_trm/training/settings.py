@@ -113,6 +113,8 @@ class TrainSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         if self.val_check_interval <= 0:
             raise ValueError(f"val_check_interval={self.val_check_interval}: must be above 0")
         if self.max_samples is not None and self.max_samples < 1:

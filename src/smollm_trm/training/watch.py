@@ -9,6 +9,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from smollm_trm.models.reasoners import StaticLatents
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ class CollapseWarning(Callback):
         variation = trainer.callback_metrics.get("latent_variation")
         if self.warned or variation is None or trainer.global_step < self.after:
             return
-        if getattr(pl_module.model.reasoner, "reads_the_question", True) and float(variation) < self.threshold:
+        if not isinstance(pl_module.model.reasoner, StaticLatents) and float(variation) < self.threshold:
             self.warned = True
             logger.warning(
                 "the latents hardly differ between problems (variation %.5f at step %d): they act as a soft prompt. "
@@ -77,11 +79,25 @@ class CollapseWarning(Callback):
 
 
 class Speedometer(Callback):
-    """Logs tokens per second and peak GPU memory."""
+    """Logs tokens per second and peak GPU memory, and counts the seconds of all sittings."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.since = time.perf_counter()
+        self.started = self.since = time.perf_counter()
+        self.earlier_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run, earlier sittings up to the checkpoint included."""
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        """The time so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Add the time of earlier sittings."""
+        self.earlier_seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -94,12 +110,17 @@ class Speedometer(Callback):
     ) -> None:
         """Count, and report at every logging step."""
         self.tokens += batch["input_ids"].numel()
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if steps and trainer.global_step % trainer.log_every_n_steps == 0:
             now = time.perf_counter()
             pl_module.log("tokens_per_second", self.tokens / max(1e-9, now - self.since))
             self.tokens, self.since = 0, now
             if torch.cuda.is_available():
                 pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the validation out of the training speed."""
+        self.tokens, self.since = 0, time.perf_counter()
 
 
 def require_finite(name: str, value: float) -> float:

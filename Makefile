@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make:  make demo   make test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test lint unit notebook notebook-run study bench clean
+
+help:
+	@echo "make demo      train, compare and save the tiny twin on word problems: under 5 minutes on two CPU cores"
+	@echo "make test      lint, unit tests, the notebook's build check and its headless run"
+	@echo "make notebook  build the notebooks and the guides' tables from notebooks/ and src/"
+	@echo "make study     LoRA, static latents, compressor and TRM on word problems: under an hour on two CPU cores"
+	@echo "make bench     every other figure of benchmarks/"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[loggers,notebook,lm-eval,bench,dev]'
+	@touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/smollm-trm demo
+
+test: lint unit notebook-check notebook-run
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: install
+	$(BIN)/pytest -m "not notebook"
+
+notebook: install
+	$(BIN)/python notebooks/build.py
+
+notebook-check: install
+	$(BIN)/python notebooks/build.py --check
+
+notebook-run: install
+	$(BIN)/pytest -m notebook
+
+study: install
+	$(BIN)/python benchmarks/study.py
+
+clean:
+	rm -rf $(VENV) outputs build src/*.egg-info

@@ -1,0 +1,102 @@
+"""Where a run's figures go, and what of Lightning's own talk the user is spared."""
+
+import csv
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+logger = logging.getLogger(__name__)
+
+NOISE = (
+    ".*does not have many workers",  # the rows are in memory
+    ".*LeafSpec.* is deprecated",
+    ".*is_gradient_checkpointing.* is deprecated",
+    ".*gradient_checkpointing_enable.* is deprecated",
+    r".*Detected call of .lr_scheduler\.step\(\). before .optimizer\.step\(\)",  # fp16 looking for its loss scale
+    ".*Experiment logs directory .* exists and is not empty",
+)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Leave the progress bar, real warnings and errors; drop Lightning's tips and what we know already."""
+    talkers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [talker.level for talker in talkers]
+    with warnings.catch_warnings():
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        for talker in talkers:
+            talker.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for talker, level in zip(talkers, levels, strict=True):
+                talker.setLevel(level)
+
+
+class KeptCSVLogger(CSVLogger):
+    """Lightning's CSV logger, except that a resumed run goes on with the rows it has: Lightning's deletes them.
+
+    Args:
+        folder: of the run; the file is `logs/metrics.csv`.
+        first_step: rows of this optimizer step and later are dropped: they are about to be made again.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        super().__init__(str(folder), name="logs", version="", flush_logs_every_n_steps=1)
+        self.first_step = first_step
+
+    @property
+    def experiment(self) -> Any:
+        """Lightning's writer, made once and given the earlier rows."""
+        if self._experiment is None:
+            earlier = self.earlier_rows()
+            writer = super().experiment
+            writer.metrics = earlier
+            writer.save()
+            return writer
+        return self._experiment
+
+    def earlier_rows(self) -> list[dict[str, Any]]:
+        """Rows of earlier sittings that stay; a last line that was cut off is dropped."""
+        path = Path(self.log_dir) / "metrics.csv"
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        rows = [row for row in csv.DictReader(lines) if row.get("step", "").isdigit()]
+        return [
+            {name: value for name, value in row.items() if value} for row in rows if int(row["step"]) < self.first_step
+        ]
+
+
+def build_loggers(folder: Path, *, first_step: int, wandb_project: str | None, wandb_name: str | None) -> list[Logger]:
+    """CSV always, TensorBoard where installed, Weights & Biases only where a key is set: nothing ever asks for one.
+
+    Args:
+        folder: of the run.
+        first_step: optimizer steps made in earlier sittings.
+        wandb_project: project at Weights & Biases; None for none.
+        wandb_name: the run's name there.
+    """
+    loggers: list[Logger] = [KeptCSVLogger(folder, first_step=first_step)]
+    try:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(str(folder), name="tensorboard", version="", purge_step=first_step or None))
+    except ModuleNotFoundError:
+        logger.info("tensorboard is not installed: losses go to logs/metrics.csv only")
+    if wandb_project and os.environ.get("WANDB_API_KEY"):
+        from pytorch_lightning.loggers import WandbLogger
+
+        loggers.append(WandbLogger(project=wandb_project, name=wandb_name, save_dir=str(folder)))
+    elif wandb_project:
+        logger.warning("wandb_project is set but WANDB_API_KEY is not: losses go to %s/logs/metrics.csv", folder)
+    return loggers

@@ -1,0 +1,180 @@
+"""What a training run is made of: rows, model, loader, trainer, each from the settings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
+
+from smollm_trm.data.answers import strip_annotations
+from smollm_trm.data.datamodule import GSM8KDataModule
+from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
+from smollm_trm.data.reasoning_dataset import ReasoningDataset
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO
+from smollm_trm.training.ema import AverageWeights
+from smollm_trm.training.loggers import build_loggers
+from smollm_trm.training.module import SmolLMTRMLightningModule
+from smollm_trm.training.settings import TrainSettings
+from smollm_trm.training.watch import CollapseWarning, NonFiniteGuard, Speedometer
+
+Rows = Sequence[Mapping[str, str]]
+
+
+def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | None) -> GSM8KSplits:
+    """The parts to train and validate on: given rows, an own file, or GSM8K.
+
+    Args:
+        settings: `dataset_path`, `data_dir` and `seed` count here.
+        train_dataset: rows to train on.
+        test_dataset: the dev part (the documents call the 20% part "test").
+    """
+    if train_dataset is None and settings.dataset_path is None:
+        if test_dataset is not None:
+            raise ValueError("test_dataset was given without train_dataset: give both, or neither for GSM8K")
+        return load_gsm8k(settings.data_dir, seed=settings.seed)
+    given = ReasoningDataset(settings.dataset_path) if train_dataset is None else train_dataset
+    rows = [dict(row) for row in given]
+    if test_dataset is None:
+        train, dev = split_gsm8k(rows, seed=settings.seed)
+    else:
+        train, dev = rows, [dict(row) for row in test_dataset]
+    if not train or not dev:
+        raise ValueError(f"{len(train)} rows to train on and {len(dev)} for dev: both need at least 1")
+    return GSM8KSplits(
+        gsm8k_train=train,
+        gsm8k_test=dev,
+        gsm8k_final_test=[],
+        seed=settings.seed,
+        source=settings.dataset_path or "given rows",
+        fingerprint=split_fingerprint(train, dev),
+        duplicates=0 if test_dataset is not None else len(rows) - len(train) - len(dev),
+    )
+
+
+def pick_precision(precision: str) -> tuple[str, torch.dtype]:
+    """Lightning's precision and the dtype of the base's weights.
+
+    "auto": bf16 on GPUs of compute capability 8 and up, fp16 below (a T4 claims bf16 but only emulates it), fp32 on a
+    CPU. The base's weights get the dtype that autocast computes in; what is trained stays fp32.
+    """
+    if precision == "auto":
+        if not torch.cuda.is_available():
+            precision = "32-true"
+        else:
+            precision = "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
+    dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if precision not in dtypes:
+        raise ValueError(f"precision={precision!r}: choose 'auto', '32-true', 'bf16-mixed' or '16-mixed'")
+    return precision, dtypes[precision]
+
+
+def enable_checkpointing(model: SmolLMv3WithTRM) -> None:
+    """Trade time for memory in the base: keep no activations, compute them again in the backward pass."""
+    model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def build_module(settings: TrainSettings, splits: GSM8KSplits, dtype: torch.dtype) -> SmolLMTRMLightningModule:
+    """The model with a fresh adapter and reasoner, ready to train. What is trained is fp32."""
+    texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in splits.gsm8k_train[:4000]]
+    model = SmolLMv3WithTRM.from_base(
+        settings.model_name,
+        settings=settings.model_settings(),
+        lora=settings.lora_settings(),
+        dtype=torch.float32 if settings.base_training == "full" else dtype,
+        tiny_texts=texts,
+        seed=settings.seed,
+    )
+    if settings.gradient_checkpointing:
+        enable_checkpointing(model)
+    return SmolLMTRMLightningModule(
+        model=model.train(),
+        optimizer_settings=settings.optimizer_settings(),
+        supervise=settings.supervise,
+        seed=settings.seed,
+    )
+
+
+def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLightningModule) -> GSM8KDataModule:
+    """The rows as the model's own encoder writes them, encoded."""
+    data = GSM8KDataModule(
+        encoder=module.model.encoder,
+        splits=splits,
+        batch_size=settings.batch_size,
+        eval_batch_size=settings.eval_batch_size,
+        max_length=settings.max_length,
+        max_samples=settings.max_samples,
+        seed=settings.seed,
+    )
+    data.setup("fit")
+    return data
+
+
+def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
+    """When Lightning is to validate and to log.
+
+    Validations fall on optimizer steps: what an unfinished accumulation holds is in no checkpoint.
+
+    Args:
+        settings: `val_check_interval` and `accumulate_grad_batches` count here.
+        n_batches: of an epoch, per process.
+    """
+    interval, accumulate = settings.val_check_interval, settings.accumulate_grad_batches
+    wanted = interval * n_batches if interval <= 1 else interval
+    steps = -(-n_batches // accumulate)
+    intervals: dict[str, Any] = {"log_every_n_steps": max(1, min(10, steps // 10))}
+    if wanted >= n_batches:
+        return {**intervals, "val_check_interval": 1.0, "check_val_every_n_epoch": round(wanted / n_batches)}
+    return {**intervals, "val_check_interval": min(n_batches, max(1, int(wanted / accumulate)) * accumulate)}
+
+
+def build_trainer(settings: TrainSettings, folder: Path, *, precision: str, n_batches: int, first_step: int) -> Trainer:
+    """Lightning's trainer with our callbacks.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        precision: Lightning's name.
+        n_batches: of an epoch, per process.
+        first_step: optimizer steps made in earlier sittings.
+    """
+    callbacks: list[Callback] = [
+        NonFiniteGuard(),
+        AverageWeights(limit=settings.ema_decay),
+        CollapseWarning(),
+        Speedometer(),
+        LearningRateMonitor(logging_interval="step"),
+        BestAndLatest(folder=folder / "checkpoints", every_n_steps=settings.save_every_n_steps),
+    ]
+    if settings.patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                monitor="dev_loss", patience=settings.patience, check_finite=False, check_on_train_epoch_end=False
+            )
+        )
+    if settings.progress:
+        callbacks.append(TQDMProgressBar())
+    return Trainer(
+        **pick_intervals(settings, n_batches),
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision=precision,
+        max_epochs=settings.num_epochs,
+        max_steps=settings.max_steps,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        gradient_clip_val=settings.gradient_clip,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        plugins=[WholeCheckpointIO()],
+        logger=build_loggers(
+            folder, first_step=first_step, wandb_project=settings.wandb_project, wandb_name=settings.wandb_name
+        ),
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,
+        enable_progress_bar=settings.progress,
+        enable_model_summary=False,
+    )

@@ -1,0 +1,67 @@
+"""A training run small enough for a test: the real `train_gsm8k` on a handful of word problems."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from twins import ROWS, make_base, make_tokenizer
+
+from smollm_trm.training.module import SmolLMTRMLightningModule
+from smollm_trm.training.train import train_gsm8k
+
+TRAIN_ROWS, DEV_ROWS = ROWS[:19], ROWS[19:25]
+TINY_TRM = {
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_latent_steps": 1,
+    "n_deep_recursions": 2,
+    "n_supervision_steps": 3,
+    "compression_heads": 2,
+    "dim": 16,
+}
+TINY_RUN = {
+    "num_latents": 3,
+    "trm_kwargs": TINY_TRM,
+    "lora_kwargs": {"r": 4},
+    "batch_size": 4,
+    "num_epochs": 2,
+    "accumulate_grad_batches": 2,
+    "learning_rate": 3e-3,
+    "progress": False,
+}
+
+
+def save_tiny_base(folder: Path) -> str:
+    """A base model on disk, loaded as any other is."""
+    tokenizer = make_tokenizer()
+    make_base("smollm3", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def train_tiny(base: str, output_dir: Path, **changes: Any):
+    """`train_gsm8k` with the settings above; 5 batches and 3 optimizer steps an epoch."""
+    given = {"train_dataset": TRAIN_ROWS, "test_dataset": DEV_ROWS, **TINY_RUN, **changes}
+    return train_gsm8k(model_name=base, output_dir=str(output_dir), **given)
+
+
+def newest_checkpoint(output_dir: Path) -> dict[str, Any]:
+    newest = max((output_dir / "checkpoints").glob("step-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]))
+    return torch.load(newest, weights_only=True)
+
+
+def trainable_weights(module: SmolLMTRMLightningModule) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def first_difference(left: Any, right: Any, path: str = "") -> str | None:
+    """Where two nests of dicts, lists, tensors and numbers differ bit for bit; None if nowhere."""
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        pairs = [(key, left[key], right[key]) for key in left]
+    elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and len(left) == len(right):
+        pairs = [(index, *pair) for index, pair in enumerate(zip(left, right, strict=True))]
+    elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return None if torch.equal(left, right) else path
+    else:
+        return None if left == right else f"{path}: {left!r} against {right!r}"
+    return next((found for key, *both in pairs if (found := first_difference(*both, f"{path}.{key}"))), None)

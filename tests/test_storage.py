@@ -1,0 +1,126 @@
+"""A saved model is small, plain, and the same model when it is loaded."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from twins import ROWS, make_base, make_model, make_tokenizer
+
+from smollm_trm.models.loading import adapt_base, load_base
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+
+TOKENIZER = make_tokenizer()
+QUESTIONS = [row["question"] for row in ROWS[:3]]
+
+
+def fresh_base(architecture: str = "smollm3"):
+    return make_base(architecture, TOKENIZER), TOKENIZER
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = make_model("smollm3", TOKENIZER)
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+@pytest.mark.parametrize("architecture", ["smollm3", "gpt2"])
+@pytest.mark.parametrize("reasoner", ["trm", "compressor", "static", None])
+def test_a_reloaded_model_generates_the_same_text(tmp_path, architecture, reasoner):
+    model = make_model(architecture, TOKENIZER, reasoner=reasoner)
+    model.save_pretrained(tmp_path)
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=fresh_base(architecture))
+    options = {"max_new_tokens": 12, "do_sample": True}
+    torch.manual_seed(3)
+    before = model.generate_with_thinking(QUESTIONS, **options)
+    torch.manual_seed(3)
+    assert loaded.generate_with_thinking(QUESTIONS, **options) == before
+
+
+def test_the_folder_holds_no_base_and_no_pickle(saved):
+    model, folder = saved
+    names = {path.name for path in folder.iterdir()}
+    assert {"adapter_model.safetensors", "reasoner.safetensors", "smollm_trm.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".ckpt"))]
+    tensors = load_file(folder / "adapter_model.safetensors") | load_file(folder / "reasoner.safetensors")
+    assert not any("embed_tokens" in name for name in tensors)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(t.numel() for name, t in tensors.items()) <= trained + 3 * 32 + 1
+
+
+def test_a_base_trained_whole_is_saved_whole(tmp_path):
+    model = make_model("smollm3", TOKENIZER, base_training="full", reasoner="trm")
+    model.save_pretrained(tmp_path)
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
+    assert loaded.generate_with_thinking(QUESTIONS, max_new_tokens=8) == model.generate_with_thinking(
+        QUESTIONS, max_new_tokens=8
+    )
+
+
+def test_the_adapter_merges_into_the_base():
+    model = make_model("smollm3", TOKENIZER)
+    before = model.generate_with_thinking(QUESTIONS, max_new_tokens=8)
+    merged = model.merge_and_unload()
+    assert not hasattr(merged.base_model, "peft_config")
+    assert merged.generate_with_thinking(QUESTIONS, max_new_tokens=8) == before
+
+
+def test_a_folder_without_our_configuration_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no smollm_trm.json there; give a folder that save_pretrained wrote"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", '{"format_version": 99}', '{"format_version": 1}', "[]"])
+def test_a_configuration_that_is_not_ours_is_refused(tmp_path, content):
+    (tmp_path / "smollm_trm.json").write_text(content)
+    with pytest.raises(ValueError, match="not a smollm-trm configuration"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path)
+
+
+def test_missing_foreign_and_misshapen_tensors_are_refused_by_name(saved):
+    _, folder = saved
+    path = folder / "reasoner.safetensors"
+    tensors = load_file(path)
+    broken = {
+        "missing": {name: t for name, t in tensors.items() if name != "compressor.queries"},
+        "has shape": tensors | {"compressor.queries": torch.zeros(2, 2)},
+        "unknown tensor": tensors | {"another": torch.zeros(1)},
+    }
+    for message, content in broken.items():
+        save_file(content, path)
+        with pytest.raises(ValueError, match=message):
+            SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+    path.unlink()
+    with pytest.raises(ValueError, match="reasoner.safetensors: cannot be read"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+
+
+def test_a_missing_adapter_and_a_foreign_base_are_refused(saved):
+    _, folder = saved
+    with pytest.raises(ValueError, match="does not fit this base"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base("gpt2"))
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="adapter_model.safetensors is missing"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+
+
+def test_the_settings_say_what_was_measured(tmp_path):
+    make_model("smollm3", TOKENIZER).save_pretrained(tmp_path, training={"dev_loss": 1.5})
+    content = json.loads((tmp_path / "smollm_trm.json").read_text())
+    assert content["training"] == {"dev_loss": 1.5} and content["num_latents"] == 6
+
+
+def test_a_base_that_is_not_there_is_one_clear_line(tmp_path):
+    with pytest.raises(ValueError, match="no config.json in that folder"):
+        load_base(str(tmp_path))
+    with pytest.raises(ValueError, match="tiny.*pass a dataset"):
+        load_base("tiny")
+
+
+def test_an_unknown_way_to_train_the_base_is_refused():
+    with pytest.raises(ValueError, match="base_training='some': choose 'lora', 'frozen' or 'full'"):
+        adapt_base(make_base("llama", TOKENIZER), training="some", lora=None)
