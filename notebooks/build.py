@@ -38,7 +38,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 INLINE = re.compile(rf"\[inline\]\s+({PACKAGE}(?:\.\w+)+)(?:\s*:\s*(\w+(?:\s*,\s*\w+)*))?")
-LARGEST = 200_000  # bytes
+LARGEST = 400_000  # bytes
 KEPT_METADATA = ("cellView", "tags")
 METADATA = {
     "accelerator": "GPU",
@@ -84,8 +84,14 @@ def built_files(root: Path = ROOT) -> dict[Path, str]:
 
 
 def notebook_text(notebook: NotebookNode) -> str:
-    """A notebook as its file's text; a cell's source is one string, a fifth shorter than nbformat's lists."""
-    return json.dumps(notebook, indent=0, sort_keys=True, ensure_ascii=False) + "\n"
+    """A notebook as its file's text: one cell a line, its source one string, a quarter shorter than nbformat's own."""
+
+    def packed(value: object) -> str:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    cells = ",\n".join(packed(cell) for cell in notebook.cells)
+    rest = packed({name: value for name, value in notebook.items() if name != "cells"})
+    return f'{{"cells":[\n{cells}\n],{rest[1:]}\n'
 
 
 def notebook_sources(root: Path = ROOT) -> list[Path]:

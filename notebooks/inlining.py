@@ -12,8 +12,8 @@ from pathlib import Path
 
 from library import BuildError, Definition, Import, LibraryModule, read_module
 
-SMALL = 12  # lines up to which a definition may share a cell
-SHARED = 40  # lines up to which a shared cell may grow
+SMALL = 40  # lines up to which a definition may share a cell
+SHARED = 100  # lines up to which a shared cell may grow
 WIDE = 110  # characters up to which an import stays on one line
 LIST_ITEM = re.compile(r"\s*([-*+]|\d+[.)])\s")
 

@@ -25,12 +25,11 @@ from smollm_trm.training.module import SmolLMTRMLightningModule
 PLANS = {
     # An epoch has 5 batches and 3 optimizer steps; validations after batch 4 and at the end of the run.
     "mid_epoch": {"num_epochs": 2, "val_check_interval": 4, "save_every_n_steps": 1},
-    # Validations at the end of every second epoch; ends early, its rates being so high that the dev loss rises.
+    # Validations at the ends of epochs; ends early, its rates being so high that the dev loss rises.
     "early_stop": {
-        "num_epochs": 12,
-        "val_check_interval": 10,
+        "num_epochs": 8,
         "save_every_n_steps": 2,
-        "learning_rate": 0.5,
+        "learning_rate": 0.2,
         "patience": 1,
         "ema_decay": 0.0,
     },

@@ -60,7 +60,7 @@ def test_with_the_question_hidden_the_latents_answer_and_swapped_latents_do_not(
         (build_tiny_model(tokenizer, hidden_size=64, n_layers=2, intermediate_size=128), tokenizer),
         settings=ModelSettings(base_training="full", num_latents=4, target="answer", trm=trm),
     )
-    steps = 500
+    steps = 700
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     for _ in range(steps):

@@ -236,7 +236,7 @@ def usage() -> str:
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse and run one command."""
     parser = command_parser(name)
-    values: dict[str, Any] = parser.instantiate_classes(parser.parse_args(list(arguments))).as_dict()
+    values: dict[str, Any] = parser.parse_args(list(arguments)).as_dict()
     values.pop("config", None)
     if name == "train":
         train_command(TrainSettings(**values))

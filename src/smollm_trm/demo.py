@@ -22,16 +22,16 @@ class DemoSize:
     """How much the demo does; the defaults take under five minutes on two cores."""
 
     problems: WordProblemSettings = field(
-        default_factory=lambda: WordProblemSettings(max_steps=2, max_number=10, max_value=50, distractor_rate=0.2)
+        default_factory=lambda: WordProblemSettings(max_steps=2, max_number=10, max_value=30, distractor_rate=0.0)
     )
     """How hard the problems are."""
-    train_problems: int = 40_000
+    train_problems: int = 60_000
     """Problems to train on, before the 20% dev part is taken."""
     test_problems: int = 500
     """Held-out problems that every arm answers."""
-    base_steps: int = 1800
+    base_steps: int = 2000
     """Training steps of the base from scratch."""
-    arm_steps: int = 700
+    arm_steps: int = 500
     """Training steps of LoRA only and of LoRA + TRM."""
     batch_size: int = 32
     """Rows per step."""

@@ -57,7 +57,7 @@ def build_tiny_model(
     tokenizer: PreTrainedTokenizerFast,
     *,
     hidden_size: int = 128,
-    n_layers: int = 3,
+    n_layers: int = 2,
     n_heads: int = 4,
     intermediate_size: int = 384,
     seed: int = 0,

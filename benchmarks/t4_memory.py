@@ -1,0 +1,276 @@
+"""How much GPU memory the notebook's runs need on a T4, found without one.
+
+    python benchmarks/t4_memory.py               trace the runs at SmolLM3-3B's real shapes; prints a Markdown table
+    python benchmarks/t4_memory.py --validate    compare the tracer with the allocator on a small model
+
+The model, its reasoner, LoRA, optimizer and average are built as the notebook builds them, of fake tensors: they have
+shape, dtype and lifetime but no data. One training step, one validation batch and one batch of generation run on them,
+and every storage is counted from its first use to its release. Batches are the worst that GSM8K has: every row as long
+as its longest (84 tokens of question, 361 of solution, the latents between).
+
+Not seen: CUDA's context (about 0.5 GiB), workspaces and fragmentation. The table adds 10% for the last two.
+Attention is traced as the plain matrix product, which keeps all its scores: other kernels need less.
+"""
+
+import argparse
+import gc
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from _record import benchmark_options, print_table, record
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
+
+from smollm_trm.data.batching import collate_examples
+from smollm_trm.data.prompts import EncodedExample, slot_token_id
+from smollm_trm.models.loading import LoraSettings, adapt_base
+from smollm_trm.models.reasoners import TRMSettings, build_reasoner
+from smollm_trm.models.smollm import SmolLMv3WithTRM, token_losses
+from smollm_trm.models.storage import ModelSettings
+from smollm_trm.models.tiny import train_tiny_tokenizer
+from smollm_trm.training.ema import TrainableAverage
+from smollm_trm.training.optim import OptimizerSettings, build_optimizer
+
+GIB = 2**30
+QUESTION, SOLUTION = 84, 361  # tokens of GSM8K's longest training row with SmolLM3's tokenizer
+LONGEST_QUESTION = 240
+SPARE = 16
+SMOLLM3 = {  # HuggingFaceTB/SmolLM3-3B, config.json
+    "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 65_536,
+    "rope_theta": 5_000_000.0, "tie_word_embeddings": True, "no_rope_layer_interval": 4, "use_sliding_window": False,
+}  # fmt: skip
+SMALL = {**SMOLLM3, "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
+         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What of a run decides its memory; names as in the notebook."""
+
+    num_latents: int = 64
+    batch_size: int = 4
+    eval_batch_size: int = 8
+    at_once: int = 32
+    use_trm: bool = True
+    gradient_checkpointing: bool = True
+    trm: Mapping[str, int] | None = None
+    solution: int = SOLUTION
+    """Tokens of the longest solution that `max_length` lets through."""
+
+
+RUNS = {
+    "quick, LoRA + TRM": Run(),
+    "quick, LoRA": Run(use_trm=False),
+    "full, LoRA + TRM": Run(num_latents=256, batch_size=2, eval_batch_size=4),
+    "full, LoRA": Run(num_latents=256, batch_size=2, eval_batch_size=4, use_trm=False),
+    "full, more recursion": Run(
+        num_latents=256, batch_size=2, eval_batch_size=4,
+        trm={"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 8},
+    ),
+    "full, num_latents 128": Run(num_latents=128, batch_size=2, eval_batch_size=4),
+    "full, num_latents 512": Run(num_latents=512, batch_size=2, eval_batch_size=4),
+    "full, batch_size 1": Run(num_latents=256, batch_size=1, eval_batch_size=4),
+    "full, no checkpointing": Run(num_latents=256, batch_size=2, eval_batch_size=4, gradient_checkpointing=False),
+}  # fmt: skip
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.total = self.peak = 0
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor's storage until it is released."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.live:
+            return
+        self.live[key] = size
+        self.total += size
+        self.peak = max(self.peak, self.total)
+        weakref.finalize(storage, self.release, key)
+
+    def release(self, key: int) -> None:
+        """A storage is gone."""
+        self.total -= self.live.pop(key, 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run the operation and count what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, Tensor):
+                self.add(value)
+        return result
+
+    @contextmanager
+    def phase(self, name: str, peaks: dict[str, float]) -> Iterator[None]:
+        """Note a phase's own peak, in GiB."""
+        gc.collect()
+        self.peak = self.total
+        with self:
+            yield
+        peaks[name] = self.peak / GIB
+
+
+def build(run: Run, shapes: Mapping, dtype: torch.dtype, lora: LoraSettings) -> SmolLMv3WithTRM:
+    """The notebook's model of a run; of fake tensors if called under `FakeTensorMode`."""
+    tokenizer = train_tiny_tokenizer(["Question: Answer: #### 1"], vocab_size=300)
+    base = SmolLM3ForCausalLM(SmolLM3Config(**shapes, pad_token_id=0)).to(dtype)
+    settings = TRMSettings(**(run.trm or {}))
+    reasoner = None
+    if run.use_trm:
+        hidden = base.config.hidden_size
+        reasoner = build_reasoner(
+            "trm", num_latents=run.num_latents, hidden_size=hidden, settings=settings,
+            anchor=torch.zeros(hidden), table_rms=0.02,
+        )  # fmt: skip
+    if run.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    base = adapt_base(base, training="lora", lora=lora)
+    model_settings = ModelSettings(reasoner="trm" if run.use_trm else None, num_latents=run.num_latents, trm=settings)
+    return SmolLMv3WithTRM(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=model_settings)
+
+
+def batch_of(model: SmolLMv3WithTRM, rows: int, solution: int) -> dict[str, Tensor]:
+    """Real ids, masks and labels of the longest rows."""
+    span = [slot_token_id(model.tokenizer)] * model.num_latents
+    row = EncodedExample(prompt=[7] * (QUESTION - 1) + span + [8], completion=[9] * solution)
+    return collate_examples([row] * rows, 0)
+
+
+def train_once(model: SmolLMv3WithTRM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
+    """One batch as the Lightning module trains it, with the last supervision step drawn, and an optimizer step."""
+    thought = (model.think(batch["input_ids"], batch["attention_mask"]) or [None])[-1]
+    output = model(**batch, thought=thought)
+    loss = token_losses(output.logits, output.labels).sum() / batch["labels"].numel()
+    if output.halting_logit is not None:
+        loss = loss + output.halting_logit.sum()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def generate_once(model: SmolLMv3WithTRM, run: Run) -> None:
+    """Read, think, fill the cache with the prompt, and go on to the longest text in one stride (an upper bound)."""
+    span = [slot_token_id(model.tokenizer)] * model.num_latents
+    ids = torch.tensor([[7] * (LONGEST_QUESTION - 1) + span + [8]] * run.at_once)
+    mask = torch.ones_like(ids)
+    if model.use_trm:
+        model.latents_for(ids, mask)
+    cache = DynamicCache(config=model.config)
+    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    model.causal_lm(input_ids=ids, attention_mask=mask, **options)
+    more = torch.full((run.at_once, run.solution + SPARE), 9)
+    whole = torch.ones(run.at_once, ids.shape[1] + more.shape[1], dtype=torch.long)
+    model.causal_lm(input_ids=more, attention_mask=whole, **options)
+
+
+def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, generation: bool = True) -> dict[str, float]:
+    """GiB at rest and at the peak of training, validation and generation."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
+    counter, peaks = LiveBytes(), {}
+    with mode:
+        model = build(run, shapes, dtype, LoraSettings()).train()
+        average = TrainableAverage(model)
+    for tensor in [*model.parameters(), *model.buffers(), *average.averages.values()]:
+        counter.add(tensor)
+    optimizer = build_optimizer(base=model.base_model, reasoner=model.reasoner, settings=OptimizerSettings())
+    for group in optimizer.param_groups:
+        group["foreach"] = True  # as on a GPU
+    peaks["weights"] = counter.total / GIB
+    autocast = torch.autocast("cpu", dtype=dtype) if dtype != torch.float32 else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH):
+        with counter.phase("first step", peaks), autocast:
+            train_once(model, optimizer, batch_of(model, run.batch_size, run.solution))
+        with counter.phase("training", peaks), autocast:  # with the optimizer's state there
+            train_once(model, optimizer, batch_of(model, run.batch_size, run.solution))
+        model.eval()
+        with counter.phase("validation", peaks), torch.no_grad(), autocast:
+            average.swap_in(model)
+            model(**batch_of(model, run.eval_batch_size, run.solution))
+            average.swap_out(model)
+        if generation:
+            del optimizer, average
+            with counter.phase("generation", peaks), torch.no_grad():
+                generate_once(model, run)
+    return peaks
+
+
+def allocator_peak(run: Run, shapes: Mapping) -> dict[str, float]:
+    """What PyTorch's allocator itself reports for one step at a small size: bytes at the peak, over what was there."""
+    model = build(run, shapes, torch.float32, LoraSettings()).train()
+    optimizer = build_optimizer(base=model.base_model, reasoner=model.reasoner, settings=OptimizerSettings())
+    for group in optimizer.param_groups:
+        group["foreach"] = True
+    batch = batch_of(model, run.batch_size, run.solution)
+    with sdpa_kernel(SDPBackend.MATH):
+        train_once(model, optimizer, batch)
+        gc.collect()
+        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            train_once(model, optimizer, batch)
+    events = [one for one in profiler.profiler.kineto_results.events() if one.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda one: one.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return {"allocated": peak / GIB}
+
+
+def tracer_error(run: Run) -> dict[str, float]:
+    """The tracer on fake tensors against the allocator on real ones, for a training step of a small model."""
+    traced = peaks_of(run, SMALL, fake=True, dtype=torch.float32, generation=False)
+    fresh = FakeTensorMode(allow_non_fake_inputs=True)
+    with fresh:
+        model = build(run, SMALL, torch.float32, LoraSettings())
+    optimizer_state = 2 * sum(p.numel() * 4 for p in model.parameters() if p.requires_grad) / GIB
+    there = traced["weights"] + optimizer_state
+    measured = allocator_peak(run, SMALL)["allocated"]
+    step = traced["training"] - there
+    return {"traced_mib": step * 1024, "allocated_mib": measured * 1024, "error": step / measured - 1}
+
+
+def main() -> None:
+    """The command."""
+    parser: argparse.ArgumentParser = benchmark_options(__doc__)
+    parser.add_argument("--validate", action="store_true", help="compare the tracer with the allocator on a small model")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.validate:
+        runs = {
+            "checkpointing": Run(num_latents=16, batch_size=2),
+            "no checkpointing": Run(num_latents=16, batch_size=2, gradient_checkpointing=False),
+            "LoRA only": Run(use_trm=False, batch_size=2),
+        }
+        figures = {name: tracer_error(run) for name, run in runs.items()}
+        rows = [[name, f"{f['traced_mib']:.1f}", f"{f['allocated_mib']:.1f}", f"{f['error']:+.1%}"] for name, f in figures.items()]
+        print_table(["one training step", "traced MiB", "allocated MiB", "error"], rows)
+        record("t4_memory_validation", figures, seed=0, keep=options.record)
+        return
+    figures = {name: peaks_of(run, SMOLLM3, fake=True, dtype=torch.float16) for name, run in RUNS.items()}
+    print(markdown_table(figures))
+    record("t4_memory", figures, keep=options.record)
+
+
+def markdown_table(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """The guide's table; 10% added to what was traced."""
+    phases = ("weights", "training", "validation", "generation")
+    lines = [f"| run | {' | '.join(phases)} | peak + 10% |", "|" + " --- |" * (len(phases) + 2)]
+    for name, peaks in figures.items():
+        most = 1.1 * max(peaks[phase] for phase in phases)
+        lines.append(f"| {name} | {' | '.join(f'{peaks[phase]:.1f}' for phase in phases)} | **{most:.1f}** |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The command line: one override per command, one clear line per mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from twins import ROWS
+
+from smollm_trm import cli
+from smollm_trm.data.rows import write_jsonl
+from smollm_trm.training.settings import TrainSettings
+
+TINY_RUN = {
+    "model_name": "tiny",
+    "num_latents": 4,
+    "trm_kwargs": {"n_supervision_steps": 1, "n_latent_steps": 1},
+    "batch_size": 8,
+    "accumulate_grad_batches": 1,
+    "max_steps": 2,
+    "target": "answer",
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("gsm8k")
+    write_jsonl(folder / "train.jsonl", ROWS[:50])
+    write_jsonl(folder / "test.jsonl", ROWS[50:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    """A trained run, by the command itself, its settings from a YAML file."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = folder / "settings.yaml"
+    settings.write_text(yaml.safe_dump({**TINY_RUN, "data_dir": str(data), "output_dir": str(folder / "out")}))
+    cli.main(["train", "--config", str(settings), "--base_training", "full"])
+    return folder / "out"
+
+
+def refusal(arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, f"more than one line: {error}"
+    return error
+
+
+def test_training_leaves_its_figures_with_seed_split_versions_and_command(run):
+    results = json.loads((run / "results.json").read_text())
+    assert results["optimizer_steps"] == 2 and results["settings"]["base_training"] == "full"
+    assert len(results["split"]["fingerprint"]) == 64 and results["split"]["seed"] == 42
+    assert {"torch", "transformers", "smollm-trm"} <= set(results["versions"]) and results["command"]
+
+
+def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsys):
+    cli.main(["evaluate", str(run), "--part", "test", "--data_dir", str(data), "--max_new_tokens", "4"])
+    report = json.loads((run / "evaluation" / "test.json").read_text())
+    assert report["total"] == 10 and report["part"] == "test" and len(report["correct_by_problem"]) == 10
+    assert "test: " in capsys.readouterr().out
+    cli.main(["ask", str(run), "What is 1 + 1?", "--max_new_tokens", "3"])
+    out = tmp_path / "compared"
+    arguments = ["--data_dir", str(data), "--max_samples", "5", "--output_dir", str(out), "--models.trained", str(run)]
+    cli.main(["compare", *arguments, "--models.again", str(run)])
+    assert "latents ignored" in capsys.readouterr().out
+    assert {"comparison.png", "comparison.md", "comparison.json"} <= {path.name for path in out.iterdir()}
+
+
+def test_push_dry_run_writes_a_card_with_what_was_measured(run, capsys):
+    cli.main(["push", str(run), "someone/model", "--dry_run", "true"])
+    assert "would push to someone/model" in capsys.readouterr().out
+    card = (run / "model" / "README.md").read_text()
+    assert "2 optimizer steps" in card and "dev loss" in card and "test: " in card
+
+
+def test_every_training_option_can_be_given_and_is_read():
+    parser = cli.command_parser("train")
+    parsed = parser.parse_args(["--num_latents", "5", "--trm_kwargs.n_layers", "1", "--use_trm", "false"])
+    assert (parsed.num_latents, parsed.trm_kwargs, parsed.use_trm) == (5, {"n_layers": 1}, False)
+    assert set(TrainSettings.__dataclass_fields__) <= set(parsed.keys())
+
+
+def test_print_config_prints_yaml_that_loads_again(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--num_latents", "7", "--print_config"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["num_latents"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train", "--num_latnets", "5"], "did you mean --num_latents?"),
+        (["train", "--num_latent", "5"], "did you mean --num_latents?"),
+        (["train", "--trm_kwargs.n_layer", "5"], "trm_kwargs: unknown setting 'n_layer'; did you mean 'n_layers'?"),
+        (["train", "--num_latents", "0"], "num_latents=0: must be at least 1"),
+        (["train", "--num_latents", "-3"], "num_latents=-3: must be at least 1"),
+        (["train", "--num_latents", "many"], "num_latents"),
+        (["train", "--batch_size", "0"], "batch_size=0: must be at least 1"),
+        (["train", "--target", "step"], "target='step': choose one of steps, answer"),
+        (["train", "--precision", "fp16"], "precision='fp16': choose one of auto"),
+        (["train", "--learning_rate", "3"], "learning_rate=3.0"),
+        (["train", "--data_dir", "nowhere"], "nowhere"),
+        (["train", "--dataset_path", "nowhere.json"], "nowhere.json"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["evaluate"], "model"),
+        (["evaluate", "x", "--part", "train"], "part='train': choose 'dev' or 'test'"),
+        (["ask", "nowhere/at/all", " "], "question: it is empty"),
+        (["compare"], "models"),
+        (["push", "nowhere", "a/b"], "no smollm_trm.json there"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, message, capsys):
+    assert message in refusal(arguments, capsys)
+
+
+def test_an_unwritable_output_folder_is_one_clear_line(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "run")
+    arguments = [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in TINY_RUN.items()]
+    error = refusal(["train", *arguments, "--data_dir", str(data), "--output_dir", out], capsys)
+    assert "could not write" in error and "another output folder" in error
+
+
+def test_usage_names_every_command(capsys):
+    cli.main([])
+    usage = capsys.readouterr().out
+    assert all(f"  {name} " in usage for name in ["train", *cli.COMMANDS])
