@@ -57,6 +57,7 @@ def main() -> None:
             "test_exact_match": results["exact_match"],
             "test_chain_accuracy": results["chain_accuracy"],
             "num_test": results["num_examples"],
+            "exact_match_by_digits": {key: row["exact_match"] for key, row in results["by_digits"].items()},
             "exact_match_by_minute": by_minute,
             "wall_seconds": round(wall, 1),
             "cpu_seconds": round(cpu, 1),

@@ -91,15 +91,20 @@ def base_job(folder: Path, seed: int) -> dict:
 
 def arm_job(folder: Path, seed: int, name: str, steps: int) -> dict:
     """An arm: LoRA and its latents, answering at once."""
-    return common(folder, seed) | RATES | ARMS[name.removesuffix(", longer")] | {
-        "model_name": str(folder / "base" / "model" / "base"),
-        "trm_kwargs": TRM,
-        "target": "answer",
-        "max_steps": steps,
-        "val_check_interval": max(1, steps // 4),
-        "save_every_n_steps": 250,
-        "output_dir": str(folder / name.replace(", ", "_").replace(" ", "_").lower()),
-    }
+    return (
+        common(folder, seed)
+        | RATES
+        | ARMS[name.removesuffix(", longer")]
+        | {
+            "model_name": str(folder / "base" / "model" / "base"),
+            "trm_kwargs": TRM,
+            "target": "answer",
+            "max_steps": steps,
+            "val_check_interval": max(1, steps // 4),
+            "save_every_n_steps": 250,
+            "output_dir": str(folder / name.replace(", ", "_").replace(" ", "_").lower()),
+        }
+    )
 
 
 def run_jobs(jobs: list[dict], *, processes: int, threads: int) -> None:
@@ -148,9 +153,7 @@ def study(folder: Path, seed: int, steps: int, processes: int) -> dict:
         model = SmolLMv3WithTRM.from_pretrained(Path(job["output_dir"]) / "model")
         results |= evaluate_arm(name, model, rows, predictions, batch_size=128, seed=seed)
     comparison = report_comparison(results, folder, baseline="static latents", seed=seed)
-    plot_losses(
-        {name: Path(jobs[name]["output_dir"]) / "logs" / "metrics.csv" for name in ARMS}, folder / "losses.png"
-    )
+    plot_losses({name: Path(jobs[name]["output_dir"]) / "logs" / "metrics.csv" for name in ARMS}, folder / "losses.png")
     print(comparison)
     figures = {"base_chain": next(iter(chain.values()))["accuracy"], "steps": steps, "arms": {}}
     grades = {name: result["correct_by_problem"] for name, result in results.items()}

@@ -243,7 +243,9 @@ def tracer_error(run: Run) -> dict[str, float]:
 def main() -> None:
     """The command."""
     parser: argparse.ArgumentParser = benchmark_options(__doc__)
-    parser.add_argument("--validate", action="store_true", help="compare the tracer with the allocator on a small model")
+    parser.add_argument(
+        "--validate", action="store_true", help="compare the tracer with the allocator on a small model"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.validate:
@@ -253,7 +255,10 @@ def main() -> None:
             "LoRA only": Run(use_trm=False, batch_size=2),
         }
         figures = {name: tracer_error(run) for name, run in runs.items()}
-        rows = [[name, f"{f['traced_mib']:.1f}", f"{f['allocated_mib']:.1f}", f"{f['error']:+.1%}"] for name, f in figures.items()]
+        rows = [
+            [name, f"{f['traced_mib']:.1f}", f"{f['allocated_mib']:.1f}", f"{f['error']:+.1%}"]
+            for name, f in figures.items()
+        ]
         print_table(["one training step", "traced MiB", "allocated MiB", "error"], rows)
         record("t4_memory_validation", figures, seed=0, keep=options.record)
         return

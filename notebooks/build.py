@@ -38,7 +38,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 INLINE = re.compile(rf"\[inline\]\s+({PACKAGE}(?:\.\w+)+)(?:\s*:\s*(\w+(?:\s*,\s*\w+)*))?")
-LARGEST = 400_000  # bytes
+LARGEST = 320_000  # bytes
 KEPT_METADATA = ("cellView", "tags")
 METADATA = {
     "accelerator": "GPU",

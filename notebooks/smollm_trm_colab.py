@@ -28,6 +28,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from importlib import metadata, util
 from pathlib import Path
 
@@ -57,6 +58,8 @@ if missing:
 if IN_COLAB and installed_version("torchao"):  # PEFT refuses to be imported beside Colab's old torchao
     subprocess.run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", "torchao"], check=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars without ipywidgets
+warnings.filterwarnings("ignore", category=FutureWarning)
 print("installed:" if missing else "nothing to install", *missing)
 
 # %% [markdown]
@@ -70,8 +73,8 @@ print("installed:" if missing else "nothing to install", *missing)
 # | `quick` | SmolLM3-3B on 1,000 problems of GSM8K, 64 latents, one epoch; 200 problems compared | a T4 |
 # | `full` | SmolLM3-3B on all 5,978, 256 latents, three epochs; may span several sessions | a T4 |
 #
-# The other fields change a single setting; `None` leaves it as `RUN` has it. What each costs in memory and time
-# stands in [the guide](https://github.com/smollm-trm/smollm-trm/blob/main/COLAB_NOTEBOOK_GUIDE.md).
+# The other fields change a single setting; `None` leaves it as `RUN` has it. What each run costs in memory and time
+# stands in `COLAB_NOTEBOOK_GUIDE.md` beside this notebook.
 
 # %% cellView="form"
 #@title Settings
@@ -112,8 +115,6 @@ from IPython.display import Image, Markdown
 
 # %%
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-warnings.filterwarnings("ignore", message="IProgress not found")
-warnings.filterwarnings("ignore", category=FutureWarning)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -155,10 +156,10 @@ elif RUN != "smoke":
 # %%
 RUNS = {
     "smoke": {
-        "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 300, "num_epochs": 1000,
+        "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 400, "num_epochs": 1000,
         "batch_size": 32, "eval_batch_size": 128, "accumulate_grad_batches": 1, "max_length": 512,
-        "learning_rate": 2e-3, "trm_learning_rate": 1e-3, "patience": None, "val_check_interval": 150,
-        "save_every_n_steps": 150,
+        "learning_rate": 2e-3, "trm_learning_rate": 1e-3, "patience": None, "val_check_interval": 200,
+        "save_every_n_steps": 200,
     },
     "quick": {
         "model_name": "HuggingFaceTB/SmolLM3-3B", "num_latents": 64, "target": "steps", "max_samples": 1000,
@@ -172,7 +173,7 @@ RUNS = {
     },
 }
 AROUND = {  # what surrounds the training
-    "smoke": {"word_problems": 12_000, "base_steps": 700, "dev": 500, "compared": 300, "at_once": 128},
+    "smoke": {"word_problems": 30_000, "base_steps": 1500, "dev": 500, "compared": 300, "at_once": 128},
     "quick": {"dev": 200, "compared": 200, "at_once": 32},
     "full": {"dev": None, "compared": None, "at_once": 32},
 }
@@ -265,7 +266,7 @@ value = None
 # %%
 data_dir = None  # None: the folder in the environment variable GSM8K_DIR, else the Hub
 if RUN == "smoke":
-    easy = WordProblemSettings(max_steps=2, max_number=10, max_value=50, distractor_rate=0.2)
+    easy = WordProblemSettings(max_steps=2, max_number=10, max_value=30, distractor_rate=0.0)
     data_dir = write_word_problems(
         FOLDER / "data", train=around["word_problems"], test=300, seed=SEED, settings=easy
     )
@@ -423,7 +424,7 @@ def judge(name: str, judged: SmolLMv3WithTRM) -> None:
 def show(rows: list[dict], texts: list[str]) -> None:
     """Questions, what was written, and the right answer."""
     for row, text in zip(rows, texts, strict=True):
-        print(f"question: {row['question']}\nwritten:  {text.strip()}\nright:    {gold_answer(row['answer'])}\n")
+        print(f"question: {row['question']}\nwritten:  {text.strip()[:600]}\nright:    {gold_answer(row['answer'])}\n")
 
 
 # %% [markdown]
@@ -497,7 +498,7 @@ if model.model.use_trm:
 model.model.to(device)
 after = model.model.generate_with_thinking([row["question"] for row in shown])
 for row, was, now in zip(shown, before, after, strict=True):
-    print(f"question: {row['question']}\nbefore:   {was.strip()}\nafter:    {now.strip()}\n"
+    print(f"question: {row['question']}\nbefore:   {was.strip()[:600]}\nafter:    {now.strip()[:600]}\n"
           f"right:    {gold_answer(row['answer'])}\n")
 if model.model.use_trm:
     judge("LoRA + TRM", model.model)

@@ -14,7 +14,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from smollm_trm.arithmetic.batches import SumBatches, WholeRunSampler, batches_of_an_epoch, encode_sums
+from smollm_trm.arithmetic.batches import (
+    SumBatches,
+    WholeRunSampler,
+    batches_of_an_epoch,
+    encode_sums,
+    repeat_one_column_sums,
+)
 from smollm_trm.arithmetic.checkpoints import newest_good_state
 from smollm_trm.arithmetic.commands import (
     evaluate_arithmetic,
@@ -328,6 +334,16 @@ def test_a_schedule_reaches_both_parts():
     model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss.backward()
     optimizer.step()
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+
+
+def test_sums_of_one_column_are_repeated_only_beside_chains():
+    tokenizer = build_arithmetic_tokenizer()
+    for chain, expected in ((True, 1 + 3 + 1), (False, 3)):
+        lines = [write_sum(operands, chain=chain) for operands in ([12, 34], [3, 5], [90, 1])]
+        sums = encode_sums(lines, tokenizer, max_length=128)
+        repeated = repeat_one_column_sums(sums, lines, 3)
+        assert len(repeated) == expected
+        assert int((repeated.lengths == sums.lengths[1]).sum()) == (3 if chain else 1)
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_to_zero():

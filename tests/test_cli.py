@@ -122,7 +122,9 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, message, capsys)
 def test_an_unwritable_output_folder_is_one_clear_line(data, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "run")
-    arguments = [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in TINY_RUN.items()]
+    arguments = [
+        f"--{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in TINY_RUN.items()
+    ]
     error = refusal(["train", *arguments, "--data_dir", str(data), "--output_dir", out], capsys)
     assert "could not write" in error and "another output folder" in error
 

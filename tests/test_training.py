@@ -323,8 +323,8 @@ def test_steps_with_gradients_that_are_not_finite_are_left_out_and_counted(base,
     train_tiny(base, tmp_path, num_epochs=1)
     assert first_difference(weights[0], weights[1]) is None and first_difference(weights[1], weights[2]) is not None
     with open(tmp_path / "logs" / "metrics.csv", newline="") as file:
-        counted = {int(row["step"]): float(row["nonfinite_steps"]) for row in csv.DictReader(file) if row["grad_norm"]}
-    assert counted == {0: 0, 1: 1, 2: 1}
+        counted = {int(row["step"]): row["nonfinite_steps"] for row in csv.DictReader(file) if row["grad_norm"]}
+    assert counted == {0: "", 1: "1.0", 2: "1.0"}
 
 
 def test_a_loss_that_stays_nan_ends_the_run_with_advice(base, tmp_path, monkeypatch):
@@ -478,5 +478,7 @@ def test_trainer_test_agrees_with_evaluate_gsm8k(watched, monkeypatch):
 
 
 def test_own_data_has_no_official_test(watched):
+    splits = gather_splits(TrainSettings(), ROWS[:4], ROWS[4:6])
+    data = GSM8KDataModule(encoder=watched.module.model.encoder, splits=splits)
     with pytest.raises(ValueError, match="given rows has no test part: evaluate it with evaluate_gsm8k"):
-        watched.trainer.test(watched.module, datamodule=watched.trainer.datamodule, verbose=False)
+        watched.trainer.test(watched.module, datamodule=data, verbose=False)

@@ -48,6 +48,7 @@ def evaluate(
         output_dir: results and predictions go here; None puts them beside the model.
     """
     from smollm_trm.evaluation.evaluate import evaluate_gsm8k
+    from smollm_trm.evaluation.halting import judge_halting
     from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
     from smollm_trm.hub import add_evaluation
     from smollm_trm.models.storage import SETTINGS_FILE
@@ -69,7 +70,9 @@ def evaluate(
         seed=seed,
         predictions_path=folder / f"{stem}.jsonl",
     )
-    write_json(folder / f"{stem}.json", {"part": name, "model": model, "seed": seed, **result, **run_record()})
+    halting = judge_halting(loaded, rows, result["correct_by_problem"]) if latents == "own" else None
+    report = {"part": name, "model": model, "seed": seed, **result, "halting": halting, **run_record()}
+    write_json(folder / f"{stem}.json", report)
     for saved in (Path(model), Path(model) / "model"):
         if (saved / SETTINGS_FILE).is_file() and latents == "own" and max_samples is None:
             add_evaluation(saved, name, result)
@@ -77,8 +80,15 @@ def evaluate(
     print(
         f"{name}{'' if latents == 'own' else ' with latents ' + latents}: {100 * result['accuracy']:.1f}% of "
         f"{result['total']} problems (95% interval {100 * low:.1f} to {100 * high:.1f}), strict "
-        f"{100 * result['strict_accuracy']:.1f}%\nresults in {folder / f'{stem}.json'}"
+        f"{100 * result['strict_accuracy']:.1f}%"
     )
+    if halting is not None:
+        auroc = "not defined (all alike)" if halting["auroc"] is None else f"{halting['auroc']:.2f}"
+        print(
+            f"halting head: AUROC {auroc} (base rate {halting['base_rate']:.2f}), would stop after "
+            f"{halting['mean_steps']:.1f} of {halting['steps']} steps"
+        )
+    print(f"results in {folder / f'{stem}.json'}")
 
 
 def compare(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from smollm_trm.models.storage import SETTINGS_FILE, read_settings
 from smollm_trm.records import write_json
@@ -116,8 +115,8 @@ def push_model(
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(UPLOADED))
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever the Hub's client and its transport raise, by version
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"could not push to {repo_id}: {reason}; log in with `hf auth login` or set HF_TOKEN"
         ) from error

@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerFast
 
+from smollm_trm.arithmetic.rules import THINK
+
 BATCHES_IN_A_POOL = 50
 
 
@@ -30,12 +32,10 @@ class EncodedSums:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def first(self, count: int) -> "EncodedSums":
-        """The first examples only."""
+    def select(self, rows: torch.Tensor) -> "EncodedSums":
+        """Some of the rows, or some of them several times."""
         return EncodedSums(
-            token_ids=self.token_ids[:count],
-            lengths=self.lengths[:count],
-            problem_lengths=self.problem_lengths[:count],
+            token_ids=self.token_ids[rows], lengths=self.lengths[rows], problem_lengths=self.problem_lengths[rows]
         )
 
 
@@ -56,6 +56,17 @@ def encode_sums(lines: list[str], tokenizer: PreTrainedTokenizerFast, *, max_len
     equals = tokenizer.convert_tokens_to_ids("=")
     problem_lengths = (encoded["input_ids"] == equals).int().argmax(dim=1) + 1  # the first one
     return EncodedSums(token_ids=encoded["input_ids"].to(torch.uint8), lengths=lengths, problem_lengths=problem_lengths)
+
+
+def repeat_one_column_sums(sums: EncodedSums, lines: list[str], times: int) -> EncodedSums:
+    """Let the sums without a chain be seen several times an epoch, where the others have one.
+
+    There are only 275 sums of one column (of up to three operands), and they are written in a way of their own.
+    """
+    has_chain = torch.tensor([THINK in line for line in lines])
+    if times == 1 or not has_chain.any():
+        return sums
+    return sums.select(torch.arange(len(sums)).repeat_interleave(torch.where(has_chain, 1, times)))
 
 
 class SumBatches(Dataset):

@@ -88,6 +88,7 @@ def train_arithmetic(
     max_steps: int = -1,
     warmup_steps: int = 500,
     problem_weight: float = 1.0,
+    one_column_repeats: int = 1,
     data_dir: str = "data",
     output_dir: str = "checkpoints",
     num_workers: int = 4,
@@ -114,6 +115,7 @@ def train_arithmetic(
         max_steps: optimizer steps; -1 leaves it to num_epochs.
         warmup_steps: steps of the linear rise.
         problem_weight: weight of the problem's own tokens in the loss.
+        one_column_repeats: how often an epoch shows a sum of one column, where the others have a chain.
         data_dir: folder of train.json, val.json and test.json.
         output_dir: where everything is written.
         num_workers: processes that prepare batches; never more than there are cores.
@@ -137,6 +139,7 @@ def train_arithmetic(
         max_steps=max_steps,
         warmup_steps=warmup_steps,
         problem_weight=problem_weight,
+        one_column_repeats=one_column_repeats,
         data_dir=data_dir,
         output_dir=output_dir,
         num_workers=num_workers,

@@ -18,6 +18,7 @@ FAST_PRESET = {
     "warmup_steps": 100,
     "max_steps": 2000,
     "problem_weight": 0.1,
+    "one_column_repeats": 20,
     "num_workers": 0,
     "save_steps": 500,
     "eval_steps": 250,
@@ -30,7 +31,7 @@ FREE_ON_RESUME = (
     *("no_wandb", "eval_batch_size", "eval_examples"),
 )
 AT_LEAST_ONE = (
-    *("max_length", "batch_size", "eval_batch_size", "num_epochs"),
+    *("max_length", "batch_size", "eval_batch_size", "num_epochs", "one_column_repeats"),
     *("save_steps", "eval_steps", "logging_steps"),
 )
 
@@ -61,6 +62,8 @@ class SumTrainingSettings:
     """Steps of the linear rise, before the cosine."""
     problem_weight: float = 1.0
     """Weight of the problem's own tokens in the loss (they are chance)."""
+    one_column_repeats: int = 1
+    """How often an epoch shows a sum of one column, where the others have a chain."""
     data_dir: str = "data"
     """Folder of train.json, val.json and test.json."""
     output_dir: str = "checkpoints"

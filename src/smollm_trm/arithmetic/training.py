@@ -30,6 +30,7 @@ from smollm_trm.arithmetic.batches import (
     WholeRunSampler,
     encode_sums,
     plain_batches,
+    repeat_one_column_sums,
 )
 from smollm_trm.arithmetic.checkpoints import SumCheckpoints, checkpoint_folders, newest_good_state
 from smollm_trm.arithmetic.evaluation import evaluate_sums
@@ -63,7 +64,8 @@ def train_sums(settings: SumTrainingSettings) -> dict:
         part: encode_sums(file.examples, tokenizer, max_length=settings.max_length) for part, file in files.items()
     }
     if settings.eval_examples != -1:
-        parts["val"] = parts["val"].first(settings.eval_examples)
+        parts["val"] = parts["val"].select(torch.arange(min(settings.eval_examples, len(parts["val"]))))
+    parts["train"] = repeat_one_column_sums(parts["train"], files["train"].examples, settings.one_column_repeats)
     num_steps = settings.count_steps(len(parts["train"]))
     model = build_arithmetic_model(settings.model_size, max_length=settings.max_length, seed=settings.seed)
     model.config.digit_order = files["train"].digit_order  # tells the interactive command how answers are written

@@ -19,7 +19,6 @@ NOISE = (
     ".*is_gradient_checkpointing.* is deprecated",
     ".*gradient_checkpointing_enable.* is deprecated",
     r".*Detected call of .lr_scheduler\.step\(\). before .optimizer\.step\(\)",  # fp16 looking for its loss scale
-    ".*Experiment logs directory .* exists and is not empty",
 )
 
 
@@ -57,7 +56,9 @@ class KeptCSVLogger(CSVLogger):
         """Lightning's writer, made once and given the earlier rows."""
         if self._experiment is None:
             earlier = self.earlier_rows()
-            writer = super().experiment
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*Experiment logs directory")
+                writer = super().experiment
             writer.metrics = earlier
             writer.save()
             return writer

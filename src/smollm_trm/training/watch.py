@@ -28,6 +28,14 @@ class NonFiniteGuard(Callback):
         self.in_a_row = 0
         self.total = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """The counts, so that a resumed run goes on with them."""
+        return {"in_a_row": self.in_a_row, "total": self.total}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -35,12 +43,13 @@ class NonFiniteGuard(Callback):
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         pl_module.log("grad_norm", norm)
-        if bool(torch.isfinite(norm)):
-            self.in_a_row = 0
+        finite = bool(torch.isfinite(norm))
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.total += not finite
+        if self.total:
+            pl_module.log("nonfinite_steps", float(self.total), prog_bar=True)
+        if finite:
             return
-        self.in_a_row += 1
-        self.total += 1
-        pl_module.log("nonfinite_steps", float(self.total), prog_bar=True)
         for parameter in pl_module.parameters():
             parameter.grad = None
         if self.in_a_row >= self.limit:

@@ -1,0 +1,62 @@
+"""What the halting head knows: does it tell right answers from wrong ones, and how many steps would it save?"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from smollm_trm.evaluation.statistics import halting_report
+from smollm_trm.models.generation import encode_prompts
+
+
+@torch.no_grad()
+def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_size: int = 32) -> list[list[float]]:
+    """The halting probability of every question after every supervision step; empty without a halting head.
+
+    Args:
+        model: a `SmolLMv3WithTRM`.
+        questions: bare questions.
+        batch_size: questions read at once.
+    """
+    found: list[list[float]] = []
+    for at in range(0, len(questions), batch_size):
+        ids, mask = encode_prompts(
+            model.encoder,
+            questions[at : at + batch_size],
+            max_new_tokens=1,
+            context_length=model.config.max_position_embeddings,
+        )
+        thoughts = model.think(ids.to(model.device), mask.to(model.device))
+        if not thoughts or thoughts[0].halting_logit is None:
+            return []
+        logits = torch.stack([thought.halting_logit for thought in thoughts], dim=1)  # (B, S)
+        found += logits.float().sigmoid().tolist()
+    return found
+
+
+def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right: Sequence[bool]) -> dict | None:
+    """How the halting head did on graded problems; None without such a head.
+
+    Args:
+        model: a `SmolLMv3WithTRM`.
+        rows: the problems, as evaluated.
+        was_right: their grades, after all supervision steps.
+
+    Returns:
+        `auroc` of the last step's probability against the grades (0.5: knows nothing), `base_rate` of right answers,
+        `steps` of a full thought, `mean_steps` until the first probability of one half, and `steps_saved` as a share.
+    """
+    probabilities = halting_probabilities(model, [row["question"] for row in rows[: len(was_right)]])
+    if not probabilities:
+        return None
+    report = halting_report([steps[-1] for steps in probabilities], was_right)
+    total = len(probabilities[0])
+    stops = [next((at for at, chance in enumerate(steps, 1) if chance > 0.5), total) for steps in probabilities]
+    mean = sum(stops) / len(stops)
+    return {
+        "auroc": report.auroc,
+        "base_rate": report.base_rate,
+        "steps": total,
+        "mean_steps": mean,
+        "steps_saved": 1 - mean / total,
+    }

@@ -1,0 +1,68 @@
+"""Sharing a model: the card states what was measured, the upload holds what loads, a refusal is one line."""
+
+import json
+
+import pytest
+from twins import make_model, make_tokenizer
+
+from smollm_trm import hub
+
+TRAINING = {
+    "train_rows": 40,
+    "dev_rows": 10,
+    "optimizer_steps": 7,
+    "dev_loss": 1.25,
+    "split": {"source": "openai/gsm8k (main)", "seed": 42, "fingerprint": "ab" * 32},
+}
+RESULT = {"accuracy": 0.25, "correct": 5, "total": 20, "interval": [0.11, 0.47], "examples": ["left out"]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_model("smollm3", make_tokenizer()).save_pretrained(tmp_path, training=TRAINING)
+    return tmp_path
+
+
+def test_the_card_states_what_was_measured_and_nothing_else(folder):
+    hub.add_evaluation(folder, "dev", RESULT)
+    card = hub.model_card(folder)
+    assert "dev: 25.0% of 20 problems (95% interval 11.0 to 47.0)" in card
+    assert "40 problems of openai/gsm8k (main)" in card and "dev loss 1.2500" in card
+    assert "left out" not in json.dumps(json.loads((folder / "smollm_trm.json").read_text()))
+
+
+def test_a_card_of_an_unmeasured_model_says_so(tmp_path):
+    make_model("smollm3", make_tokenizer()).save_pretrained(tmp_path)
+    assert "- nothing was measured yet" in hub.model_card(tmp_path)
+
+
+def test_the_upload_holds_exactly_what_loads(folder, monkeypatch):
+    calls = {}
+
+    class StandIn:
+        def __init__(self, endpoint=None):
+            calls["endpoint"] = endpoint
+
+        def create_repo(self, repo_id, **options):
+            calls["repo"] = (repo_id, options)
+
+        def upload_folder(self, **options):
+            calls["upload"] = options
+
+    monkeypatch.setattr(hub, "HfApi", StandIn)
+    (folder / "notes.ckpt").write_text("not for the Hub")
+    files = hub.push_model(folder, "me/model", private=False)
+    assert {"adapter_model.safetensors", "reasoner.safetensors", "smollm_trm.json", "README.md"} <= set(files)
+    assert "notes.ckpt" not in files and calls["upload"]["allow_patterns"] == list(hub.UPLOADED)
+    assert calls["repo"] == ("me/model", {"private": False, "exist_ok": True})
+
+
+def test_a_dry_run_uploads_nothing(folder, monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", lambda **_: pytest.fail("a dry run must not reach the Hub"))
+    assert "README.md" in hub.push_model(folder, "me/model", dry_run=True)
+
+
+def test_an_unreachable_hub_is_one_clear_line(folder):
+    with pytest.raises(ValueError, match="could not push to me/model: .*set HF_TOKEN") as refused:
+        hub.push_model(folder, "me/model", endpoint="http://127.0.0.1:9")
+    assert "\n" not in str(refused.value)

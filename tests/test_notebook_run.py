@@ -1,0 +1,268 @@
+"""The notebook as its reader meets it: run top to bottom in an empty folder, without the library and without a network.
+
+The long tests are marked `notebook` (`pytest -m notebook`); they share one smoke run of a few minutes.
+"""
+
+import csv
+import json
+import os
+import re
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from smollm_trm.data.gsm8k import load_gsm8k
+from smollm_trm.evaluation.arms import evaluate_arm
+from smollm_trm.training.settings import TrainSettings
+from smollm_trm.training.train import train_gsm8k
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "smollm_trm_colab.ipynb"
+GUIDES = ("COLAB_NOTEBOOK_GUIDE.md", "GSM8K_NOTEBOOK_README.md")
+LONGEST_RUN = 360  # seconds that the smoke run may take on two cores
+HIDING = '''
+"""Hides the library from the kernel, and the network from everything in it."""
+import importlib.abc
+import socket
+import sys
+
+
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "smollm_trm":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Hidden())
+connect = socket.socket.connect
+
+
+def connect_at_home(self, address):
+    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+        raise OSError(f"the network is off: {address}")
+    return connect(self, address)
+
+
+socket.socket.connect = connect_at_home
+'''
+GUARD = """
+import socket
+try:
+    import smollm_trm
+except ModuleNotFoundError:
+    print("the library is hidden")
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=5)
+except OSError as error:
+    print(error)
+"""
+"""Run before everything else, to prove that the two are out of reach."""
+
+
+class ExecutedNotebook:
+    """A run of the notebook and what it left behind."""
+
+    def __init__(self, folder: Path, changes: dict[str, str] | None = None) -> None:
+        site = folder / "site"
+        site.mkdir(parents=True)
+        (site / "sitecustomize.py").write_text(HIDING)
+        self.folder = folder / "run"
+        self.folder.mkdir()
+        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        for old, new in (changes or {}).items():
+            [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
+            cell.source = cell.source.replace(old, new)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(GUARD))
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.endswith(("_TOKEN", "_API_KEY"))},
+            "PYTHONPATH": str(site),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "OMP_NUM_THREADS": "1",
+        }
+        client = NotebookClient(
+            notebook,
+            timeout=1800,
+            startup_timeout=300,
+            resources={"metadata": {"path": str(self.folder)}},
+            allow_errors=False,
+        )
+        client.create_kernel_manager()
+        started = time.monotonic()
+        client.execute(env=environment)
+        self.seconds = time.monotonic() - started
+        self.cells = client.nb.cells
+        nbformat.write(client.nb, folder / "executed.ipynb")
+
+    def output(self, inside: str) -> str:
+        """What the cell with this text printed."""
+        [cell] = [cell for cell in self.cells if cell.cell_type == "code" and inside in cell.source]
+        return "".join(
+            one.get("text", "") or one.get("data", {}).get("text/markdown", "")
+            for one in cell.outputs
+            if one.get("name") != "stderr"
+        )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> ExecutedNotebook:
+    """The notebook's smoke run, exactly as committed."""
+    return ExecutedNotebook(tmp_path_factory.mktemp("notebook"))
+
+
+def logged(path: Path, column: str) -> list[float]:
+    """One column of a run's metrics.csv."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(1800)
+def test_it_runs_top_to_bottom_in_time_with_the_library_hidden_and_the_network_off(smoke):
+    guard = smoke.output("192.0.2.1")
+    assert "the library is hidden" in guard and "the network is off" in guard
+    code = [cell for cell in smoke.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code if cell.source.strip())
+    assert "this is RUN = 'smoke' instead" in smoke.output("def gpu_memory")
+    assert smoke.seconds < LONGEST_RUN * float(os.environ.get("SLOW_MACHINE", "1"))
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(1800)
+def test_it_really_trains(smoke):
+    for run in ("base", "lora", "lora_trm"):
+        losses = logged(smoke.folder / "outputs/smoke" / run / "logs/metrics.csv", "train_loss")
+        tenth = max(1, len(losses) // 10)
+        assert sum(losses[-tenth:]) < 0.8 * sum(losses[:tenth]), run
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(1800)
+def test_its_table_holds_all_arms_and_says_whether_shuffling_the_latents_hurts(smoke):
+    table = smoke.output("report_comparison(results")
+    for arm in ("| base |", "| LoRA |", "| LoRA + TRM |", "| LoRA + TRM, latents shuffled |"):
+        assert arm in table
+    saved = json.loads((smoke.folder / "outputs/smoke/comparison.json").read_text())
+    used = {arm["name"]: arm["latents_are_used"] for arm in saved["arms"]}["LoRA + TRM"]
+    assert ("latents used" if used else "latents ignored") in table
+    assert "dev accuracy" in smoke.output('judge("LoRA", model.model)')
+    assert "test accuracy" in smoke.output("OFFICIAL_TEST or RUN")
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(1800)
+def test_it_shows_what_it_promises(smoke):
+    assert "#### " in smoke.output("load_gsm8k(data_dir")
+    example = smoke.output("masked:")
+    assert "[slot x 8]" in example and "supervised: ' ####" in example and "<|im_end|>" in example
+    assert "trainable params" in smoke.output("print_trainable_parameters")
+    assert "before:" in smoke.output("before:   {was.strip") and "after:" in smoke.output("before:   {was.strip")
+    assert "step 4:" in smoke.output("halting_logit[0]")
+    assert "and the same answer again" in smoke.output("from_pretrained(saved")
+    assert "not pushed" in smoke.output("HfApi")
+    pictures = [one for cell in smoke.cells for one in cell.get("outputs", []) if "image/png" in one.get("data", {})]
+    assert len(pictures) == 2
+
+
+@pytest.mark.notebook
+@pytest.mark.timeout(1800)
+def test_the_same_seed_gives_the_library_s_losses_generations_and_accuracy(smoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(smoke.folder)  # the notebook's paths are relative
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run = smoke.folder / "outputs/smoke"
+    settings = json.loads((run / "lora_trm/settings.json").read_text())
+    splits = load_gsm8k(run / "data", seed=42)
+    dev_rows = json.loads((run / "lora_trm/results.json").read_text())["dev_rows"]
+    try:
+        _, module = train_gsm8k(
+            **{**settings, "output_dir": str(tmp_path / "again"), "resume": "never", "progress": False},
+            train_dataset=splits.gsm8k_train,
+            test_dataset=splits.gsm8k_test[:dev_rows],
+        )
+        theirs = [json.loads(line) for line in (run / "predictions/lora_and_trm.jsonl").read_text().splitlines()]
+        ours = evaluate_arm(
+            "LoRA + TRM", module.model, splits.gsm8k_test, tmp_path, max_samples=len(theirs) - 1, batch_size=128,
+            progress=False,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    for column in ("train_loss", "dev_loss"):
+        metrics = "logs/metrics.csv"
+        assert logged(tmp_path / "again" / metrics, column) == logged(run / "lora_trm" / metrics, column)
+    again = [json.loads(line) for line in (tmp_path / "lora_and_trm.jsonl").read_text().splitlines()]
+    assert [line["texts"] for line in again[1:]] == [line["texts"] for line in theirs[1:]]
+    accuracy = {arm["name"]: arm["accuracy"] for arm in json.loads((run / "comparison.json").read_text())["arms"]}
+    assert ours["LoRA + TRM"]["accuracy"] == accuracy["LoRA + TRM"]
+
+
+# ---- the guides' recipes -----------------------------------------------------------------------
+
+
+def recipes() -> list[tuple[str, str]]:
+    """(guide and title, code) of every recipe: a python block below a line `<!-- recipe: title -->`."""
+    found = []
+    for guide in GUIDES:
+        path = ROOT / guide
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found += [
+            (f"{path.stem}: {match[1]}", textwrap.dedent(match[2]))
+            for match in re.finditer(r"<!-- recipe: (.+?) -->\n+```python\n(.+?)```", text, re.DOTALL)
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("title", "code"), recipes(), ids=[title for title, _ in recipes()])
+def test_every_recipe_of_the_guides_trains(title, code, tmp_path, monkeypatch, tiny_problems):
+    monkeypatch.chdir(tmp_path)
+    form = form_fields()
+    given: dict = {}
+    exec(code, given)  # our own guide
+    fields = {name: value for name, value in given.items() if not name.startswith("__")}
+    assert set(fields) <= form, "a recipe sets what the form does not have"
+    changes = {name: value for name, value in fields.items() if name in TrainSettings.__dataclass_fields__}
+    small = {
+        "model_name": "tiny", "max_steps": 2, "num_epochs": 1, "accumulate_grad_batches": 1, "batch_size": 2,
+        "patience": None, "progress": False, "num_latents": 4, "max_length": 2048, "output_dir": "run",
+    }  # fmt: skip
+    shrunk = {name: min(value, 16) if name == "num_latents" else value for name, value in changes.items()}
+    if "dataset_path" not in fields:
+        small |= {"train_dataset": tiny_problems[:12], "test_dataset": tiny_problems[12:16]}
+    trainer, module = train_gsm8k(**{**small, **shrunk, "max_steps": 2, "model_name": "tiny"})
+    assert trainer.global_step >= 1
+    assert module.model.use_trm is changes.get("use_trm", True)
+
+
+def form_fields() -> set[str]:
+    """Names of the settings form, as the built notebook has them."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    [form] = [cell.source for cell in notebook.cells if cell.source.startswith("#@title Settings")]
+    return set(re.findall(r"^(\w+) = .*#@param", form, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def tiny_problems() -> list[dict[str, str]]:
+    """A few word problems."""
+    from smollm_trm.data.word_problems import generate_word_problems
+
+    return generate_word_problems(count=16, seed=1)
+
+
+def test_the_form_offers_the_documents_configuration_keys():
+    documents = {
+        "model_name", "batch_size", "num_epochs", "learning_rate", "num_latents", "accumulate_grad_batches",
+        "precision", "devices", "wandb_project", "wandb_name", "trm_kwargs", "dataset_path", "max_length",
+        "max_samples", "val_check_interval", "use_trm",
+    }  # fmt: skip
+    assert documents <= form_fields()
+
+
+def test_the_notebook_never_asks_for_anything():
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert not re.search(r"\binput\(|getpass|wandb\.login|notebook_login", cell.source)

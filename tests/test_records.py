@@ -1,0 +1,165 @@
+"""Settings are checked by name; files are whole or not there."""
+
+import errno
+import json
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from smollm_trm.data.rows import write_jsonl
+from smollm_trm.records import (
+    refuse_other_settings,
+    remove_unfinished,
+    run_record,
+    settings_from,
+    write_json,
+    write_whole,
+)
+from smollm_trm.training.checkpoints import WholeCheckpointIO
+from smollm_trm.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int = 1
+    height: int = 2
+
+
+# Settings
+
+
+def test_settings_are_taken_by_name_and_an_unknown_one_names_the_nearest():
+    assert (
+        settings_from(Shape, {"height": 5}, "shape") == Shape(1, 5) and settings_from(Shape, None, "shape") == Shape()
+    )
+    with pytest.raises(ValueError, match="^shape: unknown setting 'hieght'; did you mean 'height'\\?$"):
+        settings_from(Shape, {"hieght": 5}, "shape")
+    with pytest.raises(ValueError, match="^shape: unknown setting 'q'; known are width, height$"):
+        settings_from(Shape, {"q": 5}, "shape")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"max_steps": 0}, "max_steps=0: must be at least 1, or -1"),
+        ({"num_latents": -1}, "num_latents=-1: .* use_trm=False"),
+        ({"val_check_interval": 0.0}, "val_check_interval=0.0: must be above 0"),
+        ({"precision": "fp16"}, "precision='fp16': choose one of auto"),
+        ({"learning_rate": 2.0}, "learning_rate=2.0: must be above 0 and below 1"),
+        ({"trm_kwargs": {"n_layer": 2}}, "trm_kwargs: unknown setting 'n_layer'; did you mean 'n_layers'"),
+        ({"lora_kwargs": {"r": 0}}, "lora r=0"),
+        ({"max_samples": 0}, "max_samples=0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        TrainSettings(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_begun_with_other_settings_is_refused_by_the_first_difference(tmp_path):
+    path = tmp_path / "run" / "settings.json"
+    refuse_other_settings(path, {"a": 1}, ignored=())
+    write_json(path, {"a": 1, "b": (2, 3), "old": 0})
+    refuse_other_settings(path, {"a": 1, "b": (2, 3), "new": 0}, ignored=())
+    refuse_other_settings(path, {"a": 9}, ignored=("a",))
+    with pytest.raises(ValueError, match="holds a run with b=\\[2, 3\\], now it is \\[2, 4\\]: .*resume='never'"):
+        refuse_other_settings(path, {"a": 1, "b": (2, 4)}, ignored=())
+    path.write_text("{")
+    with pytest.raises(ValueError, match="settings.json is damaged: choose another output_dir, or resume='never'"):
+        refuse_other_settings(path, {"a": 1}, ignored=())
+
+
+def test_a_run_records_what_made_it():
+    record = run_record()
+    assert {"python", "torch", "transformers", "peft", "pytorch-lightning"} <= record["versions"].keys()
+    assert record["machine"]["cores"] and record["command"] and json.dumps(record)
+
+
+# Files
+
+WRITERS = {
+    "json": lambda path: write_json(path, {"text": "x" * 100_000}),
+    "jsonl": lambda path: write_jsonl(path, [{"text": "x" * 100_000}]),
+    "checkpoint": lambda path: WholeCheckpointIO().save_checkpoint({"weights": torch.zeros(25_000)}, path),
+}
+
+
+@pytest.fixture
+def little_space():
+    """The system refuses to let any file grow beyond 50,000 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, kind, little_space):
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
+    path.write_text("old")
+    with pytest.raises(OSError, match=f"^could not write {path}: .*; free some disk space or choose another") as caught:
+        WRITERS[kind](path)
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "old" and os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_where_the_folder_should_be_is_one_clear_line(tmp_path, kind):
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(OSError, match="^could not write .*choose another output folder$"):
+        WRITERS[kind](tmp_path / "folder" / "file")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_folders_are_made_and_the_whole_file_replaces_the_old_one(tmp_path, kind):
+    path = tmp_path / "a" / "b" / "file"
+    for _ in range(2):
+        WRITERS[kind](path)
+        assert path.stat().st_size > 99_000 and os.listdir(path.parent) == ["file"]
+
+
+def test_a_reader_never_sees_a_part(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("ne")
+        assert path.read_text() == "old" and temporary.parent == path.parent
+        temporary.write_text("new")
+
+    write_whole(path, write)
+    assert path.read_text() == "new"
+
+
+def test_an_error_that_is_not_the_disks_is_passed_on_and_leaves_nothing(tmp_path):
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        write_whole(tmp_path / "file", fail)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_reason_is_the_systems(tmp_path):
+    def fill(temporary: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
+
+    with pytest.raises(OSError, match="file: No space left on device; free"):
+        write_whole(tmp_path / "file", fill)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    write_json(tmp_path / "kept.json", {})
+    (tmp_path / ".step-3.ckpt.77.part").write_text("half")
+    remove_unfinished(tmp_path)
+    assert os.listdir(tmp_path) == ["kept.json"]
+    remove_unfinished(tmp_path / "nowhere")

@@ -1,0 +1,164 @@
+"""The loss of a batch: which supervision step, which tokens, when to halt."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from twins import ROWS, make_batch, make_model, make_tokenizer
+
+from smollm_trm.data.batching import IGNORED_LABEL
+from smollm_trm.models.reasoners import TRMSettings
+from smollm_trm.training.module import SmolLMTRMLightningModule, halting_losses, row_losses, rows_all_right
+
+TOKENIZER = make_tokenizer()
+FOUR_STEPS = TRMSettings(
+    n_layers=1, n_heads=2, n_latent_steps=1, n_deep_recursions=2, n_supervision_steps=4, compression_heads=2, dim=16
+)
+
+
+def make_module(*, supervise: str = "one", rank: int = 0, **changes) -> SmolLMTRMLightningModule:
+    model = make_model("smollm3", TOKENIZER, **{"trm": FOUR_STEPS, "num_latents": 4, **changes}).train()
+    module = SmolLMTRMLightningModule(model=model, supervise=supervise, seed=7)
+    module.log = lambda *args, **options: None
+    module._trainer = SimpleNamespace(world_size=1, global_rank=rank, current_epoch=0)
+    return module
+
+
+def loss_and_gradients(module: SmolLMTRMLightningModule, batch: dict, batch_idx: int = 0) -> tuple[float, dict]:
+    module.zero_grad()
+    loss = module.training_step(batch, batch_idx)
+    loss.backward()
+    return float(loss.detach()), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("target", ["answer", "steps"])
+def test_one_drawn_step_is_all_steps_in_the_mean(target, monkeypatch):
+    every = make_module(supervise="all", target=target)
+    batch = make_batch(every.model, ROWS[:3])
+    expected_loss, expected = loss_and_gradients(every, batch)
+    one = make_module(target=target)
+    losses, gradients = [], {name: torch.zeros_like(gradient) for name, gradient in expected.items()}
+    for step in range(1, 5):
+        monkeypatch.setattr(one, "draw_step", lambda step=step: step)
+        loss, found = loss_and_gradients(one, batch)
+        losses.append(loss)
+        for name, gradient in found.items():
+            gradients[name] += gradient / 4
+    assert sum(losses) / 4 == pytest.approx(expected_loss, rel=1e-5) and max(losses) - min(losses) > 1e-4
+    for name, gradient in expected.items():
+        assert torch.allclose(gradients[name], gradient, atol=1e-6), name
+
+
+def test_all_processes_draw_the_same_step_and_each_its_own_dropout():
+    drawn, noise = [], []
+    for rank in (0, 1):
+        module = make_module(rank=rank)
+        drawn.append([])
+        for batch_idx in range(200):
+            module.on_train_batch_start({}, batch_idx)
+            drawn[-1].append(module.draw_step())
+        noise.append(torch.rand(4))
+    assert drawn[0] == drawn[1] and not torch.equal(*noise)
+    assert all(30 < drawn[0].count(step) < 70 for step in (1, 2, 3, 4)) and set(drawn[0]) == {1, 2, 3, 4}
+
+
+def test_a_steps_randomness_depends_on_seed_and_place_only():
+    module, noise = make_module(), []
+    for epoch, batch_idx in ((0, 3), (0, 4), (1, 3), (0, 3)):
+        module._trainer.current_epoch = epoch
+        module.on_train_batch_start({}, batch_idx)
+        noise.append((module.draw_step(), torch.rand(4).tolist()))
+        torch.rand(5)
+    assert noise[0] == noise[3] and noise[0] != noise[1] != noise[2] != noise[0]
+
+
+@pytest.mark.parametrize("reasoner", ["static", "compressor", None])
+def test_controls_have_one_step_and_no_halting(reasoner):
+    module = make_module(reasoner=reasoner)
+    batch = make_batch(module.model, ROWS[:3])
+    module.on_train_batch_start(batch, 0)
+    assert module.draw_step() is None
+    assert torch.allclose(module.training_step(batch, 0), module.model(**batch).loss, rtol=1e-6)
+
+
+# Halting
+
+
+def test_halting_losses_by_hand():
+    found = halting_losses(torch.tensor([0.0, 2.0, -1.0]), torch.tensor([True, True, False]))
+    assert found.tolist() == pytest.approx([math.log(2), math.log(1 + math.exp(-2)), math.log(1 + math.exp(-1))])
+
+
+def test_a_row_is_right_when_every_supervised_token_is():
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3]]), 5).float()
+    labels = torch.tensor([[1, 2, 3], [1, 4, 3], [IGNORED_LABEL, 2, 3]])
+    assert rows_all_right(logits, labels).tolist() == [True, False, True]
+
+
+def test_row_losses_are_means_over_supervised_tokens():
+    logits = torch.zeros(2, 3, 4)
+    logits[0, 0, 1] = math.log(3)  # probability 3/6 of token 1, 1/6 of the others
+    labels = torch.tensor([[1, 0, IGNORED_LABEL], [IGNORED_LABEL] * 3])
+    assert row_losses(logits, labels).tolist() == pytest.approx([(math.log(2) + math.log(4)) / 2, 0.0])
+
+
+def test_under_answer_a_row_should_halt_where_its_tokens_are_right(monkeypatch):
+    module = make_module()
+    batch = make_batch(module.model, ROWS[:3])
+    output = module.model(**batch)
+    right = torch.tensor([True, False, True])
+    monkeypatch.setattr("smollm_trm.training.module.rows_all_right", lambda logits, labels: right)
+    expected = 0.5 * halting_losses(output.halting_logit, right).mean()
+    assert torch.allclose(module.halting_part(batch, 5, output, 2), expected)
+
+
+def test_under_steps_a_row_should_halt_within_one_percent_of_its_best_step(monkeypatch):
+    module = make_module(target="steps")
+    batch = make_batch(module.model, ROWS[:3])
+    output = module.model(**batch)
+    losses = torch.tensor([[2.0, 3.0, 1.009], [1.005, 2.0, 1.0], [1.0, 2.5, 4.0]])  # (steps, rows)
+    monkeypatch.setattr(module, "losses_by_step", lambda batch: losses)
+    for step, target in ((1, [False, False, True]), (2, [True, True, True]), (3, [True, False, False])):
+        expected = 0.5 * halting_losses(output.halting_logit, torch.tensor(target)).mean()
+        assert torch.allclose(module.halting_part(batch, 16, output, step), expected)
+    assert module.halting_part(batch, 17, output, 1) == 0  # on every 16th batch only
+    module.halting_part(batch, 17, output, 1).backward()
+    assert module.model.reasoner.halting_head.weight.grad is not None  # as DDP asks
+
+
+def test_the_losses_that_halting_compares_have_no_dropout():
+    module = make_module(target="steps")
+    batch = make_batch(module.model, ROWS[:3])
+    for part in module.model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.5
+    losses = module.losses_by_step(batch)
+    assert torch.equal(losses, module.losses_by_step(batch)) and losses.shape == (4, 3) and module.model.training
+    last = module.model.eval()(**batch)
+    assert torch.allclose(losses[3], row_losses(last.logits, last.labels), atol=1e-6)
+
+
+def test_a_row_without_labels_weighs_nothing():
+    module = make_module()
+    batch = make_batch(module.model, ROWS[:3])
+    batch["labels"][2] = IGNORED_LABEL
+    alone = {name: tensor[:2] for name, tensor in batch.items()}
+    losses = []
+    for part in (batch, alone):
+        module.on_train_batch_start(part, 0)
+        losses.append(module.training_step(part, 0))
+    assert torch.allclose(*losses, rtol=1e-5)
+    nothing = {**batch, "labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
+    module.on_train_batch_start(nothing, 0)
+    assert module.training_step(nothing, 0) == 0
+
+
+def test_a_batch_of_one_says_nothing_about_variation():
+    for rows, expected in ((ROWS[:1], False), (ROWS[:2], True)):
+        module, logged = make_module(), []
+        module.log = lambda name, value, logged=logged, **options: logged.append(name)
+        batch = make_batch(module.model, rows)
+        module.on_train_batch_start(batch, 0)
+        module.training_step(batch, 0)
+        assert ("latent_variation" in logged) is expected
