@@ -1,10 +1,9 @@
-"""What the speed benchmarks share: rows, bases of a stated size, timed training, arms that take turns."""
+"""What the speed benchmarks share: rows, bases of a stated size, timed training, figures of several rounds."""
 
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from smollm_trm.demo import DemoSize
 from smollm_trm.models.loading import load_base
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.training.loggers import quiet_lightning
-from smollm_trm.training.module import SmolLMTRMLightningModule
-from smollm_trm.training.parts import build_data, build_trainer
+from smollm_trm.training.parts import build_data, build_module, build_trainer
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.train import train_gsm8k
 
 CHECKOUT = Path(__file__).parents[1]
 DEMO_BASE = CHECKOUT / "outputs" / "demo" / "base" / "model" / "base"
 Rows = list[dict[str, str]]
+Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def gsm8k_like_rows(count: int) -> tuple[Rows, str]:
@@ -39,23 +38,27 @@ def gsm8k_like_rows(count: int) -> tuple[Rows, str]:
     return generate_word_problems(count=count, seed=0, settings=settings), "word problems of 4-6 steps"
 
 
-def sized_base(
-    rows: Rows, *, vocabulary: int, hidden_size: int, n_layers: int, n_heads: int, intermediate_size: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """SmolLM3's class with random weights, and a tokenizer trained on the rows."""
+def save_sized_base(folder: Path, rows: Rows, *, vocabulary: int, **shape: int) -> str:
+    """Write a SmolLM3 with random weights, and a tokenizer trained on the rows; returns the folder.
+
+    Args:
+        folder: where to.
+        rows: what the tokenizer is trained on.
+        vocabulary: its size.
+        shape: see `build_tiny_model`.
+    """
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in rows]
     tokenizer = train_tiny_tokenizer(texts, vocab_size=vocabulary)
-    base = build_tiny_model(
-        tokenizer, hidden_size=hidden_size, n_layers=n_layers, n_heads=n_heads, intermediate_size=intermediate_size
-    )
-    return base, tokenizer
+    build_tiny_model(tokenizer, **shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
-def trained_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def trained_base(folder: Path) -> Base:
     """The demo's base, trained on word problems: from a folder, or trained anew as `make demo` does (two minutes)."""
     if (folder / "config.json").is_file():
         return load_base(str(folder))
-    print(f"no base in {folder.name}/: training one as the demo does")
+    print("no trained base in that folder: training one as the demo does")
     size = DemoSize()
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "data"
@@ -69,49 +72,62 @@ def trained_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     return module.model.causal_lm, module.model.tokenizer
 
 
+def held_out_problems(count: int) -> Rows:
+    """Word problems as the demo's, that its base was not trained on."""
+    size = DemoSize()
+    return generate_word_problems(count=size.train_problems + count, seed=0, settings=size.problems)[-count:]
+
+
 class StepClock(Callback):
-    """CPU seconds, wall seconds, rows and supervised tokens from the first training step to the last."""
+    """CPU seconds, rows and supervised tokens from the first training step to the end of the last."""
 
     def __init__(self) -> None:
-        self.rows = self.tokens = 0
-        self.started = self.cpu = self.wall = None
+        self.rows = self.tokens = self.columns = 0
+        self.started: float | None = None
+        self.seconds = 0.0
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Start with the first batch."""
-        self.started = self.started or (time.process_time(), time.perf_counter())
+        if self.started is None:
+            self.started = time.process_time()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop after this batch, unless another comes."""
         self.rows += len(batch["labels"])
         self.tokens += int((batch["labels"] != IGNORED_LABEL).sum())
-        self.cpu, self.wall = time.process_time() - self.started[0], time.perf_counter() - self.started[1]
+        self.columns += batch["labels"].numel()
+        self.seconds = time.process_time() - self.started
 
 
-def time_training(
-    base: tuple[PreTrainedModel, PreTrainedTokenizerBase], rows: Rows, *, batch_size: int, **settings: Any
-) -> StepClock:
-    """One epoch over the rows as `train_gsm8k` makes it: loader, module, callbacks, optimizer, schedule, EMA.
+def time_training(rows: Rows, **settings: Any) -> StepClock:
+    """One epoch over the rows with all that `train_gsm8k` does: loader, callbacks, optimizer, schedule, EMA.
 
     Args:
-        base: the model, which is changed, and its tokenizer.
         rows: to train on.
-        batch_size: rows per step.
         settings: fields of `TrainSettings`.
     """
-    split = GSM8KSplits(
-        rows, rows[:1], [], seed=0, source="benchmark", fingerprint=split_fingerprint(rows), duplicates=0
-    )
+    fingerprint = split_fingerprint(rows)
+    splits = GSM8KSplits(rows, rows[:1], [], seed=0, source="benchmark", fingerprint=fingerprint, duplicates=0)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         chosen = TrainSettings(
-            batch_size=batch_size, accumulate_grad_batches=1, num_epochs=1, max_length=2048, progress=False,
-            precision="32-true", output_dir=folder, **settings,
+            accumulate_grad_batches=1, num_epochs=1, max_length=2048, progress=False, precision="32-true", seed=0,
+            output_dir=folder, **settings,
         )  # fmt: skip
-        module = fresh_module(base, chosen)
-        data = build_data(chosen, split, module)
-        trainer = build_trainer(
-            chosen, Path(folder), precision="32-true", n_batches=-(-len(rows) // batch_size), first_step=0
-        )
+        module = build_module(chosen, splits, torch.float32)
+        data = build_data(chosen, splits, module)
+        n_batches = -(-len(data.train_set) // chosen.batch_size)
+        trainer = build_trainer(chosen, Path(folder), precision="32-true", n_batches=n_batches, first_step=0)
         clock = StepClock()
         trainer.callbacks.append(clock)
         trainer.fit(module, datamodule=data)
     return clock
+
+
+def over_rounds(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest of several rounds."""
+    return {"median": round(statistics.median(values), 3), "low": round(min(values), 3), "high": round(max(values), 3)}
+
+
+def as_text(figure: dict[str, float], unit: str = "") -> str:
+    """`over_rounds` for a table."""
+    return f"{figure['median']:.2f}{unit} ({figure['low']:.2f}-{figure['high']:.2f})"

@@ -8,8 +8,8 @@ A source is `notebooks/<name>_colab.py` in jupytext's percent format; it becomes
 top of the repository. Prose and run cells are taken as they are. Two kinds of marker are replaced:
 
     # %% [imports]                                   the imports of all inlined modules and those below it
-    # %% [inline] smollm_trm.models.blocks           a library module: its docstring, then its definitions
-    # %% [inline] smollm_trm.models.blocks: A, b     only these of its definitions
+    # %% [inline] smollm_trm.models.blocks: A, b     these definitions of a library module
+    # %% [inline] smollm_trm.models.blocks           its docstring, then all definitions that are not there yet
 
 Cell numbers in the guides stand between markers of their own: see `guide_tables.py`.
 
@@ -139,39 +139,37 @@ def package_problems(root: Path = ROOT) -> list[str]:
     places: dict[str, str] = {}
     bound: dict[str, tuple[str, str]] = {}
     modules = {name: read_module(root, name) for name in package_modules(root)}
+    same: dict[tuple[str, ...], str] = {}
     for module in modules.values():
         problems += module.problems
-        for name, line in module.names.items():
-            place = f"{module.place}:{line}"
-            if (first := places.setdefault(name, place)) != place:
-                problems.append(f"{place}: {name} clashes with {name} in {first}; rename one")
+        for definition in module.definitions:
+            if definition.kind == "constant" and same.setdefault(definition.names, definition.code) == definition.code:
+                for name in definition.names:
+                    places.setdefault(name, f"{module.place}:{definition.line}")
+                continue
+            for name in definition.names:
+                place = f"{module.place}:{definition.line}"
+                if (first := places.setdefault(name, place)) != place:
+                    problems.append(f"{place}: {name} clashes with {name} in {first}; rename one")
     for module in modules.values():
         for one in module.imports:
             place = f"{module.place}:{one.line}"
             if one.own:
                 if one.module not in modules or one.name not in modules[one.module].names:
-                    problems.append(
-                        f"{place}: {one.module} defines no {one.name}; import it from where it is defined"
-                    )
+                    problems.append(f"{place}: {one.module} defines no {one.name}; import it from where it is defined")
                 continue
             origin, first = bound.setdefault(one.binds, (one.origin, place))
             if origin != one.origin:
-                problems.append(
-                    f"{place}: {one.binds} is {one.origin} here and {origin} in {first}; rename one"
-                )
+                problems.append(f"{place}: {one.binds} is {one.origin} here and {origin} in {first}; rename one")
             if one.binds in places:
-                problems.append(
-                    f"{place}: the import of {one.binds} clashes with {places[one.binds]}; rename one"
-                )
+                problems.append(f"{place}: the import of {one.binds} clashes with {places[one.binds]}; rename one")
     return problems
 
 
 def _inlined(marker: str, body: str, inlining: Inlining, place: str) -> list:
     match = INLINE.fullmatch(marker.strip())
     if not match:
-        raise BuildError(
-            f"{place}: '# %% {marker}' is no marker; write '[inline] {PACKAGE}.x.y: Name' or '[imports]'"
-        )
+        raise BuildError(f"{place}: '# %% {marker}' is no marker; write '[inline] {PACKAGE}.x.y: Name' or '[imports]'")
     if body.strip():
         raise BuildError(f"{place}: the cell '# %% {marker}' must be empty; put '# %%' above what follows it")
     return inlining.add(match[1], tuple(re.findall(r"\w+", match[2] or "")))

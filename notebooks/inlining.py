@@ -45,7 +45,7 @@ class Inlining:
 
         Args:
             name: the module's dotted name.
-            only: the top-level names to take; empty for all of them.
+            only: the top-level names to take, without the prose; empty for all that are not there yet.
 
         Raises:
             BuildError: the module breaks a rule of inlining, has no such name, clashes with what is in the
@@ -56,9 +56,9 @@ class Inlining:
             raise BuildError("\n".join(module.problems))
         if unknown := sorted(set(only) - set(module.names)):
             raise BuildError(f"{module.place} defines no {', '.join(unknown)}; correct its [inline] marker")
-        there = self.inlined.get(name, set())
-        taken = [one for one in module.definitions if not (only or there & set(one.names)) or set(one.names) & set(only)]
-        taken = [one for one in taken if not self._same_statement(one, module)]
+        wanted = set(only) or set(module.names) - self.inlined.get(name, set())
+        taken = [one for one in module.definitions if set(one.names) & wanted]
+        taken = [one for one in taken if not self._is_there(one, module)]
         text = "\n".join(one.text for one in taken)
         used = [one for one in module.imports if not only or re.search(rf"\b{one.binds}\b", text)]
         for one in used:
@@ -74,23 +74,19 @@ class Inlining:
         """Put an import into the imports cell, or refuse it if its name is already something else."""
         name = wanted.binds
         if name in self.places:
-            raise BuildError(
-                f"{place}: the import of {name} clashes with {name} in {self.places[name]}; rename one"
-            )
+            raise BuildError(f"{place}: the import of {name} clashes with {name} in {self.places[name]}; rename one")
         known, where = self.imports.setdefault(name, (wanted, place))
         if known.origin != wanted.origin:
-            raise BuildError(
-                f"{place}: {name} is {wanted.origin} here and {known.origin} in {where}; rename one"
-            )
+            raise BuildError(f"{place}: {name} is {wanted.origin} here and {known.origin} in {where}; rename one")
 
-    def _same_statement(self, definition: Definition, module: LibraryModule) -> bool:
-        """Whether this very statement stands in the notebook already (`logger = ...`), from another module."""
+    def _is_there(self, definition: Definition, module: LibraryModule) -> bool:
+        """Whether another module brought this very statement already (`logger = ...`)."""
         if definition.kind != "constant" or self.statements.get(definition.names) != definition.code:
             return False
-        if all(self.places[name].partition(":")[0] != module.place for name in definition.names):
-            self.inlined.setdefault(module.name, set()).update(definition.names)
-            return True
-        return False
+        if any(self.places[name].startswith(f"{module.place}:") for name in definition.names):
+            return False
+        self.inlined.setdefault(module.name, set()).update(definition.names)
+        return True
 
     def _define(self, definitions: list[Definition], module: LibraryModule) -> None:
         for definition in definitions:
@@ -180,9 +176,7 @@ def imports_text(imports: Iterable[Import]) -> str:
     blocks: list[str] = []
     for standard in (True, False):
         plain_here = [f"import {name}" for name in sorted(plain) if _is_standard(name) is standard]
-        named_here = [
-            _from_import(name, named[name]) for name in sorted(named) if _is_standard(name) is standard
-        ]
+        named_here = [_from_import(name, named[name]) for name in sorted(named) if _is_standard(name) is standard]
         blocks += ["\n".join(plain_here + named_here)]
     return "\n\n".join(block for block in blocks if block)
 

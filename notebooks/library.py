@@ -106,11 +106,7 @@ def package_modules(root: Path) -> list[str]:
     """Dotted names of all modules under `root/src/smollm_trm` that a notebook may inline, sorted."""
     src = root / "src"
     files = sorted((src / PACKAGE).rglob("*.py"))
-    return [
-        ".".join(file.relative_to(src).with_suffix("").parts)
-        for file in files
-        if file.stem not in NEVER_INLINED
-    ]
+    return [".".join(file.relative_to(src).with_suffix("").parts) for file in files if file.stem not in NEVER_INLINED]
 
 
 def read_module(root: Path, name: str) -> LibraryModule:
@@ -136,9 +132,7 @@ def read_module(root: Path, name: str) -> LibraryModule:
     docstring = ast.get_docstring(tree) or ""
     for line, text in [(1, docstring), *((one.line, one.text) for one in definitions)]:
         if re.search(rf"\b(from|import) {PACKAGE}\b", text):
-            problems.append(
-                (line, f"this text imports {PACKAGE}, which a notebook cannot; reword or move it")
-            )
+            problems.append((line, f"this text imports {PACKAGE}, which a notebook cannot; reword or move it"))
     return LibraryModule(
         name=name,
         place=place,
@@ -169,9 +163,7 @@ def _cut(source: str, tree: ast.Module) -> tuple[list[Definition], list[tuple[in
             kind = KINDS.get(type(node), "constant")
             definitions.append(Definition(names, text, node.lineno, kind))
         else:
-            problems.append(
-                (node.lineno, "a module to be inlined only imports and defines; move this into a function")
-            )
+            problems.append((node.lineno, "a module to be inlined only imports and defines; move this into a function"))
     rest = "\n".join(lines[end:]).rstrip()
     if rest and definitions:  # comments below the last statement
         last = definitions.pop()
@@ -180,11 +172,7 @@ def _cut(source: str, tree: ast.Module) -> tuple[list[Definition], list[tuple[in
 
 
 def _is_text(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _defined_names(node: ast.stmt) -> tuple[str, ...]:

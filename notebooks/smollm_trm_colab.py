@@ -33,7 +33,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 NEEDED = {"torch": "2.6", "transformers": "5.15", "peft": "0.20", "datasets": "4.0", "pytorch-lightning": "2.6",
-          "matplotlib": "3.9", "scipy": "1.13"}
+          "matplotlib": "3.9", "scipy": "1.13"}  # fmt: skip
 IN_COLAB = util.find_spec("google") is not None and util.find_spec("google.colab") is not None
 
 
@@ -48,8 +48,9 @@ def numbers(text):
     return [int(part) for part in text.split("+")[0].split(".")[:2]]
 
 
-missing = [f"{name}>={least}" for name, least in NEEDED.items()
-           if numbers(installed_version(name) or "0.0") < numbers(least)]
+missing = [
+    f"{name}>={least}" for name, least in NEEDED.items() if numbers(installed_version(name) or "0.0") < numbers(least)
+]
 if missing:
     kept = [f"{name}=={have}" for name in ("torch", "numpy") if (have := installed_version(name))]
     constraints = Path(tempfile.mkdtemp()) / "constraints.txt"
@@ -77,32 +78,32 @@ print("installed:" if missing else "nothing to install", *missing)
 # stands in `COLAB_NOTEBOOK_GUIDE.md` beside this notebook.
 
 # %% cellView="form"
-#@title Settings
-RUN = "quick"  #@param ["smoke", "quick", "full"]
-#@markdown **What is trained**
-model_name = None  #@param {type:"raw"}
-num_latents = None  #@param {type:"raw"}
-trm_kwargs = None  #@param {type:"raw"}
-use_trm = None  #@param {type:"raw"}
-target = None  #@param {type:"raw"}
-dataset_path = None  #@param {type:"raw"}
-max_samples = None  #@param {type:"raw"}
-max_length = None  #@param {type:"raw"}
-#@markdown **How**
-batch_size = None  #@param {type:"raw"}
-accumulate_grad_batches = None  #@param {type:"raw"}
-num_epochs = None  #@param {type:"raw"}
-learning_rate = None  #@param {type:"raw"}
-val_check_interval = None  #@param {type:"raw"}
-precision = None  #@param {type:"raw"}
-devices = None  #@param {type:"raw"}
-#@markdown **Where it goes**
-wandb_project = None  #@param {type:"raw"}
-wandb_name = None  #@param {type:"raw"}
-USE_DRIVE = False  #@param {type:"boolean"}
-RESUME = True  #@param {type:"boolean"}
-OFFICIAL_TEST = False  #@param {type:"boolean"}
-PUSH_TO = ""  #@param {type:"string"}
+# @title Settings
+RUN = "quick"  # @param ["smoke", "quick", "full"]
+# @markdown **What is trained**
+model_name = None  # @param {type:"raw"}
+num_latents = None  # @param {type:"raw"}
+trm_kwargs = None  # @param {type:"raw"}
+use_trm = None  # @param {type:"raw"}
+target = None  # @param {type:"raw"}
+dataset_path = None  # @param {type:"raw"}
+max_samples = None  # @param {type:"raw"}
+max_length = None  # @param {type:"raw"}
+# @markdown **How**
+batch_size = None  # @param {type:"raw"}
+accumulate_grad_batches = None  # @param {type:"raw"}
+num_epochs = None  # @param {type:"raw"}
+learning_rate = None  # @param {type:"raw"}
+val_check_interval = None  # @param {type:"raw"}
+precision = None  # @param {type:"raw"}
+devices = None  # @param {type:"raw"}
+# @markdown **Where it goes**
+wandb_project = None  # @param {type:"raw"}
+wandb_name = None  # @param {type:"raw"}
+USE_DRIVE = False  # @param {type:"boolean"}
+RESUME = True  # @param {type:"boolean"}
+OFFICIAL_TEST = False  # @param {type:"boolean"}
+PUSH_TO = ""  # @param {type:"string"}
 
 # %% [imports]
 import copy
@@ -138,13 +139,16 @@ def free_memory() -> None:
 if device.type == "cuda":
     properties = torch.cuda.get_device_properties(0)
     major, minor = torch.cuda.get_device_capability()
-    print(f"{properties.name}, capability {major}.{minor}: {'bf16' if major >= 8 else 'fp16, with fp32 for what is trained'}")
+    kind = "bf16" if major >= 8 else "fp16, with fp32 for what is trained"
+    print(f"{properties.name}, capability {major}.{minor}: {kind}")
     print(gpu_memory())
     if RUN != "smoke" and properties.total_memory < 14 * 2**30:
         print("This GPU has less memory than a T4: expect to lower batch_size, max_length or num_latents.")
 elif RUN != "smoke":
-    print(f"No GPU here, and RUN = {RUN!r} needs one: this is RUN = 'smoke' instead.\n"
-          "In Colab: Runtime → Change runtime type → T4 GPU, then Run all again.")
+    print(
+        f"No GPU here, and RUN = {RUN!r} needs one: this is RUN = 'smoke' instead.\n"
+        "In Colab: Runtime → Change runtime type → T4 GPU, then Run all again."
+    )
     RUN = "smoke"
 
 # %% [markdown]
@@ -171,7 +175,7 @@ RUNS = {
         "num_epochs": 3, "batch_size": 2, "eval_batch_size": 4, "accumulate_grad_batches": 4, "max_length": 768,
         "learning_rate": 2e-4, "gradient_checkpointing": True, "save_every_n_steps": 50,
     },
-}
+}  # fmt: skip
 AROUND = {  # what surrounds the training
     "smoke": {"word_problems": 30_000, "base_steps": 1500, "dev": 500, "compared": 300, "at_once": 128},
     "quick": {"dev": 200, "compared": 200, "at_once": 32},
@@ -184,7 +188,7 @@ wanted = {
     "accumulate_grad_batches": accumulate_grad_batches, "num_epochs": num_epochs, "learning_rate": learning_rate,
     "val_check_interval": val_check_interval, "precision": precision, "devices": devices,
     "wandb_project": wandb_project, "wandb_name": wandb_name,
-}
+}  # fmt: skip
 chosen = {**RUNS[RUN], **{name: value for name, value in wanted.items() if value is not None}}
 around = AROUND[RUN]
 
@@ -213,6 +217,7 @@ print(f"RUN = {RUN!r}, results in {FOLDER}")
 # A secret (the key symbol at Colab's left edge) or environment variable named `WANDB_API_KEY` lets Weights & Biases
 # show the curves if `wandb_project` is set; `HF_TOKEN` lets the result be pushed to the Hub. Without them nothing is
 # missing, and nothing asks.
+
 
 # %%
 def secret(name: str) -> str | None:
@@ -267,13 +272,13 @@ value = None
 data_dir = None  # None: the folder in the environment variable GSM8K_DIR, else the Hub
 if RUN == "smoke":
     easy = WordProblemSettings(max_steps=2, max_number=10, max_value=30, distractor_rate=0.0)
-    data_dir = write_word_problems(
-        FOLDER / "data", train=around["word_problems"], test=300, seed=SEED, settings=easy
-    )
+    data_dir = write_word_problems(FOLDER / "data", train=around["word_problems"], test=300, seed=SEED, settings=easy)
 splits = load_gsm8k(data_dir, seed=SEED)
 gsm8k_train, gsm8k_test, gsm8k_final_test = splits.gsm8k_train, splits.gsm8k_test, splits.gsm8k_final_test
-print(f"{splits.source}: {len(gsm8k_train)} train, {len(gsm8k_test)} dev, {len(gsm8k_final_test)} official test; "
-      f"seed {splits.seed}, fingerprint {splits.fingerprint[:16]}")
+print(
+    f"{splits.source}: {len(gsm8k_train)} train, {len(gsm8k_test)} dev, {len(gsm8k_final_test)} official test; "
+    f"seed {splits.seed}, fingerprint {splits.fingerprint[:16]}"
+)
 for row in gsm8k_train[:3]:
     print(f"\nquestion: {row['question']}\nanswer:   {row['answer']}")
 
@@ -413,9 +418,16 @@ def judge(name: str, judged: SmolLMv3WithTRM) -> None:
     """Answer the dev problems; where there are latents, also with those of other problems."""
     free_memory()
     judged.to(device)
-    results.update(evaluate_arm(
-        name, judged, gsm8k_test, FOLDER / "predictions", max_samples=around["compared"], batch_size=around["at_once"]
-    ))
+    results.update(
+        evaluate_arm(
+            name,
+            judged,
+            gsm8k_test,
+            FOLDER / "predictions",
+            max_samples=around["compared"],
+            batch_size=around["at_once"],
+        )
+    )
     for arm in [arm for arm in results if arm.startswith(name)]:
         low, high = results[arm]["interval"]
         print(f"{arm}: dev accuracy {results[arm]['accuracy']:.1%} [{low:.1%}, {high:.1%}]; {gpu_memory()}")
@@ -475,6 +487,7 @@ print(gpu_memory())
 # %% [markdown]
 # ### Parameters by part
 
+
 # %%
 def count(part: nn.Module | None) -> str:
     """Parameters, and how many of them are trained."""
@@ -498,8 +511,10 @@ if model.model.use_trm:
 model.model.to(device)
 after = model.model.generate_with_thinking([row["question"] for row in shown])
 for row, was, now in zip(shown, before, after, strict=True):
-    print(f"question: {row['question']}\nbefore:   {was.strip()[:600]}\nafter:    {now.strip()[:600]}\n"
-          f"right:    {gold_answer(row['answer'])}\n")
+    print(
+        f"question: {row['question']}\nbefore:   {was.strip()[:600]}\nafter:    {now.strip()[:600]}\n"
+        f"right:    {gold_answer(row['answer'])}\n"
+    )
 if model.model.use_trm:
     judge("LoRA + TRM", model.model)
 
@@ -536,7 +551,9 @@ display(Image(filename=str(FOLDER / "comparison.png"), width=800))
 # the same for every problem, a soft prompt and no more.
 
 # %%
-curves = {name: FOLDER / folder / "logs" / "metrics.csv" for name, folder in (("LoRA", "lora"), ("LoRA + TRM", "lora_trm"))}
+curves = {
+    name: FOLDER / folder / "logs" / "metrics.csv" for name, folder in (("LoRA", "lora"), ("LoRA + TRM", "lora_trm"))
+}
 plot_losses({name: path for name, path in curves.items() if path.is_file()}, FOLDER / "losses.png")
 display(Image(filename=str(FOLDER / "losses.png"), width=800))
 
@@ -565,7 +582,7 @@ if model.model.use_trm:
 # ## Try your own problems
 
 # %%
-my_question = "Tom has 4 bags with 6 pears in each bag. He eats 5 of the pears. How many pears does Tom have now?"  #@param {type:"string"}
+my_question = "Tom has 4 bags with 6 pears in each bag. He eats 5 of the pears. How many pears does Tom have now?"  # @param {type:"string"}
 answer = model.model.generate_with_thinking(my_question)
 print(answer.strip())
 

@@ -77,7 +77,7 @@ def test_little_is_padding(batch_size):
     batches = list(LengthGroupedBatches(lengths=lengths, batch_size=batch_size))
     shuffled = torch.randperm(len(lengths)).tolist()
     at_random = [shuffled[at : at + batch_size] for at in range(0, len(shuffled), batch_size)]
-    assert share_of_padding(batches, lengths) < 0.03 < 0.1 < share_of_padding(at_random, lengths)
+    assert share_of_padding(batches, lengths) < 0.035 < 0.1 < share_of_padding(at_random, lengths)
 
 
 def test_lengths_come_in_no_order():

@@ -95,6 +95,7 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
     ("arguments", "message"),
     [
         (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["arithmetic", "generat"], "did you mean 'arithmetic generate'?"),
         (["train", "--num_latnets", "5"], "did you mean --num_latents?"),
         (["train", "--num_latent", "5"], "did you mean --num_latents?"),
         (["train", "--trm_kwargs.n_layer", "5"], "trm_kwargs: unknown setting 'n_layer'; did you mean 'n_layers'?"),
@@ -132,4 +133,19 @@ def test_an_unwritable_output_folder_is_one_clear_line(data, tmp_path, capsys):
 def test_usage_names_every_command(capsys):
     cli.main([])
     usage = capsys.readouterr().out
-    assert all(f"  {name} " in usage for name in ["train", *cli.COMMANDS])
+    assert all(f"  {name} " in usage for name in cli.described_commands())
+
+
+def test_hyphens_and_bare_switches_work_as_in_the_documents(tmp_path, capsys):
+    out = str(tmp_path / "data")
+    cli.main(["arithmetic", "generate", "--num-examples", "200", "--max-digits=1", "--output-dir", out])
+    assert (tmp_path / "data" / "train.json").is_file()
+    parser = cli.command_parser("arithmetic train")
+    given = cli.tidy_arguments(parser, ["--fp16", "--no-wandb", "--model-size", "medium", "--max-length", "64"])
+    parsed = parser.parse_args(given)
+    assert (parsed.fp16, parsed.no_wandb, parsed.model_size, parsed.max_length) == (True, True, "medium", 64)
+
+
+@pytest.mark.parametrize("command", ["generate", "train", "evaluate", "interactive"])
+def test_arithmetic_commands_refuse_unknown_options_in_one_line(command, capsys):
+    assert "--sed" in refusal(["arithmetic", command, "--sed", "1"], capsys)

@@ -241,8 +241,8 @@ def test_every_recipe_of_the_guides_trains(title, code, tmp_path, monkeypatch, t
 def form_fields() -> set[str]:
     """Names of the settings form, as the built notebook has them."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    [form] = [cell.source for cell in notebook.cells if cell.source.startswith("#@title Settings")]
-    return set(re.findall(r"^(\w+) = .*#@param", form, re.MULTILINE))
+    [form] = [cell.source for cell in notebook.cells if "@title Settings" in cell.source]
+    return set(re.findall(r"^(\w+) = .*# ?@param", form, re.MULTILINE))
 
 
 @pytest.fixture(scope="module")

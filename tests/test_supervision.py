@@ -19,6 +19,13 @@ FOUR_STEPS = TRMSettings(
 
 def make_module(*, supervise: str = "one", rank: int = 0, **changes) -> SmolLMTRMLightningModule:
     model = make_model("smollm3", TOKENIZER, **{"trm": FOUR_STEPS, "num_latents": 4, **changes}).train()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():  # so that supervision steps differ
+        for name, parameter in model.named_parameters():
+            if ".recursion." in name:
+                parameter.add_(0.7 * torch.randn(parameter.shape, generator=generator))
+            elif name.endswith("scale.gain"):
+                parameter.fill_(10.0)
     module = SmolLMTRMLightningModule(model=model, supervise=supervise, seed=7)
     module.log = lambda *args, **options: None
     module._trainer = SimpleNamespace(world_size=1, global_rank=rank, current_epoch=0)
@@ -45,7 +52,7 @@ def test_one_drawn_step_is_all_steps_in_the_mean(target, monkeypatch):
         losses.append(loss)
         for name, gradient in found.items():
             gradients[name] += gradient / 4
-    assert sum(losses) / 4 == pytest.approx(expected_loss, rel=1e-5) and max(losses) - min(losses) > 1e-4
+    assert sum(losses) / 4 == pytest.approx(expected_loss, abs=3e-6) and max(losses) - min(losses) > 1e-3
     for name, gradient in expected.items():
         assert torch.allclose(gradients[name], gradient, atol=1e-6), name
 

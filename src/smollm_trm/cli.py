@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -203,6 +204,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ask": ask,
     "push": push,
 }
+ARITHMETIC = {
+    "generate": "Write data for the arithmetic model.",
+    "train": "Train the arithmetic model from scratch.",
+    "evaluate": "Grade an arithmetic model: exact match, tokens, chains.",
+    "interactive": "Type sums, watch the model think.",
+}
+BY_OPTION_ONLY = ("compare", *(f"arithmetic {name}" for name in ARITHMETIC))
+"""Commands whose required arguments are options too (`--models.NAME FOLDER`, `--checkpoint FILE`)."""
 
 
 class OneLineParser(ArgumentParser):
@@ -221,37 +230,84 @@ class OneLineParser(ArgumentParser):
         raise SystemExit(2)
 
 
+def described_commands() -> dict[str, str]:
+    """Every command and its one line."""
+    found = {"train": "Train LoRA and a reasoner, on GSM8K unless told otherwise."}
+    found |= {name: (command.__doc__ or "").split("\n")[0] for name, command in COMMANDS.items()}
+    return found | {f"arithmetic {name}": line for name, line in ARITHMETIC.items()}
+
+
+def command_function(name: str) -> Callable[..., None]:
+    """The function of a command; the arithmetic room is imported only when it is entered."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    commands = import_module("smollm_trm.arithmetic.commands")
+    return getattr(commands, f"{name.removeprefix('arithmetic ')}_arithmetic")
+
+
 def command_parser(name: str) -> OneLineParser:
     """The parser of one command, with `--config file.yaml` and `--print_config`."""
     parser = OneLineParser(prog=f"smollm-trm {name}", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.description = described_commands()[name]
     if name == "train":
-        parser.description = "Train LoRA and a reasoner, on GSM8K unless told otherwise."
         parser.add_class_arguments(TrainSettings)
     else:
-        command = COMMANDS[name]
-        parser.description = (command.__doc__ or "").split("\n")[0]
-        parser.add_function_arguments(command, as_positional=name != "compare")  # --models.NAME FOLDER, repeated
+        parser.add_function_arguments(command_function(name), as_positional=name not in BY_OPTION_ONLY)
     return parser
+
+
+def tidy_arguments(parser: OneLineParser, arguments: Sequence[str]) -> list[str]:
+    """Hyphens in option names count as underscores, and a switch may stand alone (`--fp16`)."""
+    switches = {
+        option
+        for action in parser._actions
+        if getattr(action, "_typehint", None) is bool
+        for option in action.option_strings
+    }
+    tidy: list[str] = []
+    for at, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+            following = arguments[at + 1].lower() if at + 1 < len(arguments) else ""
+            if argument in switches and following not in ("true", "false", "yes", "no"):
+                argument += "=true"
+        tidy.append(argument)
+    return tidy
 
 
 def usage() -> str:
     """One line a command."""
     lines = ["usage: smollm-trm <command> [options]   (smollm-trm <command> --help)", ""]
-    described = {"train": "Train LoRA and a reasoner, on GSM8K unless told otherwise."}
-    described |= {name: (command.__doc__ or "").split("\n")[0] for name, command in COMMANDS.items()}
-    return "\n".join([*lines, *(f"  {name:<10} {text}" for name, text in described.items())])
+    return "\n".join([*lines, *(f"  {name:<22} {text}" for name, text in described_commands().items())])
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse and run one command."""
     parser = command_parser(name)
-    values: dict[str, Any] = parser.parse_args(list(arguments)).as_dict()
+    values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
     values.pop("config", None)
     if name == "train":
         train_command(TrainSettings(**values))
     else:
-        COMMANDS[name](**values)
+        command_function(name)(**values)
+
+
+def split_command(given: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name, one word or two, and its arguments.
+
+    Raises:
+        ValueError: no such command; one line with the nearest right one.
+    """
+    known = list(described_commands())
+    length = 2 if given[0] == "arithmetic" and len(given) > 1 else 1
+    name = " ".join(given[:length])
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+        raise ValueError(f"unknown command {name!r}; {hint}")
+    return name, list(given[length:])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -261,17 +317,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    known = ["train", *COMMANDS]
     if not given or given[0] in ("-h", "--help"):
         print(usage())
         return
-    if given[0] not in known:
-        nearest = difflib.get_close_matches(given[0], known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-        sys.stderr.write(f"smollm-trm: unknown command {given[0]!r}; {hint}\n")
-        raise SystemExit(2)
     try:
-        run_command(given[0], given[1:])
+        run_command(*split_command(given))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("out of memory"):
             raise

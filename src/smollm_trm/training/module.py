@@ -167,8 +167,20 @@ class SmolLMTRMLightningModule(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss per supervised token on the dev part, after all supervision steps."""
         output = self.model(**batch)
-        count = (output.labels != IGNORED_LABEL).sum()
-        self.log("dev_loss", output.loss, prog_bar=True, batch_size=int(count), sync_dist=True)
+        count = int((output.labels != IGNORED_LABEL).sum())
+        self.log_mean("dev_loss", output.loss, count)
+
+    def log_mean(self, name: str, mean: Tensor | float, count: int) -> None:
+        """Log the mean over an evaluation, of all processes.
+
+        Lightning averages the counts of the processes as integers; as multiples of their number they stay exact.
+
+        Args:
+            name: of the figure.
+            mean: over this batch.
+            count: how much this batch weighs.
+        """
+        self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
 
     def on_test_epoch_start(self) -> None:
         """Decide how long answers may get, as `evaluate_gsm8k` does."""
@@ -184,7 +196,7 @@ class SmolLMTRMLightningModule(LightningModule):
         questions = [row["question"] for row in rows]
         texts = self.model.generate_with_thinking(questions, max_new_tokens=self.answer_room)
         right = sum(is_correct(text, row["answer"]) for text, row in zip(texts, rows, strict=True))
-        self.log("test_accuracy", right / len(rows), batch_size=len(rows), sync_dist=True, prog_bar=True)
+        self.log_mean("test_accuracy", right / len(rows), len(rows))
 
     def configure_optimizers(self) -> dict:
         """AdamW, and its schedule stepped once per optimizer step."""

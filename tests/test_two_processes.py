@@ -1,0 +1,56 @@
+"""Two processes train as one does with the doubled batch."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ROWS, newest_checkpoint, save_tiny_base, train_tiny
+from two_processes import ALONE
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("processes")
+    base = save_tiny_base(folder / "base")
+    here = Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "LOCAL_RANK"))}
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent / "src")])
+    environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(here / "two_processes.py"), base, str(folder / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train_tiny(base, folder / "one", **ALONE)
+    return folder / "one", folder / "two"
+
+
+def column(folder: Path, name: str) -> dict[int, float]:
+    with open(folder / "logs" / "metrics.csv", newline="") as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+@pytest.mark.parametrize("name", ["train_loss", "dev_loss", "grad_norm"])
+def test_two_processes_give_the_losses_of_one_with_the_doubled_batch(folders, name):
+    one, two = (column(folder, name) for folder in folders)
+    assert len(one) >= 3 and one.keys() == two.keys()
+    assert two == {step: pytest.approx(value, abs=1e-5 if "loss" in name else 1e-4) for step, value in one.items()}
+
+
+def test_the_weights_agree_at_the_end(folders):
+    one, two = (newest_checkpoint(folder) for folder in folders)
+    assert one["global_step"] == two["global_step"] == 6
+    for name, weight in one["state_dict"].items():
+        assert (two["state_dict"][name] - weight).abs().max() < 2e-3, name  # Adam magnifies the first small gradients
+    result, shared = (json.loads((folder / "results.json").read_text()) for folder in folders)
+    assert shared["dev_loss"] == pytest.approx(result["dev_loss"], abs=1e-5)
+    assert (folders[1] / "model" / "reasoner.safetensors").is_file()
+
+
+def test_both_processes_hold_the_same_model_and_share_the_test_problems(folders):
+    first, second = (json.loads((folders[1] / f"process-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["strategy"] == "DDPStrategy" and first["weights"] == second["weights"]
+    assert first["accuracy"] == second["accuracy"] == pytest.approx(0.8)
+    assert sorted(first["asked"] + second["asked"]) == sorted(row["question"] for row in ROWS[36:41])

@@ -1,0 +1,61 @@
+"""Train with two processes: run by test_two_processes.py in interpreters of their own.
+
+    python two_processes.py BASE OUTPUT
+
+Lightning starts this script a second time for the second process.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from runs import DEV_ROWS, ROWS, train_tiny
+
+from smollm_trm.data.datamodule import GSM8KDataModule
+from smollm_trm.data.gsm8k import GSM8KSplits
+
+# 19 rows in batches of 2 and 2: the last batch has 3 rows, one process gets 2 of them. The dev part has 5 rows in
+# batches of 2 and 2: of its last batch's single row, one process gets none. Its number of supervised tokens is odd.
+PLAN = {
+    "test_dataset": DEV_ROWS[1:6],
+    "lora_kwargs": {"r": 4, "dropout": 0.0},
+    "num_epochs": 2,
+    "val_check_interval": 4,
+    "save_every_n_steps": 2,
+}
+SHARED = {**PLAN, "devices": 2, "batch_size": 2, "eval_batch_size": 2}
+ALONE = {**PLAN, "devices": 1, "batch_size": 4, "eval_batch_size": 4}
+
+
+def main(base: str, output: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    trainer, module = train_tiny(base, Path(output), **SHARED)
+    rows = ROWS[36:41]
+    splits = GSM8KSplits(
+        gsm8k_train=DEV_ROWS, gsm8k_test=DEV_ROWS, gsm8k_final_test=rows, seed=0, source="rows", fingerprint="",
+        duplicates=0,
+    )  # fmt: skip
+    data = GSM8KDataModule(encoder=module.model.encoder, splits=splits, eval_batch_size=2)
+    right = {row["question"]: row["answer"] for row in rows[:4]}
+    asked: list[str] = []
+
+    def answer(questions: list[str], **options) -> list[str]:
+        asked.extend(questions)
+        return [right.get(question, "no idea") for question in questions]
+
+    module.model.generate_with_thinking = answer
+    accuracy = trainer.test(module, datamodule=data, verbose=False)[0]["test_accuracy"]
+    figures = {
+        "accuracy": accuracy,
+        "asked": asked,
+        "strategy": type(trainer.strategy).__name__,
+        "weights": {name: p.tolist() for name, p in module.named_parameters() if name.endswith(("gain", "bias"))},
+    }
+    (Path(output) / f"process-{trainer.global_rank}.json").write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
