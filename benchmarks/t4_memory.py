@@ -13,15 +13,18 @@ Attention is traced as the plain matrix product, which keeps all its scores: oth
 """
 
 import argparse
+import ast
 import gc
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from _record import benchmark_options, print_table, record
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,12 +42,16 @@ from smollm_trm.training.ema import TrainableAverage
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer
 
 GIB = 2**30
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "notebooks/smollm_trm_colab.py"
+GUIDE = ROOT / "COLAB_NOTEBOOK_GUIDE.md"
 QUESTION, SOLUTION = 84, 361  # tokens of GSM8K's longest training row with SmolLM3's tokenizer
 LONGEST_QUESTION = 240
 SPARE = 16
 SMOLLM3 = {  # HuggingFaceTB/SmolLM3-3B, config.json
     "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
     "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 65_536,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
     "rope_theta": 5_000_000.0, "tie_word_embeddings": True, "no_rope_layer_interval": 4, "use_sliding_window": False,
 }  # fmt: skip
 SMALL = {**SMOLLM3, "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4,
@@ -55,31 +62,40 @@ SMALL = {**SMOLLM3, "vocab_size": 4096, "hidden_size": 256, "intermediate_size":
 class Run:
     """What of a run decides its memory; names as in the notebook."""
 
-    num_latents: int = 64
-    batch_size: int = 4
-    eval_batch_size: int = 8
+    num_latents: int = 16
+    batch_size: int = 2
+    eval_batch_size: int = 4
     at_once: int = 32
     use_trm: bool = True
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = False
     trm: Mapping[str, int] | None = None
-    solution: int = SOLUTION
-    """Tokens of the longest solution that `max_length` lets through."""
 
 
-RUNS = {
-    "quick, LoRA + TRM": Run(),
-    "quick, LoRA": Run(use_trm=False),
-    "full, LoRA + TRM": Run(num_latents=256, batch_size=2, eval_batch_size=4),
-    "full, LoRA": Run(num_latents=256, batch_size=2, eval_batch_size=4, use_trm=False),
-    "full, more recursion": Run(
-        num_latents=256, batch_size=2, eval_batch_size=4,
-        trm={"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 8},
-    ),
-    "full, num_latents 128": Run(num_latents=128, batch_size=2, eval_batch_size=4),
-    "full, num_latents 512": Run(num_latents=512, batch_size=2, eval_batch_size=4),
-    "full, batch_size 1": Run(num_latents=256, batch_size=1, eval_batch_size=4),
-    "full, no checkpointing": Run(num_latents=256, batch_size=2, eval_batch_size=4, gradient_checkpointing=False),
-}  # fmt: skip
+def notebook_run(name: str, **changes: object) -> Run:
+    """A run with the numbers that stand in the notebook's source, and what a recipe changes."""
+    tables = {}
+    for node in ast.parse(NOTEBOOK.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("RUNS", "AROUND"):
+            tables[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    numbers = {**tables["RUNS"][name], **tables["AROUND"][name]}
+    fields = Run.__dataclass_fields__
+    return Run(**{key: value for key, value in numbers.items() if key in fields} | changes)
+
+
+def traced_runs() -> dict[str, Run]:
+    """The runs of the guide's table: `quick`, `full`, and the recipes."""
+    recursion = {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 8}
+    return {
+        "`quick`, LoRA + TRM": notebook_run("quick"),
+        "`quick`, LoRA alone": notebook_run("quick", use_trm=False),
+        "`full`, LoRA + TRM": notebook_run("full"),
+        "`full`, LoRA alone": notebook_run("full", use_trm=False),
+        "`full`, more recursion": notebook_run("full", trm=recursion),
+        "`full`, `num_latents = 128`": notebook_run("full", num_latents=128),
+        "`full`, `num_latents = 512`": notebook_run("full", num_latents=512),
+        "`full`, `batch_size = 1`": notebook_run("full", batch_size=1),
+        "`full`, without checkpointing": notebook_run("full", gradient_checkpointing=False),
+    }
 
 
 class LiveBytes(TorchDispatchMode):
@@ -123,29 +139,56 @@ class LiveBytes(TorchDispatchMode):
         peaks[name] = self.peak / GIB
 
 
-def build(run: Run, shapes: Mapping, dtype: torch.dtype, lora: LoraSettings) -> SmolLMv3WithTRM:
-    """The notebook's model of a run; of fake tensors if called under `FakeTensorMode`."""
+def build(run: Run, shapes: Mapping, dtype: torch.dtype) -> SmolLMv3WithTRM:
+    """The notebook's model of a run, in training mode."""
     tokenizer = train_tiny_tokenizer(["Question: Answer: #### 1"], vocab_size=300)
-    base = SmolLM3ForCausalLM(SmolLM3Config(**shapes, pad_token_id=0)).to(dtype)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        base = SmolLM3ForCausalLM(SmolLM3Config(**shapes))
+    finally:
+        torch.set_default_dtype(usual)
     settings = TRMSettings(**(run.trm or {}))
     reasoner = None
     if run.use_trm:
         hidden = base.config.hidden_size
         reasoner = build_reasoner(
-            "trm", num_latents=run.num_latents, hidden_size=hidden, settings=settings,
-            anchor=torch.zeros(hidden), table_rms=0.02,
-        )  # fmt: skip
+            "trm",
+            num_latents=run.num_latents,
+            hidden_size=hidden,
+            settings=settings,
+            anchor=torch.zeros(hidden),
+            table_rms=0.02,
+        )
     if run.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    base = adapt_base(base, training="lora", lora=lora)
+    base = adapt_base(base, training="lora", lora=LoraSettings())
     model_settings = ModelSettings(reasoner="trm" if run.use_trm else None, num_latents=run.num_latents, trm=settings)
-    return SmolLMv3WithTRM(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=model_settings)
+    model = SmolLMv3WithTRM(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=model_settings)
+    return model.train()
 
 
-def batch_of(model: SmolLMv3WithTRM, rows: int, solution: int) -> dict[str, Tensor]:
+def build_fake(run: Run, shapes: Mapping, dtype: torch.dtype) -> SmolLMv3WithTRM:
+    """The same model of fake tensors: built without data, then every tensor replaced, tied ones by one."""
+    with torch.device("meta"):
+        model = build(run, shapes, dtype)
+    replaced: dict[int, Tensor] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in replaced:
+                    fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    replaced[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+                module._parameters[name] = None if parameter is None else replaced[id(parameter)]
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+    return model
+
+
+def batch_of(model: SmolLMv3WithTRM, rows: int) -> dict[str, Tensor]:
     """Real ids, masks and labels of the longest rows."""
     span = [slot_token_id(model.tokenizer)] * model.num_latents
-    row = EncodedExample(prompt=[7] * (QUESTION - 1) + span + [8], completion=[9] * solution)
+    row = EncodedExample(prompt=[7] * (QUESTION - 1) + span + [8], completion=[9] * SOLUTION)
     return collate_examples([row] * rows, 0)
 
 
@@ -171,18 +214,16 @@ def generate_once(model: SmolLMv3WithTRM, run: Run) -> None:
     cache = DynamicCache(config=model.config)
     options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     model.causal_lm(input_ids=ids, attention_mask=mask, **options)
-    more = torch.full((run.at_once, run.solution + SPARE), 9)
+    more = torch.full((run.at_once, SOLUTION + SPARE), 9)
     whole = torch.ones(run.at_once, ids.shape[1] + more.shape[1], dtype=torch.long)
     model.causal_lm(input_ids=more, attention_mask=whole, **options)
 
 
 def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, generation: bool = True) -> dict[str, float]:
     """GiB at rest and at the peak of training, validation and generation."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
     counter, peaks = LiveBytes(), {}
-    with mode:
-        model = build(run, shapes, dtype, LoraSettings()).train()
-        average = TrainableAverage(model)
+    model = (build_fake if fake else build)(run, shapes, dtype)
+    average = TrainableAverage(model)
     for tensor in [*model.parameters(), *model.buffers(), *average.averages.values()]:
         counter.add(tensor)
     optimizer = build_optimizer(base=model.base_model, reasoner=model.reasoner, settings=OptimizerSettings())
@@ -192,13 +233,15 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
     autocast = torch.autocast("cpu", dtype=dtype) if dtype != torch.float32 else nullcontext()
     with sdpa_kernel(SDPBackend.MATH):
         with counter.phase("first step", peaks), autocast:
-            train_once(model, optimizer, batch_of(model, run.batch_size, run.solution))
+            train_once(model, optimizer, batch_of(model, run.batch_size))
+        gc.collect()
+        peaks["before the step"] = counter.total / GIB
         with counter.phase("training", peaks), autocast:  # with the optimizer's state there
-            train_once(model, optimizer, batch_of(model, run.batch_size, run.solution))
+            train_once(model, optimizer, batch_of(model, run.batch_size))
         model.eval()
         with counter.phase("validation", peaks), torch.no_grad(), autocast:
             average.swap_in(model)
-            model(**batch_of(model, run.eval_batch_size, run.solution))
+            model(**batch_of(model, run.eval_batch_size))
             average.swap_out(model)
         if generation:
             del optimizer, average
@@ -209,11 +252,11 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
 
 def allocator_peak(run: Run, shapes: Mapping) -> dict[str, float]:
     """What PyTorch's allocator itself reports for one step at a small size: bytes at the peak, over what was there."""
-    model = build(run, shapes, torch.float32, LoraSettings()).train()
+    model = build(run, shapes, torch.float32)
     optimizer = build_optimizer(base=model.base_model, reasoner=model.reasoner, settings=OptimizerSettings())
     for group in optimizer.param_groups:
         group["foreach"] = True
-    batch = batch_of(model, run.batch_size, run.solution)
+    batch = batch_of(model, run.batch_size)
     with sdpa_kernel(SDPBackend.MATH):
         train_once(model, optimizer, batch)
         gc.collect()
@@ -230,13 +273,8 @@ def allocator_peak(run: Run, shapes: Mapping) -> dict[str, float]:
 def tracer_error(run: Run) -> dict[str, float]:
     """The tracer on fake tensors against the allocator on real ones, for a training step of a small model."""
     traced = peaks_of(run, SMALL, fake=True, dtype=torch.float32, generation=False)
-    fresh = FakeTensorMode(allow_non_fake_inputs=True)
-    with fresh:
-        model = build(run, SMALL, torch.float32, LoraSettings())
-    optimizer_state = 2 * sum(p.numel() * 4 for p in model.parameters() if p.requires_grad) / GIB
-    there = traced["weights"] + optimizer_state
     measured = allocator_peak(run, SMALL)["allocated"]
-    step = traced["training"] - there
+    step = traced["training"] - traced["before the step"]
     return {"traced_mib": step * 1024, "allocated_mib": measured * 1024, "error": step / measured - 1}
 
 
@@ -246,13 +284,14 @@ def main() -> None:
     parser.add_argument(
         "--validate", action="store_true", help="compare the tracer with the allocator on a small model"
     )
+    parser.add_argument("--only", help="trace only the runs whose name holds this text")
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.validate:
         runs = {
-            "checkpointing": Run(num_latents=16, batch_size=2),
-            "no checkpointing": Run(num_latents=16, batch_size=2, gradient_checkpointing=False),
-            "LoRA only": Run(use_trm=False, batch_size=2),
+            "with checkpointing": Run(gradient_checkpointing=True),
+            "without": Run(),
+            "LoRA alone, without": Run(use_trm=False),
         }
         figures = {name: tracer_error(run) for name, run in runs.items()}
         rows = [
@@ -262,8 +301,16 @@ def main() -> None:
         print_table(["one training step", "traced MiB", "allocated MiB", "error"], rows)
         record("t4_memory_validation", figures, seed=0, keep=options.record)
         return
-    figures = {name: peaks_of(run, SMOLLM3, fake=True, dtype=torch.float16) for name, run in RUNS.items()}
-    print(markdown_table(figures))
+    figures = {}
+    for name, run in traced_runs().items():
+        if not options.only or options.only in name:
+            figures[name] = peaks_of(run, SMOLLM3, fake=True, dtype=torch.float16)
+            print(markdown_table({name: figures[name]}).splitlines()[-1], flush=True)
+    table = markdown_table(figures)
+    print(f"\n{table}")
+    if options.record and not options.only:
+        text = GUIDE.read_text(encoding="utf-8")
+        GUIDE.write_text(re.sub(r"(<!-- memory -->\n).*?(<!-- /memory -->)", rf"\1{table}\n\2", text, flags=re.DOTALL))
     record("t4_memory", figures, keep=options.record)
 
 

@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from _models import Rows, StepClock, as_text, gsm8k_like_rows, over_rounds, save_sized_base, time_training
+from _models import Rows, as_text, gsm8k_like_rows, over_rounds, save_sized_base, time_training
 from _record import benchmark_options, print_table, record
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from smollm_trm.data.prompts import PromptEncoder
+from smollm_trm.data.prompts import THINK_CLOSE, PromptEncoder
 from smollm_trm.models.loading import ATTENTION_PROJECTIONS, LoraSettings
 
 BATCH_SIZE = 8
@@ -61,15 +61,18 @@ def time_trl(rows: Rows, *, model_name: str, sampling: str) -> float:
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     encoder, lora, clock = PromptEncoder(tokenizer=tokenizer, num_latents=0), LoraSettings(), TRLClock()
     texts = [
-        {"prompt": encoder.question_text(row["question"]) + "</think>", "completion": encoder.completion_text(row["answer"])}
+        {
+            "prompt": encoder.question_text(row["question"]) + THINK_CLOSE,
+            "completion": encoder.completion_text(row["answer"]),
+        }
         for row in rows
-    ]  # fmt: skip
+    ]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = SFTConfig(
             output_dir=folder, per_device_train_batch_size=BATCH_SIZE, num_train_epochs=1, max_length=None,
             completion_only_loss=True, gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none",
-            save_strategy="no", disable_tqdm=True, train_sampling_strategy=sampling, dataloader_pin_memory=False, seed=0,
+            save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, train_sampling_strategy=sampling,
         )  # fmt: skip
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(model_name),
@@ -115,17 +118,19 @@ def main() -> None:
         encoder = PromptEncoder(tokenizer=AutoTokenizer.from_pretrained(base), num_latents=0)
         chosen = spread_batches(rows[: STRETCH * BATCH_SIZE], encoder, n_batches=options.n_batches)
         n_tokens = sum(len(encoder.encode(row).completion) for row in chosen)
-        ours = {"model_name": base, "batch_size": BATCH_SIZE}
+
+        def ours(**settings) -> float:
+            clock = time_training(chosen, model_name=base, batch_size=BATCH_SIZE, **settings)
+            assert clock.tokens == n_tokens, f"{clock.tokens} supervised tokens instead of {n_tokens}"
+            return clock.seconds
+
         trm = {"trm_kwargs": {"dim": options.trm_dim}}
         arms = {
             "TRL, LoRA": lambda: time_trl(chosen, model_name=base, sampling="random"),
             "TRL, LoRA, grouped by length": lambda: time_trl(chosen, model_name=base, sampling="group_by_length"),
-            "LoRA": lambda: seconds_of(time_training(chosen, use_trm=False, **ours), n_tokens),
-            **{
-                f"LoRA + TRM, M={m}": lambda m=m: seconds_of(time_training(chosen, num_latents=m, **trm, **ours), n_tokens)
-                for m in options.num_latents
-            },
-        }  # fmt: skip
+            "LoRA": lambda: ours(use_trm=False),
+            **{f"LoRA + TRM, M={m}": lambda m=m: ours(num_latents=m, **trm) for m in options.num_latents},
+        }
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(options.repeats):
             for name, train in arms.items():
@@ -145,15 +150,9 @@ def main() -> None:
     }
     head = ["arm", "samples/s", "supervised tokens/s", "time / TRL", "time / TRL grouped", "time / our LoRA"]
     print_table(head, [[name, *map(as_text, figure.values())] for name, figure in figures.items()])
-    setup = {"rows": source, "n_rows": len(chosen), "batch_size": BATCH_SIZE, "base": {**SHAPE, "vocabulary": options.vocabulary},
-             "trm_dim": options.trm_dim, "threads": options.threads, "seconds": "CPU"}  # fmt: skip
+    setup = {"rows": source, "n_rows": len(chosen), "batch_size": BATCH_SIZE, "trm_dim": options.trm_dim,
+             "base": {**SHAPE, "vocabulary": options.vocabulary}, "threads": options.threads}  # fmt: skip
     record("training_step", {**setup, "arms": figures}, seed=0, keep=options.record)
-
-
-def seconds_of(clock: StepClock, n_tokens: int) -> float:
-    """The clock's CPU seconds, after a look at whether it saw every supervised token."""
-    assert clock.tokens == n_tokens, f"{clock.tokens} supervised tokens instead of {n_tokens}"
-    return clock.seconds
 
 
 if __name__ == "__main__":

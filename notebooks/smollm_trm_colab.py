@@ -6,8 +6,9 @@
 # SmolLM3, PyTorch Lightning trains, GSM8K (grade-school maths) judges.
 #
 # ```
-# Question: ...  Answer: <think> [latent 1] ... [latent M] </think> the solution  #### 72
-# └── SmolLM3 reads this ──┘     └─ the TRM fills these ─┘          └─ SmolLM3 writes this ─┘
+# Question: ...  Answer: <think>        SmolLM3 reads the question
+#     [latent 1] ... [latent M]         the TRM fills these slots
+# </think> the solution  #### 72        SmolLM3 writes this
 # ```
 #
 # **How to use it.** *Runtime → Change runtime type → T4 GPU*, then *Runtime → Run all*. Nothing has to be edited, no
@@ -442,7 +443,8 @@ def show(rows: list[dict], texts: list[str]) -> None:
 # %% [markdown]
 # ### The base
 #
-# In the smoke run the base is a tiny SmolLM3 that first learns from scratch to write its solutions step by step.
+# It writes its solution step by step, whatever `target` is. In the smoke run it is a tiny SmolLM3 that first learns
+# that from scratch.
 
 # %%
 if config["model_name"] == "tiny":
@@ -542,7 +544,7 @@ else:
 # %%
 comparison = report_comparison(results, FOLDER, baseline="LoRA", part="dev", seed=SEED)
 display(Markdown(comparison.to_markdown()))
-display(Image(filename=str(FOLDER / "comparison.png"), width=800))
+display(Image(str(FOLDER / "comparison.png"), width=800, metadata={"alt": "accuracy of every arm with its interval"}))
 
 # %% [markdown]
 # ### Curves
@@ -555,7 +557,7 @@ curves = {
     name: FOLDER / folder / "logs" / "metrics.csv" for name, folder in (("LoRA", "lora"), ("LoRA + TRM", "lora_trm"))
 }
 plot_losses({name: path for name, path in curves.items() if path.is_file()}, FOLDER / "losses.png")
-display(Image(filename=str(FOLDER / "losses.png"), width=800))
+display(Image(str(FOLDER / "losses.png"), width=800, metadata={"alt": "losses and variation of the latents by step"}))
 
 # %% [markdown]
 # ### When would it stop thinking?

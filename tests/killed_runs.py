@@ -16,8 +16,9 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
-from runs import train_tiny
+from runs import bend_dev_loss, train_tiny
 
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO
 from smollm_trm.training.module import SmolLMTRMLightningModule
@@ -25,14 +26,8 @@ from smollm_trm.training.module import SmolLMTRMLightningModule
 PLANS = {
     # An epoch has 5 batches and 3 optimizer steps; validations after batch 4 and at the end of the run.
     "mid_epoch": {"num_epochs": 2, "val_check_interval": 4, "save_every_n_steps": 1},
-    # Validations at the ends of epochs; ends early, its rates being so high that the dev loss rises.
-    "early_stop": {
-        "num_epochs": 8,
-        "save_every_n_steps": 2,
-        "learning_rate": 0.2,
-        "patience": 1,
-        "ema_decay": 0.0,
-    },
+    # Validations at the ends of epochs; ends early, because the dev loss rises after step 6.
+    "early_stop": {"num_epochs": 8, "save_every_n_steps": 2, "patience": 2, "ema_decay": 0.5},
 }
 SITES = ("forward", "backward", "validation", "half written", "written")
 
@@ -114,4 +109,6 @@ def main(base: str, output: str, seed: str) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    main(*sys.argv[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        bend_dev_loss(patch, best_step=6)
+        main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from twins import ROWS, make_base, make_tokenizer
 
@@ -43,6 +44,16 @@ def train_tiny(base: str, output_dir: Path, **changes: Any):
     """`train_gsm8k` with the settings above; 5 batches and 3 optimizer steps an epoch."""
     given = {"train_dataset": TRAIN_ROWS, "test_dataset": DEV_ROWS, **TINY_RUN, **changes}
     return train_gsm8k(model_name=base, output_dir=str(output_dir), **given)
+
+
+def bend_dev_loss(patch: pytest.MonkeyPatch, *, best_step: int) -> None:
+    """Let the dev loss rise with the distance from an optimizer step, whatever the model learns."""
+    log_mean = SmolLMTRMLightningModule.log_mean
+
+    def log_bent(self: SmolLMTRMLightningModule, name: str, mean: torch.Tensor, count: int) -> None:
+        log_mean(self, name, mean + abs(self.trainer.global_step - best_step), count)
+
+    patch.setattr(SmolLMTRMLightningModule, "log_mean", log_bent)
 
 
 def newest_checkpoint(output_dir: Path) -> dict[str, Any]:

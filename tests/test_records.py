@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.records import (
@@ -126,6 +127,23 @@ def test_folders_are_made_and_the_whole_file_replaces_the_old_one(tmp_path, kind
         assert path.stat().st_size > 99_000 and os.listdir(path.parent) == ["file"]
 
 
+def test_a_folder_is_replaced_whole_or_stays(tmp_path, little_space):
+    def write(folder: Path, size: int) -> None:
+        folder.mkdir()
+        (folder / "small").write_text("new")
+        save_file({"weights": torch.zeros(size)}, folder / "weights")
+
+    path = tmp_path / "model"
+    write_whole(path, lambda temporary: write(temporary, 10))
+    (path / "stale").write_text("old")
+    with pytest.raises(OSError, match=f"^could not write {path}: .*free some disk space") as caught:
+        write_whole(path, lambda temporary: write(temporary, 100_000))
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == ["model"]
+    assert sorted(os.listdir(path)) == ["small", "stale", "weights"]
+    write_whole(path, lambda temporary: write(temporary, 10))
+    assert sorted(os.listdir(path)) == ["small", "weights"]
+
+
 def test_a_reader_never_sees_a_part(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
@@ -160,6 +178,8 @@ def test_the_reason_is_the_systems(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     write_json(tmp_path / "kept.json", {})
     (tmp_path / ".step-3.ckpt.77.part").write_text("half")
+    (tmp_path / ".model.77.part").mkdir()
+    (tmp_path / ".model.77.part" / "weights").write_text("half")
     remove_unfinished(tmp_path)
     assert os.listdir(tmp_path) == ["kept.json"]
     remove_unfinished(tmp_path / "nowhere")

@@ -71,4 +71,4 @@ def test_the_loss_curves_survive_a_resume(killed, plan):
 def test_the_early_stop_came_early(killed):
     folder, _ = killed
     result = json.loads((folder / "early_stop" / "broken" / "results.json").read_text())
-    assert result["epochs"] < 8 and result["best_step"] < result["optimizer_steps"]
+    assert (result["best_step"], result["optimizer_steps"]) == (6, 12)

@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from runs import DEV_ROWS, ROWS, first_difference, newest_checkpoint, save_tiny_base, train_tiny, trainable_weights
+from runs import (
+    DEV_ROWS,
+    ROWS,
+    bend_dev_loss,
+    first_difference,
+    newest_checkpoint,
+    save_tiny_base,
+    train_tiny,
+    trainable_weights,
+)
 
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits
@@ -26,7 +35,8 @@ from smollm_trm.training.parts import build_module, gather_splits, pick_interval
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import NonFiniteGuard
 
-# Rates so high that the dev loss goes up and down: the run ends early, and its best checkpoint is not its last.
+# The dev loss is made to rise after step 5: the run ends early, and its best checkpoint is not its last.
+BEST_STEP = 5
 RUN = {
     "learning_rate": 0.1,
     "trm_learning_rate": 0.05,
@@ -97,6 +107,7 @@ def watched(base, tmp_path_factory) -> Watched:
     handler.emit = lambda record: run.messages.append(record.getMessage())
     talkers = [logging.getLogger(name) for name in (None, "pytorch_lightning", "lightning_fabric")]
     with pytest.MonkeyPatch.context() as patch:
+        bend_dev_loss(patch, best_step=BEST_STEP)
         patch.setattr(BestAndLatest, "on_fit_start", see_start)
         patch.setattr(BestAndLatest, "on_train_batch_end", see_step)
         patch.setattr(SmolLMTRMLightningModule, "validation_step", see_validation)
@@ -153,7 +164,7 @@ def test_the_returned_model_is_the_average_with_the_best_dev_loss(watched):
     result = json.loads((watched.folder / "results.json").read_text())
     losses = watched.column("dev_loss")
     best = min(losses, key=losses.get) + 1
-    assert result["best_step"] == best < result["optimizer_steps"]
+    assert result["best_step"] == best == BEST_STEP < result["optimizer_steps"]
     assert result["dev_loss"] == pytest.approx(min(losses.values()))
     assert largest_difference(trainable_weights(watched.module), averages_by_hand(watched)[best - 1]) < 1e-5
     assert not watched.module.training

@@ -51,8 +51,8 @@ def test_a_loss_scaler_and_the_guard_work_together():
     guard = NonFiniteGuard(limit=3)
     overflow = 3e38  # finite, but not times the scale
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
-    line, _ = fit_line([1.0, overflow, overflow, 1.0], guard, plugins=[plugin])
-    assert line.seen[0] == line.seen[1] == line.seen[2] != 1.0 and line.seen[3] != line.seen[2]
+    line, _ = fit_line([overflow, 1.0, overflow, 1.0], guard, plugins=[plugin])
+    assert line.seen[0] == 1.0 != line.seen[1] == line.seen[2] != line.seen[3]
     assert scaler.get_scale() == 2.0**8 and (guard.total, guard.in_a_row) == (2, 0)
 
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from smollm_trm.records import run_record, write_json
 from smollm_trm.training.settings import TrainSettings
@@ -247,6 +247,7 @@ def command_function(name: str) -> Callable[..., None]:
 
 def command_parser(name: str) -> OneLineParser:
     """The parser of one command, with `--config file.yaml` and `--print_config`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a field's docstring is its help
     parser = OneLineParser(prog=f"smollm-trm {name}", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.description = described_commands()[name]

@@ -59,12 +59,15 @@ def run_demo(
         "data_dir": str(data),
         "batch_size": size.batch_size,
         "eval_batch_size": 128,
+        "max_dev_samples": 512,
         "accumulate_grad_batches": 1,
         "num_epochs": 1000,
         "patience": None,
         "seed": seed,
         "progress": progress,
         "num_latents": size.num_latents,
+        "lora_kwargs": {"dropout": 0.0},  # of so small a model nothing can be spared
+        "trm_kwargs": {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2},
     }
     print(f"1/4  a base from scratch: {size.base_steps} steps on {size.train_problems} word problems")
     train_gsm8k(
@@ -86,8 +89,7 @@ def run_demo(
             model_name=str(folder / "base" / "model" / "base"),
             use_trm=use_trm,
             target="answer",
-            learning_rate=2e-3,
-            trm_learning_rate=1e-3,
+            learning_rate=1e-3,
             max_steps=size.arm_steps,
             val_check_interval=size.arm_steps // 2,
             save_every_n_steps=size.arm_steps // 2,

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,6 +12,8 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
+
+from safetensors import SafetensorError
 
 RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets")
 
@@ -59,11 +62,11 @@ def run_record() -> dict[str, Any]:
     }
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file whole or leave what was there: to a name beside it, flushed to disk, renamed.
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file or a folder whole, or leave what was there: to a name beside it, flushed to disk, renamed.
 
     Args:
-        path: the file to be; its folder is made if need be.
+        path: the file or folder to be; the folder above is made if need be.
         write: called with the temporary path.
 
     Raises:
@@ -73,23 +76,32 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise OSError(
             f"could not write {path}: {reason}; free some disk space or choose another output folder"
         ) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        remove_path(temporary)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what `write_whole` left in a folder when its process was killed."""
     for leftover in folder.glob(f".*{UNFINISHED}"):
-        leftover.unlink(missing_ok=True)
+        remove_path(leftover)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

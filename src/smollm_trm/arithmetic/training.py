@@ -60,12 +60,7 @@ def train_sums(settings: SumTrainingSettings) -> dict:
     folder = Path(settings.output_dir)
     make_writable_folder(folder, name="output_dir")
     tokenizer = build_arithmetic_tokenizer(max_length=settings.max_length)
-    parts = {
-        part: encode_sums(file.examples, tokenizer, max_length=settings.max_length) for part, file in files.items()
-    }
-    if settings.eval_examples != -1:
-        parts["val"] = parts["val"].select(torch.arange(min(settings.eval_examples, len(parts["val"]))))
-    parts["train"] = repeat_one_column_sums(parts["train"], files["train"].examples, settings.one_column_repeats)
+    parts = _encode_parts(files, tokenizer, settings)
     num_steps = settings.count_steps(len(parts["train"]))
     model = build_arithmetic_model(settings.model_size, max_length=settings.max_length, seed=settings.seed)
     model.config.digit_order = files["train"].digit_order  # tells the interactive command how answers are written
@@ -91,6 +86,19 @@ def train_sums(settings: SumTrainingSettings) -> dict:
         _fit(model, parts, settings, num_steps=num_steps)
         save_arithmetic_model(model, folder)
         return _test(model, tokenizer, files["test"], settings)
+
+
+def _encode_parts(
+    files: dict[str, SumFile], tokenizer: PreTrainedTokenizerFast, settings: SumTrainingSettings
+) -> dict[str, EncodedSums]:
+    """The three parts as tokens, as many of them as the settings say."""
+    parts = {
+        part: encode_sums(file.examples, tokenizer, max_length=settings.max_length) for part, file in files.items()
+    }
+    if settings.eval_examples != -1:
+        parts["val"] = parts["val"].select(torch.arange(min(settings.eval_examples, len(parts["val"]))))
+    parts["train"] = repeat_one_column_sums(parts["train"], files["train"].examples, settings.one_column_repeats)
+    return parts
 
 
 def _describe_run(

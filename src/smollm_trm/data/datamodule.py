@@ -116,6 +116,7 @@ class GSM8KDataModule(LightningDataModule):
         eval_batch_size: rows per step in validation and test.
         max_length: see `GSM8KDataset`.
         max_samples: train on the first so many rows; all when None.
+        max_dev_samples: validate on the first so many dev rows; all when None.
         seed: of the order of the training rows.
         num_workers: loader processes; 0 in notebooks, whose classes other processes cannot import.
     """
@@ -131,6 +132,7 @@ class GSM8KDataModule(LightningDataModule):
         eval_batch_size: int = 16,
         max_length: int | None = 512,
         max_samples: int | None = None,
+        max_dev_samples: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -141,6 +143,7 @@ class GSM8KDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.max_length = max_length
         self.max_samples = max_samples
+        self.max_dev_samples = max_dev_samples
         self.seed = seed
         self.num_workers = num_workers
         self.train_set: GSM8KDataset | None = None
@@ -155,7 +158,9 @@ class GSM8KDataModule(LightningDataModule):
         if stage in ("fit", "validate", None) and self.train_set is None:
             rows = self.splits.gsm8k_train[: self.max_samples]
             self.train_set = GSM8KDataset(rows, encoder=self.encoder, max_length=self.max_length)
-            self.dev_set = GSM8KDataset(self.splits.gsm8k_test, encoder=self.encoder, max_length=self.max_length)
+            self.dev_set = GSM8KDataset(
+                self.splits.gsm8k_test[: self.max_dev_samples], encoder=self.encoder, max_length=self.max_length
+            )
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of similar lengths, in this process's share."""

@@ -39,26 +39,6 @@ class LatentAttentionCompressor(nn.Module):
         self.to_key_value = lecun_linear(input_dim, 2 * dim)
         self.out = lecun_linear(dim, dim)
 
-    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `(B, H, L, head_dim)` of the states `(B, L, input_dim)`, for any number of readings."""
-        key, value = self.to_key_value(states).chunk(2, dim=-1)
-        return self._heads(key), self._heads(value)
-
-    def attend(self, queries: Tensor, key_value: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
-        """What queries `(B, M, d)` find in the states: `(B, M, d)`, each of root mean square 1.
-
-        Args:
-            queries: `(B, M, d)`.
-            key_value: from `project`.
-            mask: `(B, L)`, True = real; padding is never attended to.
-        """
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.to_query(queries)),
-            *key_value,
-            attn_mask=None if mask is None else mask[:, None, None, :].bool(),
-        )  # (B, H, M, head_dim)
-        return rms_norm(self.out(attended.transpose(1, 2).flatten(2)))
-
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compress `(B, L, input_dim)` to `(B, M, d)`, each latent of root mean square 1.
 
@@ -66,8 +46,15 @@ class LatentAttentionCompressor(nn.Module):
             states: `(B, L, input_dim)`.
             mask: `(B, L)`, True = real; padding is never attended to.
         """
-        queries = self.queries.expand(states.shape[0], -1, -1)
-        return rms_norm(self.attend(queries, self.project(states), mask) + self.query_scale * queries)
+        key, value = self.to_key_value(states).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(
+            self._heads(self.to_query(self.queries).expand(states.shape[0], -1, -1)),
+            self._heads(key),
+            self._heads(value),
+            attn_mask=None if mask is None else mask[:, None, None, :].bool(),
+        )  # (B, H, M, head_dim)
+        content = rms_norm(self.out(attended.transpose(1, 2).flatten(2)))
+        return rms_norm(content + self.query_scale * self.queries)
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

@@ -6,7 +6,6 @@ and "compressor only" are the controls without which a gain means nothing.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,8 +45,6 @@ class TRMSettings:
     """Size of the recursion's residual branches at the start, relative to the paper's: small ones do not collapse."""
     skip: bool = True
     """Add the compressed question to the answer of the recursion before it leaves the reasoner."""
-    look_again: bool = True
-    """Let every update of the latents look at the question again, with themselves as queries."""
 
     def __post_init__(self) -> None:
         check_recursion_counts(self.n_latent_steps, self.n_deep_recursions, self.n_supervision_steps)
@@ -161,9 +158,9 @@ class CompressedReader(Reasoner):
         self.scale = scale
         self.to_embedding = lecun_linear(compressor.queries.shape[-1], scale.anchor.shape[0])
 
-    def read(self, hidden_states: list[Tensor]) -> Tensor:
-        """The layers side by side, each brought to one size: `(B, L, layers * D)`."""
-        return torch.cat([rms_norm(layer.float()) for layer in hidden_states], dim=-1)
+    def compress(self, hidden_states: list[Tensor], mask: Tensor) -> Tensor:
+        """The question as M latents of the reasoner's width, `(B, M, d)`. Layers are brought to one size first."""
+        return self.compressor(torch.cat([rms_norm(layer.float()) for layer in hidden_states], dim=-1), mask)
 
     def to_latents(self, states: Tensor) -> Tensor:
         """Map `(B, M, d)` to latents `(B, M, D)`."""
@@ -178,7 +175,7 @@ class CompressedReader(Reasoner):
         gradient_at_every_step: bool = False,
     ) -> list[Thought]:
         """The compressed question itself."""
-        return [Thought(self.to_latents(self.compressor(self.read(hidden_states), mask)))]
+        return [Thought(self.to_latents(self.compress(hidden_states, mask)))]
 
 
 class HiddenStateTRM(CompressedReader):
@@ -189,7 +186,6 @@ class HiddenStateTRM(CompressedReader):
         recursion: refines the compressed question.
         scale: brings the output to the embedding table's scale.
         skip: add the compressed question to the refined answer.
-        look_again: let every update of the latents look at the question again.
     """
 
     def __init__(
@@ -199,21 +195,14 @@ class HiddenStateTRM(CompressedReader):
         recursion: RecursiveReasoningBase,
         scale: LatentScale,
         skip: bool = True,
-        look_again: bool = True,
     ) -> None:
         super().__init__(compressor=compressor, scale=scale)
         self.recursion = recursion
         self.n_supervision_steps = recursion.n_supervision_steps
         self.skip = skip
-        self.look_again = look_again
         self.halting_head = nn.Linear(recursion.network.dim, 1)
         nn.init.zeros_(self.halting_head.weight)
         nn.init.constant_(self.halting_head.bias, -5.0)
-
-    def looking_up(self, states: Tensor, mask: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function from latents `(B, M, d)` to what they find in the states; keys and values are made once."""
-        key_value = self.compressor.project(states)
-        return lambda latent: self.compressor.attend(self.compressor.queries + latent, key_value, mask)
 
     def think(
         self,
@@ -224,14 +213,8 @@ class HiddenStateTRM(CompressedReader):
         gradient_at_every_step: bool = False,
     ) -> list[Thought]:
         """Latents and halting logit after each supervision step."""
-        states = self.read(hidden_states)
-        question = self.compressor(states, mask)
-        answers = self.recursion(
-            question,
-            n_supervision_steps=n_steps,
-            gradient_at_every_step=gradient_at_every_step,
-            look_up=self.looking_up(states, mask) if self.look_again else None,
-        )
+        question = self.compress(hidden_states, mask)
+        answers = self.recursion(question, n_supervision_steps=n_steps, gradient_at_every_step=gradient_at_every_step)
         return [
             Thought(
                 self.to_latents(rms_norm(answer + question) if self.skip else answer),
@@ -290,6 +273,5 @@ def build_reasoner(
             recursion=recursion,
             scale=scale,
             skip=settings.skip,
-            look_again=settings.look_again,
         )
     raise ValueError(f"reasoner={kind!r}: choose 'trm', 'compressor' or 'static'")

@@ -9,7 +9,6 @@ of which only the last of the T rounds carries gradients. Between supervision st
 one place where the recursion is written; who calls it decides what the question is and how the answer is used.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -65,28 +64,13 @@ class RecursiveReasoningBase(nn.Module):
         return self.initial_answer.expand_as(question), self.initial_latent.expand_as(question)
 
     def refine(
-        self,
-        question: Tensor,
-        answer: Tensor,
-        latent: Tensor,
-        mask: Tensor | None = None,
-        look_up: Callable[[Tensor], Tensor] | None = None,
+        self, question: Tensor, answer: Tensor, latent: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One supervision step. Only the last round carries gradients: through all its n + 1 calls of the network.
-
-        Args:
-            question: x, `(B, T, D)`.
-            answer: y, `(B, T, D)`.
-            latent: z, `(B, T, D)`.
-            mask: `(B, T)`, True = real.
-            look_up: what a latent finds when it looks at the question again, `(B, T, D)` to `(B, T, D)`; added to
-                the question at every update of the latent. None (as in the paper, whose question is never compressed).
-        """
+        """One supervision step. Only the last round carries gradients: through all its n + 1 calls of the network."""
         for rounds_left in reversed(range(self.n_deep_recursions)):
             with nullcontext() if rounds_left == 0 else torch.no_grad():
                 for _ in range(self.n_latent_steps):
-                    found = question if look_up is None else question + look_up(latent)
-                    latent = self.network(found + answer + latent, mask)
+                    latent = self.network(question + answer + latent, mask)
                 answer = self.network(answer + latent, mask)
         return answer, latent
 
@@ -97,7 +81,6 @@ class RecursiveReasoningBase(nn.Module):
         *,
         n_supervision_steps: int | None = None,
         gradient_at_every_step: bool = False,
-        look_up: Callable[[Tensor], Tensor] | None = None,
     ) -> list[Tensor]:
         """The answer after each supervision step, the state detached in between.
 
@@ -106,7 +89,6 @@ class RecursiveReasoningBase(nn.Module):
             mask: `(B, T)`, True = real.
             n_supervision_steps: how many steps to make; the module's own number when None.
             gradient_at_every_step: False records a graph for the last step only, at the price of one step.
-            look_up: see `refine`.
 
         Returns:
             `n_supervision_steps` tensors `(B, T, D)`.
@@ -115,6 +97,6 @@ class RecursiveReasoningBase(nn.Module):
         answers = []
         for steps_left in reversed(range(n_supervision_steps or self.n_supervision_steps)):
             with nullcontext() if gradient_at_every_step or steps_left == 0 else torch.no_grad():
-                answer, latent = self.refine(question, answer.detach(), latent.detach(), mask, look_up)
+                answer, latent = self.refine(question, answer.detach(), latent.detach(), mask)
             answers.append(answer)
         return answers

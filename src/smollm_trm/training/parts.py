@@ -106,6 +106,7 @@ def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLi
         eval_batch_size=settings.eval_batch_size,
         max_length=settings.max_length,
         max_samples=settings.max_samples,
+        max_dev_samples=settings.max_dev_samples,
         seed=settings.seed,
     )
     data.setup("fit")

@@ -76,8 +76,11 @@ class TrainSettings:
     """Window in tokens, latents included; longer rows are dropped with a count."""
     max_samples: int | None = None
     """Train on so many rows only; None for all."""
+    max_dev_samples: int | None = None
+    """Validate on so many dev rows only; None for all."""
     val_check_interval: float = 1.0
-    """Share of an epoch between validations; above 1, a number of batches."""
+    """Share of an epoch between validations; above 1, a number of batches. They fall on optimizer steps; the run's end
+    is validated in any case."""
     patience: int | None = 5
     """Validations without a better dev loss before the run stops; None never stops it."""
     save_every_n_steps: int = 100
@@ -117,8 +120,9 @@ class TrainSettings:
             raise ValueError(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         if self.val_check_interval <= 0:
             raise ValueError(f"val_check_interval={self.val_check_interval}: must be above 0")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(f"max_samples={self.max_samples}: must be at least 1, or left out for all")
+        for name in ("max_samples", "max_dev_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1, or left out for all")
         self.model_settings()
         self.lora_settings()
         self.optimizer_settings()

@@ -9,7 +9,14 @@ import torch
 from pytorch_lightning import Trainer
 
 from smollm_trm.data.datamodule import GSM8KDataModule
-from smollm_trm.records import refuse_other_settings, remove_unfinished, run_record, settings_from, write_json
+from smollm_trm.records import (
+    refuse_other_settings,
+    remove_unfinished,
+    run_record,
+    settings_from,
+    write_json,
+    write_whole,
+)
 from smollm_trm.training.checkpoints import WholeCheckpointIO, newest_good_checkpoint
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
@@ -33,7 +40,8 @@ def checkpoint_to_resume(settings: TrainSettings, folder: Path, *, split: str) -
         split: fingerprint of its rows.
     """
     noted = {**asdict(settings), "split": split}
-    remove_unfinished(folder / "checkpoints")
+    for place in (folder, folder / "checkpoints"):
+        remove_unfinished(place)
     if settings.resume == "never":
         for stale in [*(folder / "checkpoints").glob("*.ckpt"), folder / "results.json"]:
             stale.unlink(missing_ok=True)
@@ -138,5 +146,5 @@ def finish_run(
         "dev_rows": len(data.dev_set),
         "split": {"fingerprint": data.splits.fingerprint, "seed": data.splits.seed, "source": data.splits.source},
     }
-    module.model.save_pretrained(folder / "model", training=figures)
+    write_whole(folder / "model", lambda temporary: module.model.save_pretrained(temporary, training=figures))
     write_json(folder / "results.json", {**figures, "settings": asdict(settings), **run_record()})
