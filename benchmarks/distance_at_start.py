@@ -89,7 +89,7 @@ class Distances:
 
 
 def main() -> None:
-    """Measure the choices in three tables."""
+    """Measure the choices, two at a time."""
     parser = benchmark_options(__doc__)
     parser.add_argument("--base", type=Path, default=DEMO_BASE, help="Hugging Face folder; by default `make demo`'s")
     parser.add_argument("--n_rows", type=int, default=100)
@@ -103,6 +103,7 @@ def main() -> None:
         "anchor and gain, M = 16": ("anchor", ANCHORS, "gain", GAINS),
         "positions and M": ("positions", POSITIONS, "num_latents", NUM_LATENTS),
         "gain and M": ("gain", GAINS, "num_latents", NUM_LATENTS),
+        "anchor and M": ("anchor", ANCHORS, "num_latents", NUM_LATENTS),
     }
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for title, (down, names, across, values) in tables.items():

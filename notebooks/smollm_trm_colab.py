@@ -313,6 +313,12 @@ for row in gsm8k_train[:3]:
 
 # %% [inline] smollm_trm.models.storage
 
+# %% [inline] smollm_trm.hub
+
+# %% [inline] smollm_trm.models.assembly
+
+# %% [inline] smollm_trm.models.output
+
 # %% [inline] smollm_trm.models.generation
 
 # %% [inline] smollm_trm.models.smollm

@@ -4,11 +4,17 @@ The long tests are marked `notebook` (`pytest -m notebook`); they share one smok
 """
 
 import csv
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 import textwrap
 import time
+import types
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -266,3 +272,106 @@ def test_the_notebook_never_asks_for_anything():
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         if cell.cell_type == "code":
             assert not re.search(r"\binput\(|getpass|wandb\.login|notebook_login", cell.source)
+
+
+# ---- cells that need Colab, the Hub or the network, with stand-ins ----------------------------------
+
+
+def cell_source(inside: str) -> str:
+    """The one code cell with this text."""
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    [source] = [cell.source for cell in cells if cell.cell_type == "code" and inside in cell.source]
+    return source
+
+
+@pytest.fixture
+def colab(monkeypatch):
+    """A stand-in for `google.colab`: secrets that are there, and a Drive that remembers where it was mounted."""
+    mounted = []
+
+    def get(name):
+        if name != "HF_TOKEN":
+            raise LookupError(name)
+        return "hf_stand_in"
+
+    module = types.ModuleType("google.colab")
+    module.userdata = types.SimpleNamespace(get=get)
+    module.drive = types.SimpleNamespace(mount=mounted.append)
+    google = types.ModuleType("google")
+    google.colab = module
+    monkeypatch.setitem(sys.modules, "google", google)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    for name in ("HF_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "")
+    return mounted
+
+
+def test_on_colab_only_what_is_missing_is_installed_and_torch_and_numpy_stay(monkeypatch, capsys):
+    versions = {"torch": "2.11.0+cu128", "numpy": "2.1.0", "transformers": "5.15.0", "peft": "0.20.0",
+                "datasets": "4.0.0", "matplotlib": "3.10.0", "scipy": "1.16.0", "torchao": "0.10.0"}  # fmt: skip
+    commands, kept = [], []
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    def run(command, check):
+        commands.append(command[3:])
+        if "-c" in command:
+            kept.append(Path(command[command.index("-c") + 1]).read_text())
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", run)
+    with warnings.catch_warnings():
+        exec(cell_source("NEEDED = "), {})
+    [installing, removing] = commands
+    assert installing[0] == "install" and installing[-1] == "pytorch-lightning>=2.6" and ">=" not in installing[-2]
+    assert kept == ["torch==2.11.0+cu128\nnumpy==2.1.0"]
+    assert removing == ["uninstall", "-q", "-y", "torchao"]
+
+
+def test_secrets_are_found_without_asking_and_never_printed(colab, capsys):
+    names = {"os": os, "IN_COLAB": True}
+    exec(cell_source("userdata.get"), names)
+    printed = capsys.readouterr().out
+    assert os.environ["HF_TOKEN"] == "hf_stand_in" and not os.environ["WANDB_API_KEY"]
+    assert printed == "WANDB_API_KEY: not set\nHF_TOKEN: found\n"
+    assert "hf_stand_in" not in [value for name, value in names.items() if name != "os"]
+
+
+@pytest.mark.parametrize(
+    ("use_drive", "folder"), [(True, "/content/drive/MyDrive/smollm-trm/quick"), (False, "outputs/quick")]
+)
+def test_results_lie_on_drive_only_where_asked_for(colab, use_drive, folder, capsys):
+    names = {"Path": Path, "USE_DRIVE": use_drive, "IN_COLAB": True, "RUN": "quick", "RESUME": True}
+    exec(cell_source("drive.mount"), names)
+    assert names["FOLDER"] == Path(folder)
+    assert colab == (["/content/drive"] if use_drive else [])
+
+
+def test_the_model_is_pushed_with_its_table_as_the_card(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class StandIn:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+
+        def upload_folder(self, repo_id, folder_path):
+            calls.append((repo_id, Path(folder_path, "README.md").read_text()))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", StandIn)
+    monkeypatch.setenv("HF_TOKEN", "hf_stand_in")
+    exec(
+        cell_source("HfApi"),
+        {
+            "PUSH_TO": "me/mine", "os": os, "saved": tmp_path,
+            "trained_config": types.SimpleNamespace(base="owner/base", num_latents=8),
+            "splits": types.SimpleNamespace(source="openai/gsm8k (main)"),
+            "comparison": types.SimpleNamespace(to_markdown=lambda: "| arm |"),
+        },
+    )  # fmt: skip
+    assert calls[0] == ("me/mine", {"private": True, "exist_ok": True})
+    assert calls[1][0] == "me/mine" and "| arm |" in calls[1][1] and "owner/base" in calls[1][1]
+    assert "hf_stand_in" not in calls[1][1] + capsys.readouterr().out

@@ -7,54 +7,23 @@ special, gradient checkpointing, every attention implementation, every cache and
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-import torch.nn.functional as F
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from smollm_trm.data.prompts import THINK_CLOSE, PromptEncoder, padding_token_id, slot_token_id
+from smollm_trm.data.prompts import PromptEncoder, padding_token_id, slot_token_id
+from smollm_trm.hub import push_model
+from smollm_trm.models.assembly import BaseAndTokenizer, ModelParts, fresh_parts, save_parts, saved_parts
 from smollm_trm.models.generation import generate_texts
-from smollm_trm.models.loading import LoraSettings, adapt_base, load_base
-from smollm_trm.models.reasoners import Reasoner, Thought, build_reasoner
+from smollm_trm.models.loading import LoraSettings
+from smollm_trm.models.output import ReasoningOutput, token_losses
+from smollm_trm.models.reasoners import Reasoner, Thought
 from smollm_trm.models.span import LatentSpan
-from smollm_trm.models.storage import (
-    ModelSettings,
-    load_reasoner,
-    read_settings,
-    save_reasoner,
-    write_settings,
-)
-
-
-@dataclass
-class ReasoningOutput:
-    """What `SmolLMv3WithTRM.forward` returns."""
-
-    loss: Tensor | None
-    """Mean cross-entropy over supervised tokens, nats; None without labels."""
-    logits: Tensor
-    """`(B, K, V)`: the last K columns, all of them without labels."""
-    labels: Tensor | None
-    """`(B, K)`: the labels those logits are to predict, already shifted; -100 where there is none."""
-    latents: Tensor | None
-    """`(B, M, D)` as put into the slots."""
-    halting_logit: Tensor | None
-    """`(B,)` of the supervision step in use."""
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per position in fp32, 0 where the label is -100.
-
-    Args:
-        logits: `(B, K, V)`.
-        labels: `(B, K)`, aligned with the logits.
-    """
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
-    return losses.view_as(labels)
+from smollm_trm.models.storage import ModelSettings
 
 
 class SmolLMv3WithTRM(nn.Module):
@@ -94,7 +63,7 @@ class SmolLMv3WithTRM(nn.Module):
     @classmethod
     def from_base(
         cls,
-        model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] = "HuggingFaceTB/SmolLM3-3B",
+        model_name: str | BaseAndTokenizer = "HuggingFaceTB/SmolLM3-3B",
         *,
         settings: ModelSettings | None = None,
         lora: LoraSettings | None = None,
@@ -112,76 +81,35 @@ class SmolLMv3WithTRM(nn.Module):
             tiny_texts: see `load_base`.
             seed: of every new weight.
         """
-        settings = settings or ModelSettings()
-        if isinstance(model_name, str):
-            settings = replace(settings, base=model_name)
-            base, tokenizer = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
-        else:
-            base, tokenizer = model_name
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            reasoner = cls.build_reasoner_for(base, tokenizer, settings)
-            base = adapt_base(base, training=settings.base_training, lora=lora or LoraSettings())
-        return cls(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=settings)
-
-    @staticmethod
-    def build_reasoner_for(
-        base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings
-    ) -> Reasoner | None:
-        """The reasoner that the settings ask for, sized by the base's configuration and scaled to its embeddings."""
-        if settings.reasoner is None:
-            return None
-        table = base.get_input_embeddings().weight.detach()
-        closing = tokenizer(THINK_CLOSE, add_special_tokens=False)["input_ids"]
-        return build_reasoner(
-            settings.reasoner,
-            num_latents=settings.num_latents,
-            hidden_size=base.config.hidden_size,
-            settings=replace(
-                settings.trm, n_read_layers=min(settings.trm.n_read_layers, base.config.num_hidden_layers)
-            ),
-            anchor=table[closing[-1]],
-            table_rms=table[:4096].float().square().mean().sqrt().item(),
-        ).to(table.device)
+        parts = fresh_parts(
+            model_name,
+            settings=settings or ModelSettings(),
+            lora=lora or LoraSettings(),
+            dtype=dtype,
+            tiny_texts=tiny_texts,
+            seed=seed,
+        )
+        return cls(**parts._asdict())
 
     @classmethod
     def from_pretrained(
         cls,
         folder: str | Path,
         *,
-        model_name: str | tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+        model_name: str | BaseAndTokenizer | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "SmolLMv3WithTRM":
         """Put a saved model together again, on the base it names.
 
         Args:
-            folder: what `save_pretrained` wrote.
+            folder: what `save_pretrained` wrote, or a name on the Hub.
             model_name: another place of the same base, or the loaded base and its tokenizer.
             dtype: of the base's weights.
 
         Raises:
             ValueError: one line: not such a folder, a tensor missing, extra or of another shape.
         """
-        folder = Path(folder)
-        settings = read_settings(folder)
-        if model_name is None:
-            beside = folder / settings.base
-            model_name = str(beside) if settings.base_training == "full" and beside.is_dir() else settings.base
-        base, tokenizer = load_base(model_name, dtype=dtype) if isinstance(model_name, str) else model_name
-        reasoner = cls.build_reasoner_for(base, tokenizer, settings)
-        if reasoner is not None:
-            load_reasoner(reasoner, folder)
-        if settings.base_training == "lora":
-            if not (folder / "adapter_model.safetensors").is_file():
-                raise ValueError(f"{folder}: adapter_model.safetensors is missing; save or download the model again")
-            base.requires_grad_(False)
-            try:
-                base = PeftModel.from_pretrained(base, str(folder))
-            except (RuntimeError, KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{folder}: the adapter does not fit this base: {str(error).splitlines()[0]}"
-                ) from error
-        return cls(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=settings).eval()
+        return cls(**saved_parts(folder, model_name=model_name, dtype=dtype)._asdict()).eval()
 
     def save_pretrained(self, folder: str | Path, **extra) -> None:
         """Write adapter, reasoner, tokenizer and `smollm_trm.json`; the base only where it was trained whole.
@@ -190,19 +118,19 @@ class SmolLMv3WithTRM(nn.Module):
             folder: made if need be.
             extra: plain values to keep in `smollm_trm.json` (what was measured, say).
         """
-        folder = Path(folder)
-        settings = self.settings
-        folder.mkdir(parents=True, exist_ok=True)
-        if settings.base_training == "lora":
-            self.base_model.save_pretrained(str(folder))
-        elif settings.base_training == "full":
-            settings = replace(settings, base="base")
-            self.causal_lm.save_pretrained(str(folder / "base"))
-            self.tokenizer.save_pretrained(str(folder / "base"))
-        if self.reasoner is not None:
-            save_reasoner(self.reasoner, folder)
-        self.tokenizer.save_pretrained(str(folder))
-        write_settings(settings, folder, extra)
+        save_parts(ModelParts(self.base_model, self.tokenizer, self.reasoner, self.settings), Path(folder), extra)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **extra) -> list[str]:
+        """Save to a temporary folder and upload it, with a card that states what was measured.
+
+        Args:
+            repo_id: "owner/name".
+            private: whether a new repository is private.
+            extra: see `save_pretrained`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **extra)
+            return push_model(folder, repo_id, private=private)
 
     def tie_weights(self) -> None:
         """Nothing of ours is tied; lm-eval's wrapper asks for the base's."""

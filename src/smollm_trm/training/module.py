@@ -13,7 +13,8 @@ from torch import Tensor
 from smollm_trm.data.answers import is_correct
 from smollm_trm.data.batching import IGNORED_LABEL
 from smollm_trm.evaluation.evaluate import SPARE_TOKENS, longest_completion
-from smollm_trm.models.smollm import ReasoningOutput, SmolLMv3WithTRM, token_losses
+from smollm_trm.models.output import ReasoningOutput, token_losses
+from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import latent_variation
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
 

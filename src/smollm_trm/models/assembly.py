@@ -1,0 +1,126 @@
+"""The parts of a model: made fresh on a base, saved, and put together again."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from smollm_trm.data.prompts import THINK_CLOSE
+from smollm_trm.models.loading import LoraSettings, adapt_base, load_base
+from smollm_trm.models.reasoners import Reasoner, build_reasoner
+from smollm_trm.models.storage import ModelSettings, load_reasoner, read_settings, save_reasoner, write_settings
+
+BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+class ModelParts(NamedTuple):
+    """What a `SmolLMv3WithTRM` is made of."""
+
+    base_model: nn.Module
+    """The Hugging Face model, wrapped by PEFT where it has an adapter."""
+    tokenizer: PreTrainedTokenizerBase
+    """Of the base."""
+    reasoner: Reasoner | None
+    """What fills the span; None for the baseline."""
+    settings: ModelSettings
+    """How they belong together."""
+
+
+def reasoner_for(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> Reasoner | None:
+    """The reasoner that the settings ask for, sized by the base's configuration and scaled to its embeddings."""
+    if settings.reasoner is None:
+        return None
+    table = base.get_input_embeddings().weight.detach()
+    closing = tokenizer(THINK_CLOSE, add_special_tokens=False)["input_ids"]
+    n_read = min(settings.trm.n_read_layers, base.config.num_hidden_layers)
+    return build_reasoner(
+        settings.reasoner,
+        num_latents=settings.num_latents,
+        hidden_size=base.config.hidden_size,
+        settings=replace(settings.trm, n_read_layers=n_read),
+        anchor=table[closing[-1]],
+        table_rms=table[:4096].float().square().mean().sqrt().item(),
+    ).to(table.device)
+
+
+def fresh_parts(
+    model_name: str | BaseAndTokenizer,
+    *,
+    settings: ModelSettings,
+    lora: LoraSettings,
+    dtype: torch.dtype,
+    tiny_texts: list[str] | None,
+    seed: int,
+) -> ModelParts:
+    """A base with a fresh adapter and a fresh reasoner; see `SmolLMv3WithTRM.from_base`."""
+    if isinstance(model_name, str):
+        settings = replace(settings, base=model_name)
+        base, tokenizer = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
+    else:
+        base, tokenizer = model_name
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        reasoner = reasoner_for(base, tokenizer, settings)
+        base_model = adapt_base(base, training=settings.base_training, lora=lora)
+    return ModelParts(base_model, tokenizer, reasoner, settings)
+
+
+def local_folder(name: str | Path) -> Path:
+    """A saved model's folder: as given, or downloaded where it is a name on the Hub.
+
+    Raises:
+        ValueError: neither a folder nor a name that the Hub knows; one line.
+    """
+    looks_like_a_hub_name = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    if Path(name).exists() or not looks_like_a_hub_name:
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
+    except Exception as error:  # whatever the Hub's client and its transport raise, by version
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: no such folder, and the Hub did not give it: {reason}") from error
+
+
+def saved_parts(name: str | Path, *, model_name: str | BaseAndTokenizer | None, dtype: torch.dtype) -> ModelParts:
+    """The parts of a saved model; see `SmolLMv3WithTRM.from_pretrained`."""
+    folder = local_folder(name)
+    settings = read_settings(folder)
+    if model_name is None:
+        beside = folder / settings.base
+        model_name = str(beside) if settings.base_training == "full" and beside.is_dir() else settings.base
+    base, tokenizer = load_base(model_name, dtype=dtype) if isinstance(model_name, str) else model_name
+    reasoner = reasoner_for(base, tokenizer, settings)
+    if reasoner is not None:
+        load_reasoner(reasoner, folder)
+    if settings.base_training != "lora":
+        return ModelParts(base, tokenizer, reasoner, settings)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{folder}: adapter_model.safetensors is missing; save or download the model again")
+    base.requires_grad_(False)
+    try:
+        adapted = PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder}: the adapter does not fit this base: {reason}") from error
+    return ModelParts(adapted, tokenizer, reasoner, settings)
+
+
+def save_parts(parts: ModelParts, folder: Path, extra: dict) -> None:
+    """Write the parts; see `SmolLMv3WithTRM.save_pretrained`."""
+    settings = parts.settings
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.base_training == "lora":
+        parts.base_model.save_pretrained(str(folder))
+    elif settings.base_training == "full":
+        settings = replace(settings, base="base")
+        parts.base_model.save_pretrained(str(folder / "base"))
+        parts.tokenizer.save_pretrained(str(folder / "base"))
+    if parts.reasoner is not None:
+        save_reasoner(parts.reasoner, folder)
+    parts.tokenizer.save_pretrained(str(folder))
+    write_settings(settings, folder, extra)
