@@ -35,7 +35,8 @@ from smollm_trm.data.batching import collate_examples
 from smollm_trm.data.prompts import EncodedExample, slot_token_id
 from smollm_trm.models.loading import LoraSettings, adapt_base
 from smollm_trm.models.reasoners import TRMSettings, build_reasoner
-from smollm_trm.models.smollm import SmolLMv3WithTRM, token_losses
+from smollm_trm.models.output import token_losses
+from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import train_tiny_tokenizer
 from smollm_trm.training.ema import TrainableAverage
