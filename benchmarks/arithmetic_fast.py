@@ -12,11 +12,13 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from arithmetic_common import describe_machine, record
 
 from smollm_trm.arithmetic.commands import generate_arithmetic
+from smollm_trm.arithmetic.optimizer import SUM_OPTIMIZERS
 from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
 from smollm_trm.arithmetic.training import train_sums
 
@@ -26,19 +28,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-digits", type=int, default=2)
     parser.add_argument("--max-operands", type=int, default=3)
-    parser.add_argument("--max-steps", type=int, default=-1, help="other than the preset's")
-    parser.add_argument("--model-size", default="small", help="other than the preset's (small leaves the preset's)")
+    parser.add_argument("--max-steps", type=int, help="other than the preset's, as the options that follow")
+    parser.add_argument("--optimizer", choices=SUM_OPTIMIZERS)
+    parser.add_argument("--problem-weight", type=float)
+    parser.add_argument("--one-column-repeats", type=int)
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         print(generate_arithmetic(max_digits=options.max_digits, max_operands=options.max_operands, output_dir=folder))
-        settings = SumTrainingSettings(
-            data_dir=folder, output_dir=f"{folder}/run", max_steps=options.max_steps, model_size=options.model_size,
-            seed=options.seed, no_wandb=True,
-        )  # fmt: skip
+        folders = SumTrainingSettings(data_dir=folder, output_dir=f"{folder}/run", seed=options.seed, no_wandb=True)
+        names = ("max_steps", "optimizer", "problem_weight", "one_column_repeats")
+        changed = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+        settings = replace(apply_preset("fast", folders), **changed)
         wall, cpu = time.perf_counter(), time.process_time()
-        results = train_sums(apply_preset("fast", settings))
+        results = train_sums(settings)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         lines = [json.loads(line) for line in Path(folder, "run/logs/metrics.jsonl").read_text().splitlines()]
     curve = [(line["step"], line["seconds"], line["val_exact_match"]) for line in lines if "val_exact_match" in line]
@@ -62,6 +66,7 @@ def main() -> None:
             "wall_seconds": round(wall, 1),
             "cpu_seconds": round(cpu, 1),
             "seed": options.seed,
+            "changed": changed,
             "curve": curve,
         },
         machine,

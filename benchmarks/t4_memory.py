@@ -34,8 +34,8 @@ from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
 from smollm_trm.data.batching import collate_examples
 from smollm_trm.data.prompts import EncodedExample, slot_token_id
 from smollm_trm.models.loading import LoraSettings, adapt_base
-from smollm_trm.models.reasoners import TRMSettings, build_reasoner
 from smollm_trm.models.output import token_losses
+from smollm_trm.models.reasoners import TRMSettings, build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import train_tiny_tokenizer

@@ -85,12 +85,8 @@ def filled_guide(text: str, notebooks: dict[str, NotebookNode], place: str) -> s
         sections = sections_of(notebook(match[2]))
         found = [section.cells for section in sections if section.heading == match[3]]
         if len(found) != 1:
-            near = difflib.get_close_matches(
-                match[3], [section.heading for section in sections], n=1, cutoff=0
-            )
-            raise BuildError(
-                f"{place}: {len(found)} headings of {match[2]} are {match[3]!r}; nearest: {near}"
-            )
+            near = difflib.get_close_matches(match[3], [section.heading for section in sections], n=1, cutoff=0)
+            raise BuildError(f"{place}: {len(found)} headings of {match[2]} are {match[3]!r}; nearest: {near}")
         return f"{match[1]}{found[0]}{match[4]}"
 
     text = STRUCTURE.sub(lambda match: f"{match[1]}{structure_table(notebook(match[2]))}\n{match[3]}", text)

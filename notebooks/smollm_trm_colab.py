@@ -107,7 +107,6 @@ OFFICIAL_TEST = False  # @param {type:"boolean"}
 PUSH_TO = ""  # @param {type:"string"}
 
 # %% [imports]
-import copy
 import gc
 
 from IPython.display import Image, Markdown
@@ -603,7 +602,6 @@ print(answer.strip())
 # %%
 saved = FOLDER / "model"
 model.model.save_pretrained(saved)
-trained_config = copy.copy(model.model.settings)
 trainer = model = None
 free_memory()
 reloaded = SmolLMv3WithTRM.from_pretrained(saved, dtype=base_dtype).to(device)
@@ -614,18 +612,13 @@ print(gpu_memory())
 # %% [markdown]
 # ### Push to the Hub
 #
-# Set `PUSH_TO` to `your-name/your-model` and `HF_TOKEN` to a token that may write. The table above becomes the card.
+# Set `PUSH_TO` to `your-name/your-model` and `HF_TOKEN` to a token that may write. The model's card states what was
+# measured here. The repository is private until you open it.
 
 # %%
 if PUSH_TO and os.environ.get("HF_TOKEN"):
-    from huggingface_hub import HfApi
-
-    (saved / "README.md").write_text(
-        f"# {PUSH_TO.split('/')[-1]}\n\n{trained_config.base} with a latent span of {trained_config.num_latents} slots, "
-        f"trained on {splits.source}.\n\nDev problems, not the official test:\n\n{comparison.to_markdown()}\n"
-    )
-    HfApi().create_repo(PUSH_TO, private=True, exist_ok=True)
-    HfApi().upload_folder(repo_id=PUSH_TO, folder_path=str(saved))
-    print(f"pushed to https://huggingface.co/{PUSH_TO}")
+    for arm, result in results.items():
+        add_evaluation(saved, f"dev, {arm}", result)
+    print(f"pushed to https://huggingface.co/{PUSH_TO}: {', '.join(push_model(saved, PUSH_TO))}")
 else:
     print("not pushed: PUSH_TO is empty" if not PUSH_TO else "not pushed: HF_TOKEN is not set")

@@ -25,10 +25,12 @@ from smollm_trm.training.module import SmolLMTRMLightningModule
 
 PLANS = {
     # An epoch has 5 batches and 3 optimizer steps; validations after batch 4 and at the end of the run.
-    "mid_epoch": {"num_epochs": 2, "val_check_interval": 4, "save_every_n_steps": 1},
+    "mid_epoch": {"num_epochs": 3, "val_check_interval": 4, "save_every_n_steps": 1},
     # Validations at the ends of epochs; ends early, because the dev loss rises after step 6.
     "early_stop": {"num_epochs": 8, "save_every_n_steps": 2, "patience": 2, "ema_decay": 0.5},
 }
+# In the middle of the second epoch's first accumulation; and when the best checkpoint is not the last.
+FIRST_DEATHS = {"mid_epoch": ("forward", 7), "early_stop": ("validation", 3)}
 SITES = ("forward", "backward", "validation", "half written", "written")
 
 
@@ -100,7 +102,7 @@ def main(base: str, output: str, seed: str) -> None:
         sitting(base, Path(output) / name / "unbroken", plan, None)
         deaths = [(site, draw.randint(2, 4) if site in ("forward", "backward") else 1) for site in SITES]
         draw.shuffle(deaths)
-        for death in deaths:
+        for death in [FIRST_DEATHS[name], *deaths]:
             died = sitting(base, Path(output) / name / "broken", plan, death)
             print(json.dumps({"plan": name, "death": death, "died": died}), flush=True)
         sitting(base, Path(output) / name / "broken", plan, None)

@@ -170,7 +170,7 @@ def test_it_shows_what_it_promises(smoke):
     assert "before:" in smoke.output("before:   {was.strip") and "after:" in smoke.output("before:   {was.strip")
     assert "step 4:" in smoke.output("halting_logit[0]")
     assert "and the same answer again" in smoke.output("from_pretrained(saved")
-    assert "not pushed" in smoke.output("HfApi")
+    assert "not pushed" in smoke.output("PUSH_TO and os")
     pictures = [one for cell in smoke.cells for one in cell.get("outputs", []) if "image/png" in one.get("data", {})]
     assert len(pictures) == 2
 
@@ -351,27 +351,24 @@ def test_results_lie_on_drive_only_where_asked_for(colab, use_drive, folder, cap
     assert colab == (["/content/drive"] if use_drive else [])
 
 
-def test_the_model_is_pushed_with_its_table_as_the_card(tmp_path, monkeypatch, capsys):
-    calls = []
-
-    class StandIn:
-        def create_repo(self, name, **options):
-            calls.append((name, options))
-
-        def upload_folder(self, repo_id, folder_path):
-            calls.append((repo_id, Path(folder_path, "README.md").read_text()))
-
-    monkeypatch.setattr("huggingface_hub.HfApi", StandIn)
-    monkeypatch.setenv("HF_TOKEN", "hf_stand_in")
-    exec(
-        cell_source("HfApi"),
-        {
-            "PUSH_TO": "me/mine", "os": os, "saved": tmp_path,
-            "trained_config": types.SimpleNamespace(base="owner/base", num_latents=8),
-            "splits": types.SimpleNamespace(source="openai/gsm8k (main)"),
-            "comparison": types.SimpleNamespace(to_markdown=lambda: "| arm |"),
-        },
-    )  # fmt: skip
-    assert calls[0] == ("me/mine", {"private": True, "exist_ok": True})
-    assert calls[1][0] == "me/mine" and "| arm |" in calls[1][1] and "owner/base" in calls[1][1]
-    assert "hf_stand_in" not in calls[1][1] + capsys.readouterr().out
+@pytest.mark.parametrize(("push_to", "token"), [("me/mine", "hf_stand_in"), ("", "hf_stand_in"), ("me/mine", "")])
+def test_the_model_is_pushed_only_with_a_name_and_a_token_and_its_card_says_what_was_measured(
+    push_to, token, monkeypatch, capsys
+):
+    measured, pushed = [], []
+    monkeypatch.setenv("HF_TOKEN", token)
+    names = {
+        "PUSH_TO": push_to,
+        "os": os,
+        "saved": Path("model"),
+        "results": {"LoRA": {"accuracy": 0.5}},
+        "add_evaluation": lambda *given: measured.append(given),
+        "push_model": lambda *given: pushed.append(given) or ["README.md"],
+    }
+    exec(cell_source("PUSH_TO and os"), names)
+    if push_to and token:
+        assert measured == [(Path("model"), "dev, LoRA", {"accuracy": 0.5})]
+        assert pushed == [(Path("model"), "me/mine")]
+    else:
+        assert not measured and not pushed and "not pushed" in capsys.readouterr().out
+    assert "hf_stand_in" not in capsys.readouterr().out

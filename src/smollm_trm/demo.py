@@ -29,9 +29,9 @@ class DemoSize:
     """Problems to train on, before the 20% dev part is taken."""
     test_problems: int = 500
     """Held-out problems that every arm answers."""
-    base_steps: int = 2000
+    base_steps: int = 1800
     """Training steps of the base from scratch."""
-    arm_steps: int = 500
+    arm_steps: int = 450
     """Training steps of LoRA only and of LoRA + TRM."""
     batch_size: int = 32
     """Rows per step."""
