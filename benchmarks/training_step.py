@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
+from smollm_trm.data.batching import IGNORED_LABEL
 from smollm_trm.data.prompts import THINK_CLOSE, PromptEncoder
 from smollm_trm.models.loading import ATTENTION_PROJECTIONS, LoraSettings
 
@@ -95,7 +96,8 @@ def check_same_tokens(trainer: SFTTrainer, encoder: PromptEncoder, rows: Rows) -
     for theirs, row in zip(trainer.train_dataset, rows, strict=True):
         ours = encoder.encode(row)
         assert list(theirs["input_ids"]) == ours.prompt + ours.completion, "TRL trains on other tokens"
-        assert sum(theirs["completion_mask"]) == len(ours.completion), "TRL supervises other tokens"
+        labels = [IGNORED_LABEL] * len(ours.prompt) + ours.completion
+        assert list(theirs["labels"]) == labels, "TRL supervises other tokens"
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ PUBLIC_NAMES = {
     "load_gsm8k": "data.gsm8k",
     "ReasoningDataset": "data.reasoning_dataset",
     "create_sample_dataset": "data.reasoning_dataset",
-    "WordProblemSettings": "data.word_problems",
+    "WordProblemSettings": "data.word_stories",
     "generate_word_problems": "data.word_problems",
     "write_word_problems": "data.word_problems",
     "extract_answer": "data.answers",

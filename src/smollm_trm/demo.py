@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smollm_trm.data.gsm8k import load_gsm8k
-from smollm_trm.data.word_problems import WordProblemSettings, write_word_problems
+from smollm_trm.data.word_problems import write_word_problems
+from smollm_trm.data.word_stories import WordProblemSettings
 from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
 from smollm_trm.evaluation.compare import Comparison
 from smollm_trm.evaluation.plots import plot_losses
