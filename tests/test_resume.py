@@ -26,6 +26,11 @@ def killed(tmp_path_factory) -> tuple[Path, list[dict]]:
     return folder, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_runs_were_killed_in_every_kind_of_place(killed):
+    places = {death["death"][0] for death in killed[1] if death["died"]}
+    assert places == {"forward", "backward", "validation", "half written", "written"}
+
+
 def without_clocks(checkpoint: dict) -> dict:
     del checkpoint["callbacks"]["Speedometer"]
     return checkpoint
@@ -34,7 +39,7 @@ def without_clocks(checkpoint: dict) -> dict:
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(killed, plan):
     folder, deaths = killed
-    assert sum(death["died"] for death in deaths if death["plan"] == plan) >= 4
+    assert sum(death["died"] for death in deaths if death["plan"] == plan) >= 3
     broken, unbroken = (without_clocks(newest_checkpoint(folder / plan / name)) for name in ("broken", "unbroken"))
     assert first_difference(broken, unbroken) is None
 

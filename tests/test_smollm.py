@@ -2,11 +2,16 @@
 
 import pytest
 import torch
-from twins import ARCHITECTURES, ROWS, make_batch, make_model, make_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from twins import ARCHITECTURES, ROWS, SMALL_TRM, make_batch, make_model, make_tokenizer
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import LatentSpan
+from smollm_trm.models.storage import ModelSettings
 
 TOKENIZER = make_tokenizer()
 
@@ -139,3 +144,29 @@ def test_slots_take_no_positions(model):
     assert torch.equal(positions[~slots].view(2, -1), expected)
     start = int(slots[0].int().argmax())
     assert torch.equal(positions[:, start : start + 6], positions[:, start - 1 : start].expand(-1, 6))
+
+
+def test_a_tokenizer_without_a_reserved_token_gets_one_that_the_base_never_sees(tmp_path):
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(["<eos>", "a", "b", "3", "#", "<unk>"])}, "<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>")
+    shape = {
+        "vocab_size": len(tokenizer),
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    base = GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)).eval()
+    settings = ModelSettings(num_latents=3, target="answer", trm=SMALL_TRM, base_training="frozen")
+    model = SmolLMv3WithTRM.from_base((base, tokenizer), settings=settings).eval()
+    assert model.slot_id >= base.config.vocab_size
+    batch = make_batch(model, [{"question": "a b a", "answer": "#### 3"}, {"question": "b", "answer": "#### 3"}])
+    assert int((batch["labels"] == tokenizer.eos_token_id).sum()) == 2, "the end-of-text label must stay"
+    assert torch.isfinite(model(**batch).loss)
+    ids, mask = pad_left([model.encoder.encode_prompt("a b"), model.encoder.encode_prompt("b")], 0)
+    written = model.generate(ids, mask, max_new_tokens=3, repetition_penalty=1.2)
+    assert torch.equal(written[:, : ids.shape[1]], ids)
+    model.save_pretrained(tmp_path)
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=(base, tokenizer)).slot_id == model.slot_id

@@ -197,7 +197,7 @@ def demo(output_dir: str = "outputs/demo", seed: int = 0, progress: bool = True)
     run_demo(output_dir=output_dir, seed=seed, progress=progress)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., str | None]] = {
     "demo": demo,
     "evaluate": evaluate,
     "compare": compare,
@@ -237,7 +237,7 @@ def described_commands() -> dict[str, str]:
     return found | {f"arithmetic {name}": line for name, line in ARITHMETIC.items()}
 
 
-def command_function(name: str) -> Callable[..., None]:
+def command_function(name: str) -> Callable[..., str | None]:
     """The function of a command; the arithmetic room is imported only when it is entered."""
     if name in COMMANDS:
         return COMMANDS[name]
@@ -292,7 +292,9 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     if name == "train":
         train_command(TrainSettings(**values))
     else:
-        command_function(name)(**values)
+        report = command_function(name)(**values)
+        if report:
+            print(report)
 
 
 def split_command(given: Sequence[str]) -> tuple[str, list[str]]:

@@ -16,6 +16,7 @@ from smollm_trm.data.answers import gold_answer, strip_annotations
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
+ADDED_SLOT = "<|latent|>"
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,16 @@ def reserved_token_id(tokenizer: PreTrainedTokenizerBase, contents: tuple[str, .
 
 
 def slot_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the placeholder that marks a latent slot: a reserved token where there is one, else end of text.
+    """Id of the placeholder that marks a latent slot: a reserved token, or `<|latent|>`, added where there is none.
 
-    Only its id is used: its embedding is replaced by a latent, and it never stands in a question.
+    It never stands in a question, and the base never sees it: its embedding is replaced by a latent, so the base's
+    embedding table needs no row for it.
     """
-    reserved = reserved_token_id(tokenizer, ("<|latent|>", "<|reserved_special_token_2|>", "<|fim_pad|>"))
-    return tokenizer.eos_token_id if reserved is None else reserved
+    reserved = reserved_token_id(tokenizer, (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>"))
+    if reserved is None:
+        tokenizer.add_tokens([ADDED_SLOT], special_tokens=True)
+        reserved = tokenizer.convert_tokens_to_ids(ADDED_SLOT)
+    return reserved
 
 
 def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -56,6 +56,7 @@ class SmolLMv3WithTRM(nn.Module):
             prompt_format=settings.prompt_format,
         )
         self.slot_id = slot_token_id(tokenizer)
+        self.stand_in_id = self.encoder.encode_question("")[-1]  # `<think>`: what the base sees in place of a slot
         depth = self.config.num_hidden_layers
         n_read = min(settings.trm.n_read_layers, depth)
         self.read_layers = [round(depth * (index + 1) / n_read) for index in range(n_read)]
@@ -180,6 +181,10 @@ class SmolLMv3WithTRM(nn.Module):
             return LatentSpan(torch.zeros_like(input_ids, dtype=torch.bool))
         return LatentSpan.find(input_ids, attention_mask, self.slot_id)
 
+    def embed(self, input_ids: Tensor, span: LatentSpan) -> Tensor:
+        """The base's embeddings `(B, L, D)`; slots may have ids that its table does not hold."""
+        return self.causal_lm.get_input_embeddings()(input_ids.masked_fill(span.slots, self.stand_in_id))
+
     def read(self, prompt_ids: Tensor, attention_mask: Tensor, earlier_latents: Tensor | None = None) -> list[Tensor]:
         """Hidden states of the prompt, without gradient: the layers in `read_layers`, each `(B, L, D)`.
 
@@ -191,7 +196,7 @@ class SmolLMv3WithTRM(nn.Module):
         adapter_off = not self.settings.read_with_adapter and hasattr(self.base_model, "disable_adapter")
         with torch.no_grad(), self.base_model.disable_adapter() if adapter_off else nullcontext():
             span = self.span_of(prompt_ids, attention_mask)
-            embeddings = self.causal_lm.get_input_embeddings()(prompt_ids)
+            embeddings = self.embed(prompt_ids, span)
             if earlier_latents is not None:
                 embeddings = span.fill(embeddings, earlier_latents)
             states = self.causal_lm.base_model(
@@ -240,8 +245,8 @@ class SmolLMv3WithTRM(nn.Module):
             thought: latents made before, in place of thinking here.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeddings = self.causal_lm.get_input_embeddings()(input_ids)
         span = self.span_of(input_ids, attention_mask)
+        embeddings = self.embed(input_ids, span)
         if self.reasoner is not None:
             start, end = span.columns()
             if thought is None:
@@ -323,12 +328,16 @@ class SmolLMv3WithTRM(nn.Module):
                 latents = self.latents_for(input_ids, attention_mask, n_steps=n_steps, halting=halting)
             filling = span.filled(self.causal_lm.get_input_embeddings(), latents)
         with filling:
-            return self.base_model.generate(
-                input_ids=input_ids,
+            output = self.base_model.generate(
+                input_ids=input_ids.masked_fill(span.slots, self.stand_in_id),
                 attention_mask=attention_mask,
                 position_ids=span.positions(attention_mask),
                 **generate_kwargs,
             )
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        repeats = sequences.shape[0] // input_ids.shape[0]
+        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(repeats, dim=0)
+        return output
 
     def generate_with_thinking(
         self,

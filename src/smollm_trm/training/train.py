@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.utilities import rank_zero_only
 
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.records import (
     refuse_other_settings,
+    remove_path,
     remove_unfinished,
     run_record,
     settings_from,
@@ -40,14 +42,9 @@ def checkpoint_to_resume(settings: TrainSettings, folder: Path, *, split: str) -
         split: fingerprint of its rows.
     """
     noted = {**asdict(settings), "split": split}
-    for place in (folder, folder / "checkpoints"):
-        remove_unfinished(place)
-    if settings.resume == "never":
-        for stale in [*(folder / "checkpoints").glob("*.ckpt"), folder / "results.json"]:
-            stale.unlink(missing_ok=True)
-    else:
+    if settings.resume != "never":
         refuse_other_settings(folder / "settings.json", noted, ignored=MAY_CHANGE)
-    write_json(folder / "settings.json", noted)
+    prepare_folder(folder, noted, anew=settings.resume == "never")
     if settings.resume == "never":
         return None
     if settings.resume == "auto":
@@ -55,6 +52,23 @@ def checkpoint_to_resume(settings: TrainSettings, folder: Path, *, split: str) -
     if not Path(settings.resume).is_file():
         raise ValueError(f"resume={settings.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
     return Path(settings.resume)
+
+
+@rank_zero_only
+def prepare_folder(folder: Path, noted: dict[str, Any], *, anew: bool) -> None:
+    """Note the settings in a run's folder; remove what a killed process left, or a whole earlier run.
+
+    Args:
+        folder: of the run.
+        noted: what `settings.json` is to hold.
+        anew: whether an earlier run goes.
+    """
+    for place in (folder, folder / "checkpoints"):
+        remove_unfinished(place)
+    if anew:
+        for stale in [*(folder / "checkpoints").glob("*.ckpt"), folder / "results.json"]:
+            remove_path(stale)
+    write_json(folder / "settings.json", noted)
 
 
 def load_average(module: SmolLMTRMLightningModule, checkpoint: Path) -> None:
