@@ -8,7 +8,9 @@ import yaml
 from twins import ROWS
 
 from smollm_trm import cli
+from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.rows import write_jsonl
+from smollm_trm.evaluation.loading import problems_of
 from smollm_trm.training.settings import TrainSettings
 
 TINY_RUN = {
@@ -37,7 +39,7 @@ def run(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     settings = folder / "settings.yaml"
     settings.write_text(yaml.safe_dump({**TINY_RUN, "data_dir": str(data), "output_dir": str(folder / "out")}))
-    cli.main(["train", "--config", str(settings), "--base_training", "full"])
+    cli.main(["train", "--config", str(settings), "--lora_kwargs.r", "4"])
     return folder / "out"
 
 
@@ -52,7 +54,7 @@ def refusal(arguments: list[str], capsys) -> str:
 
 def test_training_leaves_its_figures_with_seed_split_versions_and_command(run):
     results = json.loads((run / "results.json").read_text())
-    assert results["optimizer_steps"] == 2 and results["settings"]["base_training"] == "full"
+    assert results["optimizer_steps"] == 2 and results["settings"]["lora_kwargs"] == {"r": 4}
     assert len(results["split"]["fingerprint"]) == 64 and results["split"]["seed"] == 42
     assert {"torch", "transformers", "smollm-trm"} <= set(results["versions"]) and results["command"]
 
@@ -68,6 +70,16 @@ def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsy
     cli.main(["compare", *arguments, "--models.again", str(run)])
     assert "latents ignored" in capsys.readouterr().out
     assert {"comparison.png", "comparison.md", "comparison.json"} <= {path.name for path in out.iterdir()}
+
+
+def test_dev_problems_are_never_training_problems(run, data, tmp_path, capsys):
+    trained = {row["question"] for row in load_gsm8k(data, seed=42).gsm8k_train}
+    dev = problems_of("dev", data_dir=str(data), dataset_path=None, seed=1, models=[str(run)])
+    assert dev and not trained & {row["question"] for row in dev}, "the model's split counts, not the seed"
+    write_jsonl(tmp_path / "train.jsonl", ROWS[:40])
+    write_jsonl(tmp_path / "test.jsonl", ROWS[50:])
+    error = refusal(["evaluate", str(run), "--data_dir", str(tmp_path)], capsys)
+    assert "this dev part may hold its training problems" in error
 
 
 def test_push_dry_run_writes_a_card_with_what_was_measured(run, capsys):

@@ -131,3 +131,16 @@ def test_heads_that_do_not_divide_and_empty_networks_are_refused():
         LatentAttentionCompressor(input_dim=8, dim=16, num_latents=2, n_heads=3)
     with pytest.raises(ValueError, match="num_latents=0"):
         LatentAttentionCompressor(input_dim=8, dim=16, num_latents=0, n_heads=2)
+
+
+def test_a_scaled_branch_cannot_drown_the_state_however_large_it_grows():
+    torch.manual_seed(0)
+    states = torch.randn(64, 3, 16)
+    variations = {}
+    for branch_scale in (None, 0.3):
+        network = TinyRecursiveNetwork(dim=16, n_layers=2, n_heads=2, branch_scale=branch_scale)
+        for layer in network.layers:  # a branch that says the same, loudly, to every problem
+            layer.mlp.down.register_forward_hook(lambda module, inputs, output: 0 * output + 1000.0)
+        varied = network(states).detach()
+        variations[branch_scale] = float(varied.var(0).mean() / varied.square().mean())
+    assert variations[None] < 1e-4 and variations[0.3] > 0.5

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from twins import ROWS, make_base, make_model, make_tokenizer
+from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer
 
 from smollm_trm.models.loading import adapt_base, load_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.storage import ModelSettings
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = [row["question"] for row in ROWS[:3]]
@@ -124,3 +125,20 @@ def test_a_base_that_is_not_there_is_one_clear_line(tmp_path):
 def test_an_unknown_way_to_train_the_base_is_refused():
     with pytest.raises(ValueError, match="base_training='some': choose 'lora', 'frozen' or 'full'"):
         adapt_base(make_base("llama", TOKENIZER), training="some", lora=None)
+
+
+def test_a_tiny_base_with_an_adapter_comes_back_as_it_was(tmp_path):
+    texts = [f"{row['question']} {row['answer']}" for row in ROWS]
+    model = SmolLMv3WithTRM.from_base(
+        "tiny", settings=ModelSettings(num_latents=4, trm=SMALL_TRM), tiny_texts=texts, seed=3
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    model.eval().save_pretrained(tmp_path)
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
+    options = {"max_new_tokens": 12}
+    assert loaded.generate_with_thinking(QUESTIONS, **options) == model.generate_with_thinking(QUESTIONS, **options)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trainable

@@ -50,14 +50,14 @@ def evaluate(
     """
     from smollm_trm.evaluation.evaluate import evaluate_gsm8k
     from smollm_trm.evaluation.halting import judge_halting
-    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, saved_folder
     from smollm_trm.hub import add_evaluation
-    from smollm_trm.models.storage import SETTINGS_FILE
 
-    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed)
+    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=[model])
     loaded = load_for_evaluation(model, target=target)
     name = part if dataset_path is None else Path(dataset_path).stem
-    beside = Path(model) if Path(model).is_dir() else Path("outputs") / Path(model).name
+    saved = saved_folder(model)
+    beside = Path("outputs") / Path(model).name if saved is None else Path(model)
     folder = Path(output_dir) if output_dir else beside / "evaluation"
     stem = name if latents == "own" else f"{name}_{latents}"
     result = evaluate_gsm8k(
@@ -74,9 +74,8 @@ def evaluate(
     halting = judge_halting(loaded, rows, result["correct_by_problem"]) if latents == "own" else None
     report = {"part": name, "model": model, "seed": seed, **result, "halting": halting, **run_record()}
     write_json(folder / f"{stem}.json", report)
-    for saved in (Path(model), Path(model) / "model"):
-        if (saved / SETTINGS_FILE).is_file() and latents == "own" and max_samples is None:
-            add_evaluation(saved, name, result)
+    if saved is not None and latents == "own" and max_samples is None:
+        add_evaluation(saved, name, result)
     low, high = result["interval"]
     print(
         f"{name}{'' if latents == 'own' else ' with latents ' + latents}: {100 * result['accuracy']:.1f}% of "
@@ -125,11 +124,14 @@ def compare(
         raise ValueError("models: name at least one arm, such as --models.TRM outputs/run")
     if baseline is not None and baseline not in models:
         raise ValueError(f"baseline={baseline!r}: choose one of the arms, {', '.join(models)}")
-    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed)
+    places = list(models.values())
+    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=places)
     folder = Path(output_dir)
     results: dict[str, dict] = {}
+    loaded = None
     for name, place in models.items():
         print(name)
+        del loaded  # or two bases stand in memory at once
         loaded = load_for_evaluation(place, target=target)
         results |= evaluate_arm(name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed)
     comparison = report_comparison(
@@ -166,12 +168,10 @@ def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) 
         private: whether a new repository is private.
         dry_run: write the card and list the files, upload nothing.
     """
+    from smollm_trm.evaluation.loading import saved_folder
     from smollm_trm.hub import push_model
-    from smollm_trm.models.storage import SETTINGS_FILE
 
-    inner = Path(model) / "model"
-    folder = inner if (inner / SETTINGS_FILE).is_file() else Path(model)
-    files = push_model(folder, repo_id, private=private, dry_run=dry_run)
+    files = push_model(saved_folder(model) or model, repo_id, private=private, dry_run=dry_run)
     print(f"{'would push' if dry_run else 'pushed'} to {repo_id}: {', '.join(files)}")
 
 

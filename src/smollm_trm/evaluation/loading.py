@@ -1,11 +1,14 @@
 """The model and the problems that a command names."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import file_exists
 
-from smollm_trm.data.gsm8k import load_gsm8k
+from smollm_trm.data.gsm8k import load_gsm8k, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import SETTINGS_FILE, ModelSettings
@@ -23,33 +26,75 @@ def default_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
+def saved_folder(model: str) -> Path | None:
+    """The folder of a saved model: as given, or `model/` in a training run's folder; None for a base model."""
+    candidates = (Path(model), Path(model) / "model")
+    return next((folder for folder in candidates if (folder / SETTINGS_FILE).is_file()), None)
+
+
 def load_for_evaluation(model: str, *, target: str = "steps") -> SmolLMv3WithTRM:
-    """A saved model, or an untuned base by name or folder (then without latents).
+    """A saved model (a folder, or a name on the Hub), or an untuned base by name or folder (then without latents).
 
     Args:
-        model: a folder that `save_pretrained` or training wrote, or a base model.
+        model: a folder that `save_pretrained` or training wrote, a saved model on the Hub, or a base model.
         target: what an untuned base is expected to write.
     """
-    folder = Path(model)
-    for candidate in (folder, folder / "model"):
-        if (candidate / SETTINGS_FILE).is_file():
-            return SmolLMv3WithTRM.from_pretrained(candidate, dtype=default_dtype()).to(default_device())
+    saved: str | Path | None = saved_folder(model)
+    if saved is None and not Path(model).exists() and is_saved_on_the_hub(model):
+        saved = model
+    if saved is not None:
+        return SmolLMv3WithTRM.from_pretrained(saved, dtype=default_dtype()).to(default_device())
     settings = ModelSettings(base_training="frozen", reasoner=None, target=target)
     return SmolLMv3WithTRM.from_base(model, settings=settings, dtype=default_dtype()).to(default_device()).eval()
 
 
-def problems_of(part: str, *, data_dir: str | None, dataset_path: str | None, seed: int) -> Sequence[Mapping[str, str]]:
-    """The problems to evaluate on.
+def is_saved_on_the_hub(name: str) -> bool:
+    """Whether this name on the Hub holds a model of ours; False as well where the Hub cannot be asked."""
+    try:
+        return name.count("/") == 1 and file_exists(name, SETTINGS_FILE)
+    except Exception:  # whatever the Hub's client and its transport raise, by version
+        return False
+
+
+def trained_split(model: str) -> dict[str, Any] | None:
+    """The split that a saved model was trained on: source, seed and fingerprint; None where it does not say."""
+    folder = saved_folder(model)
+    if folder is None:
+        return None
+    content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    return content.get("training", {}).get("split")
+
+
+def problems_of(
+    part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """The problems to evaluate on. None of a model's training problems is ever among its dev problems.
 
     Args:
         part: "dev" (the 20% part, which may have picked the checkpoint) or "test" (the official test).
         data_dir: GSM8K's folder.
-        dataset_path: own data in place of GSM8K; all of it is used.
-        seed: of the split.
+        dataset_path: own data in place of GSM8K; of a file that was trained on, only its dev part.
+        seed: of the split, for models that do not say on which they were trained.
+        models: their folders; a dev part that is not the one they were trained beside is refused.
     """
-    if dataset_path is not None:
-        return list(ReasoningDataset(dataset_path))
     if part not in ("dev", "test"):
         raise ValueError(f"part={part!r}: choose 'dev' or 'test'")
-    splits = load_gsm8k(data_dir, seed=seed)
-    return splits.gsm8k_test if part == "dev" else splits.gsm8k_final_test
+    splits = {model: split for model in models if (split := trained_split(model)) is not None}
+    seeds = {split["seed"] for split in splits.values()} or {seed}
+    if dataset_path is not None:
+        rows = list(ReasoningDataset(dataset_path))
+        if all(split["source"] != dataset_path for split in splits.values()):
+            return rows
+        if part == "test" or len(seeds) > 1:
+            raise ValueError(f"{dataset_path} was trained on: evaluate its dev part, or give a file of test problems")
+        return split_gsm8k(rows, seed=min(seeds))[1]
+    if part == "test":
+        return load_gsm8k(data_dir, seed=seed).gsm8k_final_test
+    loaded = load_gsm8k(data_dir, seed=min(seeds))
+    for model, split in splits.items():
+        if split["fingerprint"] != loaded.fingerprint:
+            raise ValueError(
+                f"{model} was trained on {split['source']} with split seed {split['seed']}: this dev part may hold its "
+                "training problems; give the same data, or part='test'"
+            )
+    return loaded.gsm8k_test

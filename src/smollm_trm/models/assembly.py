@@ -14,7 +14,10 @@ from smollm_trm.data.prompts import THINK_CLOSE
 from smollm_trm.models.loading import LoraSettings, adapt_base, load_base
 from smollm_trm.models.reasoners import Reasoner, build_reasoner
 from smollm_trm.models.storage import ModelSettings, load_reasoner, read_settings, save_reasoner, write_settings
+from smollm_trm.models.tiny import build_tiny_model
 
+SAVED_BASE = "base"
+"""Folder in a saved model for a base that is nowhere else."""
 BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -59,11 +62,12 @@ def fresh_parts(
 ) -> ModelParts:
     """A base with a fresh adapter and a fresh reasoner; see `SmolLMv3WithTRM.from_base`."""
     if isinstance(model_name, str):
-        settings = replace(settings, base=model_name)
+        local = model_name != "tiny" and Path(model_name).exists()
+        settings = replace(settings, base=str(Path(model_name).resolve()) if local else model_name)
         base, tokenizer = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
     else:
         base, tokenizer = model_name
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reasoner = reasoner_for(base, tokenizer, settings)
         base_model = adapt_base(base, training=settings.base_training, lora=lora)
@@ -91,8 +95,8 @@ def saved_parts(name: str | Path, *, model_name: str | BaseAndTokenizer | None, 
     folder = local_folder(name)
     settings = read_settings(folder)
     if model_name is None:
-        beside = folder / settings.base
-        model_name = str(beside) if settings.base_training == "full" and beside.is_dir() else settings.base
+        beside = folder / SAVED_BASE
+        model_name = str(beside) if beside.is_dir() else settings.base
     base, tokenizer = load_base(model_name, dtype=dtype) if isinstance(model_name, str) else model_name
     reasoner = reasoner_for(base, tokenizer, settings)
     if reasoner is not None:
@@ -103,11 +107,21 @@ def saved_parts(name: str | Path, *, model_name: str | BaseAndTokenizer | None, 
         raise ValueError(f"{folder}: adapter_model.safetensors is missing; save or download the model again")
     base.requires_grad_(False)
     try:
-        adapted = PeftModel.from_pretrained(base, str(folder))
+        adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder}: the adapter does not fit this base: {reason}") from error
     return ModelParts(adapted, tokenizer, reasoner, settings)
+
+
+def save_tiny_base(parts: ModelParts, folder: Path) -> None:
+    """Write the base of "tiny", which is nowhere else, as it was before the adapter came on it."""
+    plain = build_tiny_model(parts.tokenizer, seed=0)
+    wrapped = parts.base_model.get_base_model() if parts.settings.base_training == "lora" else parts.base_model
+    weights = {name.replace(".base_layer", ""): value for name, value in wrapped.state_dict().items()}
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    plain.save_pretrained(str(folder))
+    parts.tokenizer.save_pretrained(str(folder))
 
 
 def save_parts(parts: ModelParts, folder: Path, extra: dict) -> None:
@@ -116,10 +130,11 @@ def save_parts(parts: ModelParts, folder: Path, extra: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if settings.base_training == "lora":
         parts.base_model.save_pretrained(str(folder))
-    elif settings.base_training == "full":
-        settings = replace(settings, base="base")
-        parts.base_model.save_pretrained(str(folder / "base"))
-        parts.tokenizer.save_pretrained(str(folder / "base"))
+    if settings.base_training == "full":
+        parts.base_model.save_pretrained(str(folder / SAVED_BASE))
+        parts.tokenizer.save_pretrained(str(folder / SAVED_BASE))
+    elif settings.base == "tiny" and not (folder / SAVED_BASE).exists():
+        save_tiny_base(parts, folder / SAVED_BASE)
     if parts.reasoner is not None:
         save_reasoner(parts.reasoner, folder)
     parts.tokenizer.save_pretrained(str(folder))

@@ -124,20 +124,37 @@ class TransformerBlock(nn.Module):
         n_heads: number of attention heads.
         dropout: probability, on attention weights and on both residual branches.
         mlp_width: width of the feed-forward layer; None means 8D/3 rounded up.
+        branch_scale: size that each residual branch is brought to before it is added, relative to the state. None
+            leaves it free, as in the paper; a branch that may grow can drown the state, whatever the question was.
     """
 
-    def __init__(self, *, dim: int, n_heads: int, dropout: float = 0.0, mlp_width: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        n_heads: int,
+        dropout: float = 0.0,
+        mlp_width: int | None = None,
+        branch_scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.attention = SelfAttention(dim=dim, n_heads=n_heads, dropout=dropout)
         self.mlp = SwiGLU(dim=dim, width=mlp_width)
         self.dropout = nn.Dropout(dropout)
+        self.branch_scale = branch_scale
 
     def forward(
         self, states: Tensor, mask: Tensor | None = None, rotary: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         """Args: states `(B, T, D)`; mask `(B, T)`, True = real; rotary, from `rotary_tables`. Returns `(B, T, D)`."""
-        states = rms_norm(states + self.dropout(self.attention(states, mask, rotary)))
-        return rms_norm(states + self.dropout(self.mlp(states)))
+        states = self.add(states, self.attention(states, mask, rotary))
+        return self.add(states, self.mlp(states))
+
+    def add(self, states: Tensor, branch: Tensor) -> Tensor:
+        """A state and what a residual branch says to it, at size 1 again."""
+        if self.branch_scale is not None:
+            branch = self.branch_scale * rms_norm(branch)
+        return rms_norm(states + self.dropout(branch))
 
 
 class TinyRecursiveNetwork(nn.Module):
@@ -149,25 +166,27 @@ class TinyRecursiveNetwork(nn.Module):
         n_heads: attention heads of each block.
         dropout: see `TransformerBlock`.
         mlp_width: see `TransformerBlock`.
+        branch_scale: see `TransformerBlock`.
     """
 
     def __init__(
-        self, *, dim: int, n_layers: int = 2, n_heads: int = 8, dropout: float = 0.0, mlp_width: int | None = None
+        self,
+        *,
+        dim: int,
+        n_layers: int = 2,
+        n_heads: int = 8,
+        dropout: float = 0.0,
+        mlp_width: int | None = None,
+        branch_scale: float | None = None,
     ) -> None:
         super().__init__()
         if n_layers < 1:
             raise ValueError(f"n_layers={n_layers}: the recursion needs a network of at least 1 layer")
         self.dim = dim
         self.layers = nn.ModuleList(
-            TransformerBlock(dim=dim, n_heads=n_heads, dropout=dropout, mlp_width=mlp_width) for _ in range(n_layers)
+            TransformerBlock(dim=dim, n_heads=n_heads, dropout=dropout, mlp_width=mlp_width, branch_scale=branch_scale)
+            for _ in range(n_layers)
         )
-
-    @torch.no_grad()
-    def shrink_branches(self, scale: float) -> None:
-        """Scale what each residual branch writes: with small branches a fresh network hardly changes its input."""
-        for layer in self.layers:
-            layer.attention.out.weight.mul_(scale)
-            layer.mlp.down.weight.mul_(scale)
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Args: states `(B, T, D)`; mask `(B, T)`, True = real. Returns `(B, T, D)`."""

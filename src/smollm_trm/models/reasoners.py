@@ -41,8 +41,8 @@ class TRMSettings:
     """Layers of the base that are read, evenly spaced and ending at the last."""
     gain: float = 1.0
     """Size of the reasoner's part of a latent at the start, relative to the embedding table's rms."""
-    branch_scale: float = 0.3
-    """Size of the recursion's residual branches at the start, relative to the paper's: small ones do not collapse."""
+    branch_scale: float | None = 0.3
+    """Size of the recursion's residual branches, relative to its state; None leaves them free, as in the paper."""
     skip: bool = True
     """Add the compressed question to the answer of the recursion before it leaves the reasoner."""
 
@@ -259,9 +259,12 @@ def build_reasoner(
         return CompressedReader(compressor=compressor, scale=scale)
     if kind == "trm":
         network = TinyRecursiveNetwork(
-            dim=dim, n_layers=settings.n_layers, n_heads=settings.n_heads, dropout=settings.dropout
+            dim=dim,
+            n_layers=settings.n_layers,
+            n_heads=settings.n_heads,
+            dropout=settings.dropout,
+            branch_scale=settings.branch_scale,
         )
-        network.shrink_branches(settings.branch_scale)
         recursion = RecursiveReasoningBase(
             network=network,
             n_latent_steps=settings.n_latent_steps,
