@@ -48,6 +48,7 @@ def options() -> dict:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one study per seed")
     parser.add_argument("--steps", type=int, default=SIZE["arm_steps"], help="training steps of every arm")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="arms trained at once")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms to train")
     parser.add_argument("--job", help="(used by the study itself: one training run as JSON)")
     return vars(parser.parse_args())
 
@@ -129,7 +130,7 @@ def seconds_of(job: dict) -> float:
     return json.loads((Path(job["output_dir"]) / "results.json").read_text())["seconds"]
 
 
-def study(folder: Path, seed: int, steps: int, processes: int) -> dict:
+def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str]) -> dict:
     """All arms of one seed: train, evaluate, compare."""
     from smollm_trm import SmolLMv3WithTRM, WordProblemSettings, load_gsm8k, write_word_problems
     from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
@@ -142,11 +143,12 @@ def study(folder: Path, seed: int, steps: int, processes: int) -> dict:
     )
     run_jobs([base_job(folder, seed)], processes=1, threads=processes)
     slowest_first = ("TRM", "compressor", "TRM, frozen base", "compressor, frozen base", "static latents", "LoRA")
-    jobs = {name: arm_job(folder, seed, name, steps) for name in slowest_first}
+    jobs = {name: arm_job(folder, seed, name, steps) for name in slowest_first if name in arms}
     run_jobs(list(jobs.values()), processes=processes, threads=1)
-    more = round(steps * seconds_of(jobs["TRM"]) / seconds_of(jobs[LONGER]))
-    jobs[f"{LONGER}, longer"] = arm_job(folder, seed, f"{LONGER}, longer", max(more, steps))
-    run_jobs([jobs[f"{LONGER}, longer"]], processes=1, threads=1)
+    if set(arms) == set(ARMS):
+        more = round(steps * seconds_of(jobs["TRM"]) / seconds_of(jobs[LONGER]))
+        jobs[f"{LONGER}, longer"] = arm_job(folder, seed, f"{LONGER}, longer", max(more, steps))
+        run_jobs([jobs[f"{LONGER}, longer"]], processes=1, threads=1)
     rows = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
     base = SmolLMv3WithTRM.from_pretrained(folder / "base" / "model")
     predictions = folder / "predictions"
@@ -156,7 +158,7 @@ def study(folder: Path, seed: int, steps: int, processes: int) -> dict:
         model = SmolLMv3WithTRM.from_pretrained(Path(job["output_dir"]) / "model")
         results |= evaluate_arm(name, model, rows, predictions, batch_size=128, seed=seed)
     comparison = report_comparison(results, folder, baseline="static latents", seed=seed)
-    plot_losses({name: Path(jobs[name]["output_dir"]) / "logs" / "metrics.csv" for name in ARMS}, folder / "losses.png")
+    plot_losses({name: Path(jobs[name]["output_dir"]) / "logs" / "metrics.csv" for name in arms}, folder / "losses.png")
     print(comparison)
     figures = {"base_chain": next(iter(chain.values()))["accuracy"], "steps": steps, "arms": {}}
     grades = {name: result["correct_by_problem"] for name, result in results.items()}
@@ -186,7 +188,7 @@ def main() -> None:
         return
     for seed in given["seeds"]:
         folder = Path(given["output_dir"]) / f"seed_{seed}"
-        figures = study(folder, seed, given["steps"], given["processes"])
+        figures = study(folder, seed, given["steps"], given["processes"], given["arms"])
         record("study", figures, seed=seed, keep=given["record"])
 
 

@@ -52,7 +52,7 @@ def test_one_drawn_step_is_all_steps_in_the_mean(target, monkeypatch):
         losses.append(loss)
         for name, gradient in found.items():
             gradients[name] += gradient / 4
-    assert sum(losses) / 4 == pytest.approx(expected_loss, abs=3e-6) and max(losses) - min(losses) > 3e-4
+    assert sum(losses) / 4 == pytest.approx(expected_loss, abs=3e-6) and max(losses) - min(losses) > 5e-5
     for name, gradient in expected.items():
         assert torch.allclose(gradients[name], gradient, atol=1e-6), name
 

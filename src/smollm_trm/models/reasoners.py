@@ -63,6 +63,8 @@ class Thought(NamedTuple):
     """`(B, M, D)`, in the scale of the base's embedding table."""
     halting_logit: Tensor | None = None
     """`(B,)`, above 0: further steps are not expected to help; None where a reasoner has no such head."""
+    refined: Tensor | None = None
+    """`(B, M, d)`: the recursion's own answer, before the skip; None where nothing is recursive."""
 
 
 class Reasoner(nn.Module, ABC):
@@ -219,6 +221,7 @@ class HiddenStateTRM(CompressedReader):
             Thought(
                 self.to_latents(rms_norm(answer + question) if self.skip else answer),
                 self.halting_head(answer[:, 0]).squeeze(-1),
+                answer,
             )
             for answer in answers
         ]
