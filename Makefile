@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint unit notebook notebook-run study bench clean
+.PHONY: help install demo test lint unit notebook notebook-check notebook-run study bench clean
 
 help:
 	@echo "make demo      train, compare and save the tiny twin on word problems: under 5 minutes on two CPU cores"
@@ -45,6 +45,14 @@ notebook-run: install
 
 study: install
 	$(BIN)/python benchmarks/study.py
+
+bench: install
+	$(BIN)/python benchmarks/grading.py
+	$(BIN)/python benchmarks/distance_at_start.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/small_size.py
+	$(BIN)/python benchmarks/evaluation_speed.py
+	$(BIN)/python benchmarks/thinking_cost.py
 
 clean:
 	rm -rf $(VENV) outputs build src/*.egg-info

@@ -12,6 +12,7 @@ from smollm_trm.data.answers import strip_annotations
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
+from smollm_trm.data.rows import normalize_question
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO
 from smollm_trm.training.ema import AverageWeights
@@ -35,12 +36,13 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
         if test_dataset is not None:
             raise ValueError("test_dataset was given without train_dataset: give both, or neither for GSM8K")
         return load_gsm8k(settings.data_dir, seed=settings.seed)
-    given = ReasoningDataset(settings.dataset_path) if train_dataset is None else train_dataset
-    rows = [dict(row) for row in given]
+    rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset))
     if test_dataset is None:
         train, dev = split_gsm8k(rows, seed=settings.seed)
     else:
-        train, dev = rows, [dict(row) for row in test_dataset]
+        dev = list(ReasoningDataset(test_dataset))
+        held_out = {normalize_question(row["question"]) for row in dev}
+        train = [row for row in rows if normalize_question(row["question"]) not in held_out]
     if not train or not dev:
         raise ValueError(f"{len(train)} rows to train on and {len(dev)} for dev: both need at least 1")
     return GSM8KSplits(
@@ -50,7 +52,7 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
         seed=settings.seed,
         source=settings.dataset_path or "given rows",
         fingerprint=split_fingerprint(train, dev),
-        duplicates=0 if test_dataset is not None else len(rows) - len(train) - len(dev),
+        duplicates=len(rows) - len(train) - (len(dev) if test_dataset is None else 0),
     )
 
 

@@ -26,7 +26,10 @@ from smollm_trm.training.parts import Rows, build_data, build_module, build_trai
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
 
-MAY_CHANGE = ("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps")
+MAY_CHANGE = (
+    *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
+    *("gradient_checkpointing", "eval_batch_size", "patience"),
+)
 OUT_OF_MEMORY = (
     "out of memory: set gradient_checkpointing=True, then lower batch_size (and raise accumulate_grad_batches), "
     "num_latents or max_length"
@@ -42,7 +45,8 @@ def checkpoint_to_resume(settings: TrainSettings, folder: Path, *, split: str) -
         split: fingerprint of its rows.
     """
     noted = {**asdict(settings), "split": split}
-    if settings.resume != "never":
+    begun = any((folder / "checkpoints").glob("*.ckpt")) or (folder / "results.json").is_file()
+    if settings.resume != "never" and begun:
         refuse_other_settings(folder / "settings.json", noted, ignored=MAY_CHANGE)
     prepare_folder(folder, noted, anew=settings.resume == "never")
     if settings.resume == "never":
@@ -145,7 +149,7 @@ def finish_run(
     """
     folder, kept = Path(settings.output_dir), trainer.checkpoint_callback
     load_average(module, kept.best_path)
-    module.eval()
+    module.eval().to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     if not trainer.is_global_zero or (not trained and (folder / "results.json").is_file()):
         return
     data, steps_per_epoch = trainer.datamodule, -(-n_batches // settings.accumulate_grad_batches)
