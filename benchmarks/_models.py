@@ -78,6 +78,12 @@ def held_out_problems(count: int) -> Rows:
     return generate_word_problems(count=size.train_problems + count, seed=0, settings=size.problems)[-count:]
 
 
+def trm_in_heads_of_32(width: int) -> dict[str, int]:
+    """Fields of `TRMSettings` for a narrow TRM: attention is cheapest in few heads."""
+    heads = max(1, width // 32)
+    return {"dim": width, "n_heads": heads, "compression_heads": heads}
+
+
 class StepClock(Callback):
     """CPU seconds, rows and supervised tokens from the first training step to the end of the last."""
 

@@ -3,8 +3,8 @@
     python benchmarks/thinking_cost.py [--num_latents 16 64 256] [--repeats 3]
 
 Greedy, a batch of questions of GSM8K, 100 new tokens for each (the mean gold answer has 100), fp32, at a size where the
-base dominates and at a small one. The TRM is a quarter as wide as the base, as 512 is of SmolLM3's 2,048; `--trm_dim`
-fixes another width.
+base dominates and at a small one. The TRM is a quarter as wide as the base, as 512 is of SmolLM3's 2,048, in heads of
+32; `--trm_dim` fixes another width.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from _models import as_text, gsm8k_like_rows, over_rounds, save_sized_base
+from _models import as_text, gsm8k_like_rows, over_rounds, save_sized_base, trm_in_heads_of_32
 from _record import benchmark_options, print_table, record
 
 from smollm_trm.models.loading import load_base
@@ -32,12 +32,11 @@ def build_arms(folder: Path, *, num_latents: list[int], trm_dim: int | None) -> 
     for count in [0, *num_latents]:
         base, tokenizer = load_base(str(folder))
         dim = trm_dim or base.config.hidden_size // 4
-        heads = min(8, dim // 8)
         settings = ModelSettings(
             base_training="frozen",
             reasoner="trm" if count else None,
             num_latents=count or 1,
-            trm=TRMSettings(dim=dim, n_heads=heads, compression_heads=heads),
+            trm=TRMSettings(**trm_in_heads_of_32(dim)),
         )
         name = f"M={count}" if count else "no latents"
         arms[name] = SmolLMv3WithTRM.from_base((base, tokenizer), settings=settings).eval()

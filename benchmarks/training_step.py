@@ -3,7 +3,7 @@
     python benchmarks/training_step.py [--num_latents 16 64 256] [--trm_dim 128] [--repeats 2]
 
 The base is SmolLM3's class, large enough to dominate the step. Every arm trains LoRA (r 16; q, k, v, o; dropout 0.1) in
-fp32 for one epoch over the same 64 rows, 8 a step, in one process; the arms take turns. The rows are 8 of the 50
+fp32 for one epoch over the same 32 rows, 8 a step, in one process; the arms take turns. The rows are 4 of the 50
 batches into which the loader groups 400 rows, so that our grouping by length is neither helped nor hindered by taking
 few. Ours runs as `train_gsm8k` does (Lightning, EMA, schedule, logs); TRL's with its own collator and trainer, with
 rows in random order (its default) and grouped by length (its option).
@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from _models import Rows, as_text, gsm8k_like_rows, over_rounds, save_sized_base, time_training
+from _models import Rows, as_text, gsm8k_like_rows, over_rounds, save_sized_base, time_training, trm_in_heads_of_32
 from _record import benchmark_options, print_table, record
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
@@ -105,7 +105,7 @@ def main() -> None:
     parser = benchmark_options(__doc__)
     parser.add_argument("--num_latents", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--trm_dim", type=int, default=128, help="width of the TRM; 128 of 512 is 512 of 2048")
-    parser.add_argument("--n_batches", type=int, default=8, help="training steps of an arm per round")
+    parser.add_argument("--n_batches", type=int, default=4, help="training steps of an arm per round")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=2, help="rounds in which every arm takes a turn")
     parser.add_argument("--threads", type=int, default=1)
@@ -126,7 +126,7 @@ def main() -> None:
             assert clock.tokens == n_tokens, f"{clock.tokens} supervised tokens instead of {n_tokens}"
             return clock.seconds
 
-        trm = {"trm_kwargs": {"dim": options.trm_dim}}
+        trm = {"trm_kwargs": trm_in_heads_of_32(options.trm_dim)}
         arms = {
             "TRL, LoRA": lambda: time_trl(chosen, model_name=base, sampling="random"),
             "TRL, LoRA, grouped by length": lambda: time_trl(chosen, model_name=base, sampling="group_by_length"),
