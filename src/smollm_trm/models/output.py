@@ -6,22 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass
-class ReasoningOutput:
-    """What `SmolLMv3WithTRM.forward` returns."""
-
-    loss: Tensor | None
-    """Mean cross-entropy over supervised tokens, nats; None without labels."""
-    logits: Tensor
-    """`(B, K, V)`: the last K columns, all of them without labels."""
-    labels: Tensor | None
-    """`(B, K)`: the labels those logits are to predict, already shifted; -100 where there is none."""
-    latents: Tensor | None
-    """`(B, M, D)` as put into the slots."""
-    halting_logit: Tensor | None
-    """`(B,)` of the supervision step in use."""
-
-
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy per position in fp32, 0 where the label is -100.
 
@@ -31,3 +15,24 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """
     losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
     return losses.view_as(labels)
+
+
+@dataclass
+class ReasoningOutput:
+    """What `SmolLMv3WithTRM.forward` returns."""
+
+    logits: Tensor
+    """`(B, K, V)`: the last K columns, all of them without labels."""
+    labels: Tensor | None
+    """`(B, K)`: the labels those logits are to predict, already shifted; -100 where there is none."""
+    latents: Tensor | None
+    """`(B, M, D)` as put into the slots."""
+    halting_logit: Tensor | None
+    """`(B,)` of the supervision step in use."""
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Mean cross-entropy over supervised tokens, nats, computed when asked for; None without labels."""
+        if self.labels is None:
+            return None
+        return token_losses(self.logits, self.labels).sum() / (self.labels != -100).sum().clamp_min(1)

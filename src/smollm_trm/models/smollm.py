@@ -20,7 +20,7 @@ from smollm_trm.hub import push_model
 from smollm_trm.models.assembly import BaseAndTokenizer, ModelParts, fresh_parts, save_parts, saved_parts
 from smollm_trm.models.generation import generate_texts
 from smollm_trm.models.loading import LoraSettings
-from smollm_trm.models.output import ReasoningOutput, token_losses
+from smollm_trm.models.output import ReasoningOutput
 from smollm_trm.models.reasoners import Reasoner, Thought
 from smollm_trm.models.span import LatentSpan
 from smollm_trm.models.storage import ModelSettings
@@ -263,11 +263,9 @@ class SmolLMv3WithTRM(nn.Module):
             logits_to_keep=keep,
             use_cache=False,
         ).logits
-        loss = None
         if labels is not None:
             logits, labels = logits[:, :-1], labels[:, labels.shape[1] - keep + 1 :]
-            loss = token_losses(logits, labels).sum() / (labels != -100).sum().clamp_min(1)
-        return ReasoningOutput(loss, logits, labels, thought and thought.latents, thought and thought.halting_logit)
+        return ReasoningOutput(logits, labels, thought and thought.latents, thought and thought.halting_logit)
 
     def latents_for(
         self, input_ids: Tensor, attention_mask: Tensor, *, n_steps: int | None = None, halting: bool = False
