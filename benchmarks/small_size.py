@@ -50,7 +50,9 @@ def main() -> None:
     """Train and evaluate every arm in turn, several rounds."""
     parser = benchmark_options(__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 64, 32], help="of the TRM")
-    parser.add_argument("--train_rows", type=int, default=40, help="rows that an arm trains on per round")
+    parser.add_argument(
+        "--train_rows", type=int, default=32, help="per arm and round; 32 hold one step for the halting head in 16"
+    )
     parser.add_argument("--test_rows", type=int, default=64, help="problems that an arm answers per round")
     parser.add_argument("--batch_size", type=int, default=64, help="of the evaluation")
     parser.add_argument("--repeats", type=int, default=2, help="rounds in which every arm takes a turn")

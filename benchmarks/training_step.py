@@ -1,11 +1,11 @@
 """A training step of LoRA + TRM against LoRA only, ours and TRL's `SFTTrainer`, on the same rows.
 
-    python benchmarks/training_step.py [--num_latents 16 64 256] [--trm_dim 128] [--repeats 2]
+    python benchmarks/training_step.py [--num_latents 16 64 256] [--trm_dim 128] [--threads 2]
 
 The base is SmolLM3's class, large enough to dominate the step. Every arm trains LoRA (r 16; q, k, v, o; dropout 0.1) in
-fp32 for one epoch over the same 32 rows, 8 a step, in one process; the arms take turns. The rows are 4 of the 50
+fp32 for one epoch over the same 128 rows, 8 a step, in one process; the arms take turns. The rows are 16 of the 50
 batches into which the loader groups 400 rows, so that our grouping by length is neither helped nor hindered by taking
-few. Ours runs as `train_gsm8k` does (Lightning, EMA, schedule, logs); TRL's with its own collator and trainer, with
+few; one step in 16 also trains the halting head. Ours runs as `train_gsm8k` does (Lightning, EMA, schedule, logs); TRL's with its own collator and trainer, with
 rows in random order (its default) and grouped by length (its option).
 """
 
@@ -105,9 +105,11 @@ def main() -> None:
     parser = benchmark_options(__doc__)
     parser.add_argument("--num_latents", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--trm_dim", type=int, default=128, help="width of the TRM; 128 of 512 is 512 of 2048")
-    parser.add_argument("--n_batches", type=int, default=4, help="training steps of an arm per round")
+    parser.add_argument(
+        "--n_batches", type=int, default=16, help="steps of an arm per round; 16 hold one for the halting head"
+    )
     parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=2, help="rounds in which every arm takes a turn")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds in which every arm takes a turn")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

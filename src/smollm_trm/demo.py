@@ -30,9 +30,9 @@ class DemoSize:
     """Problems to train on, before the 20% dev part is taken."""
     test_problems: int = 500
     """Held-out problems that every arm answers."""
-    base_steps: int = 1800
+    base_steps: int = 1500
     """Training steps of the base from scratch."""
-    arm_steps: int = 450
+    arm_steps: int = 400
     """Training steps of LoRA only and of LoRA + TRM."""
     batch_size: int = 32
     """Rows per step."""
