@@ -84,7 +84,7 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
         if name in with_latents:
             _draw_smoothed(panels[1], *_curve(columns, VARIATION_COLUMNS), colour, name)
     panels[0].set_ylabel("loss (nats per supervised token)")
-    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylim(0, 1.4 * _largest_after_the_start(metrics))
     if with_latents:
         panels[1].set_ylabel("variation of latents\nacross problems (std / rms)")
         panels[1].set_ylim(bottom=0)
@@ -94,6 +94,16 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=9)
     return _saved(figure, path)
+
+
+def _largest_after_the_start(metrics: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> float:
+    """The largest loss after the first tenth of the longest run, whose fall would press everything else flat."""
+    losses = [
+        pair for columns in metrics.values() for names in (TRAIN_LOSS_COLUMNS, DEV_LOSS_COLUMNS)
+        for pair in zip(*_curve(columns, names), strict=True)
+    ]  # fmt: skip
+    last = max(step for step, _ in losses)
+    return max(value for step, value in losses if step >= last / 10)
 
 
 def _draw_loss(axes: Axes, name: str, columns: Mapping[str, list[tuple[int, float]]], colour: str, marker: str) -> None:
