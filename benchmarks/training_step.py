@@ -5,8 +5,8 @@
 The base is SmolLM3's class, large enough to dominate the step. Every arm trains LoRA (r 16; q, k, v, o; dropout 0.1) in
 fp32 for one epoch over the same 128 rows, 8 a step, in one process; the arms take turns. The rows are 16 of the 50
 batches into which the loader groups 400 rows, so that our grouping by length is neither helped nor hindered by taking
-few; one step in 16 also trains the halting head. Ours runs as `train_gsm8k` does (Lightning, EMA, schedule, logs); TRL's with its own collator and trainer, with
-rows in random order (its default) and grouped by length (its option).
+few; one step in 16 also trains the halting head. Ours runs as `train_gsm8k` does (Lightning, EMA, schedule, logs);
+TRL's with its own collator and trainer, with rows in random order (its default) and in our batches (as its grouping by length makes them of many rows).
 """
 
 import tempfile
@@ -131,7 +131,7 @@ def main() -> None:
         trm = {"trm_kwargs": trm_in_heads_of_32(options.trm_dim)}
         arms = {
             "TRL, LoRA": lambda: time_trl(chosen, model_name=base, sampling="random"),
-            "TRL, LoRA, grouped by length": lambda: time_trl(chosen, model_name=base, sampling="group_by_length"),
+            "TRL, LoRA, grouped by length": lambda: time_trl(chosen, model_name=base, sampling="sequential"),
             "LoRA": lambda: ours(use_trm=False),
             **{f"LoRA + TRM, M={m}": lambda m=m: ours(num_latents=m, **trm) for m in options.num_latents},
         }
