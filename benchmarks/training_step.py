@@ -6,7 +6,8 @@ The base is SmolLM3's class, large enough to dominate the step. Every arm trains
 fp32 for one epoch over the same 128 rows, 8 a step, in one process; the arms take turns. The rows are 16 of the 50
 batches into which the loader groups 400 rows, so that our grouping by length is neither helped nor hindered by taking
 few; one step in 16 also trains the halting head. Ours runs as `train_gsm8k` does (Lightning, EMA, schedule, logs);
-TRL's with its own collator and trainer, with rows in random order (its default) and in our batches (as its grouping by length makes them of many rows).
+TRL's with its own collator and trainer, with rows in random order (its default), and in our batches (its grouping by
+length, which needs more rows than these to work, would make such batches).
 """
 
 import tempfile
