@@ -97,6 +97,7 @@ def test_halting_chooses_each_rows_own_step():
     with torch.no_grad():
         model.reasoner.halting_head.weight.copy_(torch.randn(1, 32, generator=torch.Generator().manual_seed(0)))
         model.reasoner.halting_head.bias.zero_()
+        model.reasoner.halting_head.bias.copy_(-model.think(ids, mask)[0].halting_logit.median())
     thoughts = model.think(ids, mask)
     halted = model.latents_for(ids, mask, halting=True)
     stops = thoughts[0].halting_logit > 0
