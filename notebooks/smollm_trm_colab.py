@@ -160,10 +160,10 @@ elif RUN != "smoke":
 # %%
 RUNS = {
     "smoke": {
-        "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 400, "num_epochs": 1000,
+        "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 240, "num_epochs": 1000,
         "batch_size": 32, "eval_batch_size": 128, "accumulate_grad_batches": 1, "max_length": 512,
-        "learning_rate": 2e-3, "trm_learning_rate": 1e-3, "patience": None, "val_check_interval": 200,
-        "save_every_n_steps": 200,
+        "learning_rate": 2e-3, "trm_learning_rate": 1e-3, "patience": None, "val_check_interval": 120,
+        "save_every_n_steps": 120,
     },
     "quick": {
         "model_name": "HuggingFaceTB/SmolLM3-3B", "num_latents": 64, "target": "steps", "max_samples": 1000,
@@ -177,7 +177,7 @@ RUNS = {
     },
 }  # fmt: skip
 AROUND = {  # what surrounds the training
-    "smoke": {"word_problems": 30_000, "base_steps": 1500, "dev": 500, "compared": 300, "at_once": 128},
+    "smoke": {"word_problems": 30_000, "base_steps": 900, "dev": 500, "compared": 300, "at_once": 128},
     "quick": {"dev": 200, "compared": 200, "at_once": 32},
     "full": {"dev": None, "compared": None, "at_once": 32},
 }
