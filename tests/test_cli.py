@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from twins import ROWS
 
@@ -161,3 +163,55 @@ def test_hyphens_and_bare_switches_work_as_in_the_documents(tmp_path, capsys):
 @pytest.mark.parametrize("command", ["generate", "train", "evaluate", "interactive"])
 def test_arithmetic_commands_refuse_unknown_options_in_one_line(command, capsys):
     assert "--sed" in refusal(["arithmetic", command, "--sed", "1"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "the same command goes on from the last checkpoint"),
+        (RuntimeError("out of memory: lower batch_size"), 2, "lower batch_size"),
+        (FloatingPointError("the loss is not a number"), 2, "the loss is not a number"),
+    ],
+)
+def test_what_stops_a_command_is_one_line_with_its_exit_code(error, code, message, monkeypatch, capsys):
+    def stopped(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "run_command", stopped)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train"])
+    written = capsys.readouterr().err
+    assert stop.value.code == code and message in written and written.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "run_command", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        cli.main(["train"])
+
+
+@pytest.mark.parametrize(("temperature", "sampling"), [("0", {}), ("0.7", {"do_sample": True, "temperature": 0.7})])
+def test_ask_is_greedy_unless_a_temperature_is_given(temperature, sampling, monkeypatch, capsys):
+    asked = []
+    model = SimpleNamespace(generate_with_thinking=lambda question, **options: asked.append(options) or " 4 ")
+    monkeypatch.setattr("smollm_trm.evaluation.loading.load_for_evaluation", lambda *_, **__: model)
+    cli.main(["ask", "a model", "What is 2 + 2?", "--max_new_tokens", "5", "--temperature", temperature])
+    assert capsys.readouterr().out == "4\n" and asked == [{"max_new_tokens": 5, **sampling}]
+
+
+def test_evaluate_hands_its_options_on(monkeypatch, capsys):
+    asked = {}
+
+    def evaluated(model, rows, max_samples, batch_size, **options):
+        asked.update(options, part=rows, max_samples=max_samples, batch_size=batch_size)
+        raise ValueError("enough")
+
+    loading = "smollm_trm.evaluation.loading."
+    monkeypatch.setattr(loading + "problems_of", lambda part, **_: part)
+    monkeypatch.setattr(loading + "load_for_evaluation", lambda *_, **__: None)
+    monkeypatch.setattr("smollm_trm.evaluation.evaluate.evaluate_gsm8k", evaluated)
+    given = {"part": "test", "max_samples": 9, "batch_size": 7, "max_new_tokens": 5, "latents": "shuffled"}
+    given |= {"samples_per_problem": 3, "seed": 4}
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    assert "enough" in refusal(["evaluate", "a model", *arguments], capsys)
+    assert given.items() <= asked.items()

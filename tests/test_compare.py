@@ -2,10 +2,12 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from smollm_trm.evaluation.compare import compare_arms
+from smollm_trm.evaluation import arms
+from smollm_trm.evaluation.compare import SHUFFLED_SUFFIX, compare_arms
 from smollm_trm.evaluation.predictions import PredictionFile, graded_prediction
 from smollm_trm.evaluation.statistics import mcnemar_p, paired_difference, wilson_interval
 
@@ -108,3 +110,13 @@ def test_unknown_names_are_refused_with_the_known_ones():
         compare_arms(ARMS, shuffled={"LoRA": "nobody"})
     with pytest.raises(ValueError, match="nothing to compare"):
         compare_arms({})
+
+
+def test_an_arm_with_latents_is_also_judged_with_those_of_other_problems(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(arms, "evaluate_gsm8k", lambda model, rows, **options: asked.append(options) or {})
+    assert set(arms.evaluate_arm("LoRA", SimpleNamespace(use_trm=False), [], tmp_path)) == {"LoRA"}
+    found = arms.evaluate_arm("LoRA + TRM", SimpleNamespace(use_trm=True), [], tmp_path, seed=3)
+    assert set(found) == {"LoRA + TRM", "LoRA + TRM" + SHUFFLED_SUFFIX}
+    assert [options.get("latents", "own") for options in asked] == ["own", "own", "shuffled"]
+    assert len({options["predictions_path"] for options in asked}) == 3 and asked[2]["seed"] == 3

@@ -145,3 +145,94 @@ def test_a_question_that_would_be_eaten_whole_is_refused():
     assert model.generate_with_thinking("Why? " * 1000, max_new_tokens=4)
     with pytest.raises(ValueError, match="nothing of it would be left; lower max_new_tokens or num_latents"):
         model.generate_with_thinking(QUESTIONS[0], max_new_tokens=600)
+
+
+def record_lengths(model: SmolLMv3WithTRM, monkeypatch) -> tuple[list[int], list[torch.Tensor]]:
+    """What the model's `generate()` is going to be asked for: new tokens and latents of every call."""
+    lengths, latents, original = [], [], model.generate
+
+    def recorded(ids: torch.Tensor, *args, **options) -> torch.Tensor:
+        written = original(ids, *args, **options)
+        lengths.append(written.shape[1] - ids.shape[1])
+        latents.append(options["latents"])
+        return written
+
+    monkeypatch.setattr(model, "generate", recorded)
+    return lengths, latents
+
+
+def test_slots_hold_their_latents_in_order_in_both_passes():
+    model = make_model("smollm3", TOKENIZER)
+    ids, mask = prompts(model, QUESTIONS[:2])
+    thought = model.think(ids, mask)[-1]
+    seen = []
+    model.causal_lm.model.layers[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    model(ids, mask, thought=thought)
+    model.generate(ids, mask, latents=thought.latents, max_new_tokens=1)
+    start, end = model.span_of(ids, mask).columns()
+    assert len(seen) == 2 and all(torch.equal(states[:, start:end], thought.latents) for states in seen)
+
+
+def test_without_a_mask_padding_is_seen_by_its_id(monkeypatch):
+    model = make_model("smollm3", TOKENIZER)
+    ids, mask = prompts(model, QUESTIONS)
+    asked, original = [], model.latents_for
+    monkeypatch.setattr(model, "latents_for", lambda ids, given, **how: asked.append(given) or original(ids, given))
+    model.generate(ids, **NEW)
+    assert not mask.all() and torch.equal(asked[0], mask)
+
+
+def test_the_number_of_steps_and_halting_reach_the_latents(monkeypatch):
+    model = make_model("smollm3", TOKENIZER)
+    ids, mask = prompts(model, QUESTIONS)
+    first, last = (thought.latents for thought in model.think(ids, mask))
+    assert torch.equal(model.latents_for(ids, mask, n_steps=1), first) and not torch.equal(first, last)
+    asked, original = [], model.latents_for
+    monkeypatch.setattr(model, "latents_for", lambda *args, **how: asked.append(how) or original(*args, **how))
+    model.generate(ids, mask, n_steps=1, halting=True, **NEW)
+    model.generate_with_thinking(QUESTIONS, n_steps=1, halting=True, **NEW)
+    assert asked == [{"n_steps": 1, "halting": True}] * 2
+
+
+@pytest.mark.parametrize("rethink", [None, False])
+def test_end_of_text_and_the_limit_end_a_text(rethink, monkeypatch):
+    model = make_model("smollm3", TOKENIZER)
+    lengths, _ = record_lengths(model, monkeypatch)
+    end = TOKENIZER.eos_token_id
+    force = LogitsProcessorList([WriteAt(end, prompts(model, QUESTIONS[:1])[0].shape[1] + 2)])
+    model.generate_with_thinking(QUESTIONS[0], logits_processor=force, rethink=rethink, **NEW)
+    model.generate_with_thinking(QUESTIONS[0], suppress_tokens=[end], rethink=rethink, max_new_tokens=6)
+    assert lengths == [3, 6]
+
+
+def test_thinking_again_reads_the_latents_of_its_own_row_and_spends_what_is_left(monkeypatch):
+    model = make_model("smollm3", TOKENIZER)
+    lengths, latents = record_lengths(model, monkeypatch)
+    read, original = [], model.read
+
+    def recorded(ids: torch.Tensor, mask: torch.Tensor, earlier_latents: torch.Tensor | None = None):
+        read.append(earlier_latents)
+        return original(ids, mask, earlier_latents)
+
+    monkeypatch.setattr(model, "read", recorded)
+    think = TOKENIZER.convert_tokens_to_ids("<think>")
+    questions = [f"{n} apples. {QUESTIONS[0]}" for n in (3, 5)]  # of one length
+    force = LogitsProcessorList([WriteAt(think, prompts(model, questions)[0].shape[1] + 2)])
+    options = {"logits_processor": force, "suppress_tokens": [TOKENIZER.eos_token_id]}
+    model.generate_with_thinking(questions, **NEW, **options)
+    assert lengths == [3, 5, 5] and [found is None for found in read] == [True, False, False]
+    for row, (earlier, given) in enumerate(zip(read[1:], latents[1:], strict=True)):
+        assert torch.equal(earlier[0], latents[0][row]) and torch.equal(given[0, :6], latents[0][row])
+        assert given.shape[1] == 12
+
+
+@pytest.mark.parametrize("repeat", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}])
+def test_rows_that_are_repeated_keep_the_latents_of_the_row_they_come_from(repeat):
+    model = make_model("smollm3", TOKENIZER)
+    ids, mask = prompts(model, QUESTIONS[:2])
+    latents = model.latents_for(ids, mask)
+    seen = []
+    model.causal_lm.model.layers[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    model.generate(ids, mask, latents=latents, max_new_tokens=1, **repeat)
+    start, end = model.span_of(ids, mask).columns()
+    assert torch.equal(seen[0][:, start:end], latents[[0, 0, 0, 1, 1, 1]])

@@ -33,3 +33,9 @@ def test_steps_saved_are_counted_from_the_first_stop():
 def test_a_reasoner_without_a_head_has_nothing_to_judge():
     for reasoner in ("static", None):
         assert judge_halting(make_model("smollm3", TOKENIZER, reasoner=reasoner), ROWS[:2], [True, False]) is None
+
+
+def test_every_question_is_judged_whatever_the_batch():
+    model = make_model("smollm3", TOKENIZER)
+    small, large = (torch.tensor(halting_probabilities(model, QUESTIONS, batch_size=size)) for size in (4, 6))
+    assert small.shape == (6, 2) and torch.allclose(small, large, atol=1e-5)

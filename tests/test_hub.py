@@ -1,11 +1,13 @@
 """Sharing a model: the card states what was measured, the upload holds what loads, a refusal is one line."""
 
 import json
+from dataclasses import replace
+from inspect import signature
 
 import pytest
 from twins import make_model, make_tokenizer
 
-from smollm_trm import hub
+from smollm_trm import cli, hub
 
 TRAINING = {
     "train_rows": 40,
@@ -66,3 +68,20 @@ def test_an_unreachable_hub_is_one_clear_line(folder):
     with pytest.raises(ValueError, match="could not push to me/model: .*set HF_TOKEN") as refused:
         hub.push_model(folder, "me/model", endpoint="http://127.0.0.1:9")
     assert "\n" not in str(refused.value)
+
+
+def test_everything_that_is_saved_is_uploaded_and_privately_unless_told_otherwise(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    make_model("smollm3", tokenizer).save_pretrained(tmp_path)
+    files = hub.push_model(tmp_path, "me/model", dry_run=True)
+    assert set(files) == {path.name for path in tmp_path.iterdir()} and "chat_template.jinja" in files
+    assert all(signature(push).parameters["private"].default is True for push in (hub.push_model, cli.push))
+
+
+def test_a_card_names_neither_a_local_folder_nor_data_it_does_not_know(tmp_path):
+    model = make_model("smollm3", make_tokenizer())
+    model.settings = replace(model.settings, base="/home/me/base")
+    model.save_pretrained(tmp_path, training={**TRAINING, "split": {**TRAINING["split"], "source": "rows.json"}})
+    card = hub.model_card(tmp_path)
+    assert "/home/me" not in card and "base_model" not in card and "openai/gsm8k" not in card

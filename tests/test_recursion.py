@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from smollm_trm.models.blocks import SelfAttention, TinyRecursiveNetwork, TransformerBlock, rms_norm
 from smollm_trm.models.compression import LatentAttentionCompressor
+from smollm_trm.models.reasoners import TRMSettings, build_reasoner
 from smollm_trm.models.recursion import RecursiveReasoningBase
 
 ORACLES = Path(os.environ.get("ORACLES_DIR", Path(__file__).parents[2] / "shared" / "oracles"))
@@ -144,3 +145,52 @@ def test_a_scaled_branch_cannot_drown_the_state_however_large_it_grows():
         varied = network(states).detach()
         variations[branch_scale] = float(varied.var(0).mean() / varied.square().mean())
     assert variations[None] < 1e-4 and variations[0.3] > 0.5
+
+
+def test_a_step_by_hand():
+    recursion = make_recursion(n_latent_steps=2, n_deep_recursions=2, n_supervision_steps=2)
+    question = torch.randn(2, 3, 16)
+    answer, latent = recursion.initial_answer, recursion.initial_latent
+    for _ in range(4):
+        for _ in range(2):
+            latent = recursion.network(question + answer + latent)
+        answer = recursion.network(answer + latent)
+    assert torch.allclose(recursion(question)[-1], answer, atol=1e-5)
+
+
+def test_no_gradient_flows_from_a_supervision_step_into_the_one_before():
+    recursion = make_recursion(n_latent_steps=1, n_deep_recursions=1, n_supervision_steps=2)
+    question, gradients = torch.randn(2, 3, 16), []
+    for gradient_at_every_step in (False, True):
+        recursion.zero_grad()
+        recursion(question, gradient_at_every_step=gradient_at_every_step)[-1][..., 0].sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in recursion.parameters()])
+    assert all(torch.allclose(cheap, dear, atol=1e-6) for cheap, dear in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_thought_is_the_answer_with_or_without_the_question_and_halting_reads_its_first_latent(skip):
+    torch.manual_seed(0)
+    settings = TRMSettings(
+        n_layers=1, n_heads=2, n_supervision_steps=2, compression_heads=2, dim=16, n_read_layers=1, skip=skip
+    )
+    reasoner = build_reasoner(
+        "trm", num_latents=5, hidden_size=8, settings=settings, anchor=torch.randn(8), table_rms=0.5
+    )
+    torch.nn.init.normal_(reasoner.halting_head.weight)
+    states, mask = [torch.randn(2, 7, 8)], torch.ones(2, 7, dtype=torch.bool)
+    question = reasoner.compress(states, mask)
+    for thought, answer in zip(reasoner.think(states, mask), reasoner.recursion(question), strict=True):
+        latents = reasoner.to_latents(rms_norm(answer + question) if skip else answer)
+        assert torch.allclose(thought.latents, latents, atol=1e-5)
+        assert torch.allclose(thought.halting_logit, reasoner.halting_head(answer[:, 0])[:, 0], atol=1e-5)
+
+
+def test_every_layer_read_counts_the_same_whatever_its_size():
+    torch.manual_seed(0)
+    settings = TRMSettings(n_layers=1, n_heads=2, compression_heads=2, dim=16, n_read_layers=2)
+    reasoner = build_reasoner(
+        "compressor", num_latents=5, hidden_size=8, settings=settings, anchor=torch.zeros(8), table_rms=1.0
+    )
+    layers, mask = [torch.randn(2, 7, 8), torch.randn(2, 7, 8)], torch.ones(2, 7, dtype=torch.bool)
+    assert torch.allclose(reasoner(layers, mask), reasoner([layers[0], 30 * layers[1]], mask), atol=1e-3)

@@ -1,12 +1,14 @@
 """What must always hold of a decoder with a latent span, on every architecture."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from twins import ARCHITECTURES, ROWS, SMALL_TRM, make_batch, make_model, make_tokenizer
+from twins import ARCHITECTURES, ROWS, SMALL_TRM, make_base, make_batch, make_model, make_tokenizer
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -170,3 +172,82 @@ def test_a_tokenizer_without_a_reserved_token_gets_one_that_the_base_never_sees(
     assert torch.equal(written[:, : ids.shape[1]], ids)
     model.save_pretrained(tmp_path)
     assert SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=(base, tokenizer)).slot_id == model.slot_id
+
+
+def test_the_read_pass_gives_the_bases_own_states_of_spread_layers_without_gradient(model):
+    depth = model.config.num_hidden_layers
+    assert model.read_layers == [round(depth / 3), round(2 * depth / 3), depth]
+    ids = torch.tensor([model.encoder.encode_question(ROWS[0]["question"])])
+    states = model.read(ids, torch.ones_like(ids))
+    expected = model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
+    for layer, state in zip(model.read_layers, states, strict=True):
+        assert torch.allclose(state, expected[layer], atol=1e-5) and not state.requires_grad
+
+
+def test_latents_lie_around_the_closing_tag_at_the_size_of_the_embedding_table(model):
+    table = model.causal_lm.get_input_embeddings().weight.detach()
+    latents = model(**make_batch(model, ROWS[:2])).latents
+    around = latents - table[TOKENIZER.convert_tokens_to_ids("</think>")]
+    assert torch.isclose(around.square().mean(), table.square().mean(), rtol=1e-2)
+
+
+def test_the_recursion_may_be_narrower_than_the_base():
+    model = make_model("smollm3", TOKENIZER, trm=replace(SMALL_TRM, dim=16))
+    assert model.reasoner.recursion.network.dim == 16 and model(**make_batch(model, ROWS[:2])).latents.shape[-1] == 32
+
+
+def test_a_bf16_base_takes_the_latents_of_an_fp32_reasoner():
+    settings = ModelSettings(num_latents=6, trm=SMALL_TRM, target="answer")
+    base = make_base("smollm3", TOKENIZER).to(torch.bfloat16)
+    model = SmolLMv3WithTRM.from_base((base, TOKENIZER), settings=settings).eval()
+    output = model(**make_batch(model, ROWS[:2]))
+    assert output.logits.dtype == torch.bfloat16 and output.latents.dtype == torch.float32
+    assert torch.isfinite(output.loss)
+    assert isinstance(model.generate_with_thinking(ROWS[0]["question"], max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize(
+    ("changes", "learns"),
+    [
+        ({"base_training": "frozen", "reasoner": None}, set()),
+        ({"base_training": "frozen", "reasoner": "static"}, {"reasoner.states", "reasoner.scale.gain"}),
+    ],
+)
+def test_a_frozen_base_leaves_learning_to_the_reasoner(changes, learns):
+    model = make_model("smollm3", TOKENIZER, **changes)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == learns
+
+
+@pytest.mark.parametrize(
+    ("architecture", "adapted"),
+    [("smollm3", {"q_proj", "k_proj", "v_proj", "o_proj"}), ("gpt2", {"c_attn", "c_proj"})],
+)
+def test_the_adapter_is_on_every_attention_projection_and_nowhere_else(architecture, adapted):
+    model = SmolLMv3WithTRM.from_base((make_base(architecture, TOKENIZER), TOKENIZER), settings=ModelSettings())
+    names = [name.split(".") for name, _ in model.base_model.named_parameters() if "lora_A" in name]
+    assert {parts[parts.index("lora_A") - 1] for parts in names} == adapted
+    assert not any("mlp" in parts for parts in names)
+    lora = model.base_model.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (16, 32, 0.1)
+
+
+def test_the_seed_alone_decides_the_new_weights():
+    drawn = []
+    for noise, seed in ((1, 3), (2, 3), (1, 4)):
+        base = make_base("smollm3", TOKENIZER)
+        torch.manual_seed(noise)
+        settings = ModelSettings(num_latents=6, trm=SMALL_TRM)
+        model = SmolLMv3WithTRM.from_base((base, TOKENIZER), settings=settings, seed=seed)
+        drawn.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_loss_is_a_mean_over_supervised_tokens_whose_columns_alone_get_logits():
+    model = make_model("smollm3", TOKENIZER)
+    batch = make_batch(model, ROWS[:3])
+    columns = int((batch["labels"] != -100).any(0).sum())
+    batch["labels"][0, -columns + 1 :] = -100
+    output = model(**batch)
+    assert output.logits.shape[:2] == output.labels.shape == (3, columns)
+    losses = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), output.labels.flatten(), reduction="none")
+    assert torch.allclose(output.loss, losses.sum() / (batch["labels"] != -100).sum(), atol=1e-5)

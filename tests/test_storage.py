@@ -142,3 +142,31 @@ def test_a_tiny_base_with_an_adapter_comes_back_as_it_was(tmp_path):
     assert loaded.generate_with_thinking(QUESTIONS, **options) == model.generate_with_thinking(QUESTIONS, **options)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trainable
+
+
+def test_adapter_and_reasoner_are_the_only_weights_in_the_folder_and_the_tokenizer_is_beside_them(saved):
+    _, folder = saved
+    weights = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    assert weights == {"adapter_model.safetensors", "reasoner.safetensors"}
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_a_reloaded_model_has_its_settings_and_is_ready_to_answer(tmp_path):
+    model = make_model("smollm3", TOKENIZER, read_with_adapter=False)
+    model.save_pretrained(tmp_path)
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=fresh_base())
+    assert loaded.settings == model.settings and not loaded.training
+
+
+def test_an_adapter_that_the_read_pass_goes_without_is_not_merged():
+    with pytest.raises(ValueError, match="read_with_adapter=False: .* cannot be merged"):
+        make_model("smollm3", TOKENIZER, read_with_adapter=False).merge_and_unload()
+
+
+def test_a_model_of_another_format_is_refused(saved):
+    _, folder = saved
+    content = json.loads((folder / "smollm_trm.json").read_text())
+    (folder / "smollm_trm.json").write_text(json.dumps({**content, "format_version": 99}))
+    with pytest.raises(ValueError, match="another format version"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())

@@ -10,6 +10,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from smollm_trm.data.batching import collate_examples
@@ -21,7 +23,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 
-ARCHITECTURES = ("smollm3", "llama", "qwen2", "gpt2")
+ARCHITECTURES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2")
 ROWS = generate_word_problems(count=60, seed=5)
 SMALL_TRM = TRMSettings(
     n_layers=1, n_heads=2, n_latent_steps=2, n_deep_recursions=2, n_supervision_steps=2, compression_heads=2
@@ -42,6 +44,9 @@ def make_base(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrain
         return LlamaForCausalLM(LlamaConfig(**shape, **decoder, num_key_value_heads=2, max_position_embeddings=512))
     if architecture == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**shape, **decoder, num_key_value_heads=2, max_position_embeddings=512))
+    if architecture == "qwen3":
+        config = Qwen3Config(**shape, **decoder, head_dim=8, num_key_value_heads=2, max_position_embeddings=512)
+        return Qwen3ForCausalLM(config)
     gpt2 = GPT2Config(
         **shape, n_embd=32, n_layer=3, n_head=4, n_positions=512, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0
     )
