@@ -81,7 +81,7 @@ def test_everything_that_is_saved_is_uploaded_and_privately_unless_told_otherwis
 
 def test_a_card_names_neither_a_local_folder_nor_data_it_does_not_know(tmp_path):
     model = make_model("smollm3", make_tokenizer())
-    model.settings = replace(model.settings, base="/home/me/base")
+    model.settings = replace(model.settings, base="/somewhere/base")
     model.save_pretrained(tmp_path, training={**TRAINING, "split": {**TRAINING["split"], "source": "rows.json"}})
     card = hub.model_card(tmp_path)
-    assert "/home/me" not in card and "base_model" not in card and "openai/gsm8k" not in card
+    assert "/somewhere" not in card and "base_model" not in card and "openai/gsm8k" not in card

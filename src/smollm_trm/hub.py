@@ -13,6 +13,7 @@ from smollm_trm.records import write_json
 
 logger = logging.getLogger(__name__)
 
+PACKAGE = "smollm_trm"
 UPLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
 
 
@@ -66,7 +67,7 @@ def model_card(folder: str | Path) -> str:
         f"target: {settings.target}.\n\n"
         f"## What was measured\n\n{measured}\n\nThe dev part may have picked the checkpoint; only a figure named "
         "`test` is the official test set.\n\n"
-        "## Use\n\n```python\nfrom smollm_trm import SmolLMv3WithTRM\n\n"
+        f"## Use\n\n```python\nfrom {PACKAGE} import SmolLMv3WithTRM\n\n"
         'model = SmolLMv3WithTRM.from_pretrained("this/repository")\n'
         'print(model.generate_with_thinking("Tom has 3 bags of 4 apples. How many apples is that?"))\n```\n'
     )
