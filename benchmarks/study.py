@@ -8,6 +8,7 @@ again, the study goes on where it stopped.
     python benchmarks/study.py [--record] [--seeds 0 1 2] [--output_dir outputs/study]
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -37,8 +38,8 @@ ARMS = {
     "compressor, frozen base": {"reasoner": "compressor", "base_training": "frozen"},
     "TRM, frozen base": {"reasoner": "trm", "base_training": "frozen"},
 }
-LONGER = "compressor"
-"""The strongest control is also run for as long as the TRM took."""
+LONGER = ("compressor", "static latents", "LoRA")
+"""The controls that are also run for as long as the TRM took."""
 
 
 def options() -> dict:
@@ -49,6 +50,9 @@ def options() -> dict:
     parser.add_argument("--steps", type=int, default=SIZE["arm_steps"], help="training steps of every arm")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="arms trained at once")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms to train")
+    parser.add_argument(
+        "--longer", action=argparse.BooleanOptionalAction, default=True, help="also equal computing time"
+    )
     parser.add_argument("--job", help="(used by the study itself: one training run as JSON)")
     return vars(parser.parse_args())
 
@@ -130,7 +134,7 @@ def seconds_of(job: dict) -> float:
     return json.loads((Path(job["output_dir"]) / "results.json").read_text())["seconds"]
 
 
-def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str]) -> dict:
+def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str], longer: bool) -> dict:
     """All arms of one seed: train, evaluate, compare."""
     from smollm_trm import SmolLMv3WithTRM, WordProblemSettings, load_gsm8k, write_word_problems
     from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
@@ -145,10 +149,10 @@ def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str]) 
     slowest_first = ("TRM", "compressor", "TRM, frozen base", "compressor, frozen base", "static latents", "LoRA")
     jobs = {name: arm_job(folder, seed, name, steps) for name in slowest_first if name in arms}
     run_jobs(list(jobs.values()), processes=processes, threads=1)
-    if set(arms) == set(ARMS):
-        more = round(steps * seconds_of(jobs["TRM"]) / seconds_of(jobs[LONGER]))
-        jobs[f"{LONGER}, longer"] = arm_job(folder, seed, f"{LONGER}, longer", max(more, steps))
-        run_jobs([jobs[f"{LONGER}, longer"]], processes=1, threads=1)
+    for name in [name for name in LONGER if longer and name in jobs]:
+        more = round(steps * seconds_of(jobs["TRM"]) / seconds_of(jobs[name]))
+        jobs[f"{name}, longer"] = arm_job(folder, seed, f"{name}, longer", max(more, steps))
+    run_jobs([job for name, job in jobs.items() if name.endswith(", longer")], processes=processes, threads=1)
     rows = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
     base = SmolLMv3WithTRM.from_pretrained(folder / "base" / "model")
     predictions = folder / "predictions"
@@ -158,7 +162,9 @@ def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str]) 
         model = SmolLMv3WithTRM.from_pretrained(Path(job["output_dir"]) / "model")
         results |= evaluate_arm(name, model, rows, predictions, batch_size=128, seed=seed)
     comparison = report_comparison(results, folder, baseline="static latents", seed=seed)
-    plot_losses({name: Path(jobs[name]["output_dir"]) / "logs" / "metrics.csv" for name in arms}, folder / "losses.png")
+    plot_losses(
+        {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}, folder / "losses.png"
+    )
     print(comparison)
     figures = {"base_chain": next(iter(chain.values()))["accuracy"], "steps": steps, "arms": {}}
     grades = {name: result["correct_by_problem"] for name, result in results.items()}
@@ -188,7 +194,7 @@ def main() -> None:
         return
     for seed in given["seeds"]:
         folder = Path(given["output_dir"]) / f"seed_{seed}"
-        figures = study(folder, seed, given["steps"], given["processes"], given["arms"])
+        figures = study(folder, seed, given["steps"], given["processes"], given["arms"], given["longer"])
         record("study", figures, seed=seed, keep=given["record"])
 
 

@@ -1,25 +1,26 @@
 """How much GPU memory the notebook's runs need on a T4, found without one.
 
-    python benchmarks/t4_memory.py               trace the runs at SmolLM3-3B's real shapes; prints a Markdown table
+    python benchmarks/t4_memory.py               trace the runs at SmolLM3-3B's real shapes (half an hour on one core)
     python benchmarks/t4_memory.py --validate    compare the tracer with the allocator on a small model
+
+With `--record`, the guide's table is made from the figures by the next `make notebook`.
 
 The model, its reasoner, LoRA, optimizer and average are built as the notebook builds them, of fake tensors: they have
 shape, dtype and lifetime but no data. One training step, one validation batch and one batch of generation run on them,
 and every storage is counted from its first use to its release. Batches are the worst that GSM8K has: every row as long
 as its longest (84 tokens of question, 361 of solution, the latents between).
 
-Not seen: CUDA's context (about 0.5 GiB), workspaces and fragmentation. The table adds 10% for the last two.
+Not seen: CUDA's context (about 0.5 GiB), workspaces and fragmentation. The peak has 10% added for the last two.
 Attention is traced as the plain matrix product, which keeps all its scores: other kernels need less.
 """
 
 import argparse
 import ast
 import gc
-import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -40,12 +41,13 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import train_tiny_tokenizer
 from smollm_trm.training.ema import TrainableAverage
+from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks/smollm_trm_colab.py"
-GUIDE = ROOT / "COLAB_NOTEBOOK_GUIDE.md"
+PHASES = ("weights", "training", "validation", "generation")
 QUESTION, SOLUTION = 84, 361  # tokens of GSM8K's longest training row with SmolLM3's tokenizer
 LONGEST_QUESTION = 240
 SPARE = 16
@@ -72,7 +74,7 @@ class Run:
     trm: Mapping[str, int] | None = None
 
 
-def notebook_run(name: str, **changes: object) -> Run:
+def notebook_run(name: str, changes: Mapping[str, object]) -> Run:
     """A run with the numbers that stand in the notebook's source, and what a recipe changes."""
     tables = {}
     for node in ast.parse(NOTEBOOK.read_text(encoding="utf-8")).body:
@@ -80,23 +82,23 @@ def notebook_run(name: str, **changes: object) -> Run:
             tables[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
     numbers = {**tables["RUNS"][name], **tables["AROUND"][name]}
     fields = Run.__dataclass_fields__
-    return Run(**{key: value for key, value in numbers.items() if key in fields} | changes)
+    return Run(**{key: value for key, value in numbers.items() if key in fields} | dict(changes))
 
 
-def traced_runs() -> dict[str, Run]:
-    """The runs of the guide's table: `quick`, `full`, and the recipes."""
-    recursion = {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 8}
-    return {
-        "`quick`, LoRA + TRM": notebook_run("quick"),
-        "`quick`, LoRA alone": notebook_run("quick", use_trm=False),
-        "`full`, LoRA + TRM": notebook_run("full"),
-        "`full`, LoRA alone": notebook_run("full", use_trm=False),
-        "`full`, more recursion": notebook_run("full", trm=recursion),
-        "`full`, `num_latents = 128`": notebook_run("full", num_latents=128),
-        "`full`, `num_latents = 512`": notebook_run("full", num_latents=512),
-        "`full`, `batch_size = 1`": notebook_run("full", batch_size=1),
-        "`full`, without checkpointing": notebook_run("full", gradient_checkpointing=False),
-    }
+TRACED: dict[str, tuple[str, dict[str, object]]] = {
+    "`quick`, LoRA alone": ("quick", {"use_trm": False}),
+    "`quick`, LoRA + TRM": ("quick", {}),
+    "`full`, LoRA alone": ("full", {"use_trm": False}),
+    "`full`, LoRA + TRM": ("full", {}),
+    "`full`, more recursion": (
+        "full", {"trm": {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 8}}
+    ),
+    "`full`, `num_latents = 128`": ("full", {"num_latents": 128}),
+    "`full`, `num_latents = 512`": ("full", {"num_latents": 512}),
+    "`full`, less memory": ("full", {"batch_size": 1}),
+    "`full`, without checkpointing": ("full", {"gradient_checkpointing": False}),
+}  # fmt: skip
+"""The runs of the guide's table: `quick`, `full` and the recipes; name -> run and what it changes."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -194,11 +196,15 @@ def batch_of(model: SmolLMv3WithTRM, rows: int) -> dict[str, Tensor]:
 
 
 def train_once(model: SmolLMv3WithTRM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
-    """One batch as the Lightning module trains it, with the last supervision step drawn, and an optimizer step."""
+    """One batch as the Lightning module trains it, with the last supervision step drawn, and an optimizer step.
+
+    It is one of those that train the halting head, for which each supervision step's logits are there at once.
+    """
     thought = (model.think(batch["input_ids"], batch["attention_mask"]) or [None])[-1]
     output = model(**batch, thought=thought)
     loss = token_losses(output.logits, output.labels).sum() / batch["labels"].numel()
     if output.halting_logit is not None:
+        SmolLMTRMLightningModule(model=model).losses_by_step(batch)
         loss = loss + output.halting_logit.sum()
     loss.backward()
     optimizer.step()
@@ -242,7 +248,7 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
         model.eval()
         with counter.phase("validation", peaks), torch.no_grad(), autocast:
             average.swap_in(model)
-            model(**batch_of(model, run.eval_batch_size))
+            model(**batch_of(model, run.eval_batch_size)).loss  # noqa: B018 - computed when asked for
             average.swap_out(model)
         if generation:
             del optimizer, average
@@ -287,6 +293,8 @@ def main() -> None:
     )
     parser.add_argument("--only", help="trace only the runs whose name holds this text")
     options = parser.parse_args()
+    if options.record and options.only:
+        parser.error("--record wants all runs, for they make one table: leave --only out")
     torch.manual_seed(0)
     if options.validate:
         runs = {
@@ -303,26 +311,25 @@ def main() -> None:
         record("t4_memory_validation", figures, seed=0, keep=options.record)
         return
     figures = {}
-    for name, run in traced_runs().items():
+    for name, (start, changes) in TRACED.items():
         if not options.only or options.only in name:
-            figures[name] = peaks_of(run, SMOLLM3, fake=True, dtype=torch.float16)
-            print(markdown_table({name: figures[name]}).splitlines()[-1], flush=True)
-    table = markdown_table(figures)
-    print(f"\n{table}")
-    if options.record and not options.only:
-        text = GUIDE.read_text(encoding="utf-8")
-        GUIDE.write_text(re.sub(r"(<!-- memory -->\n).*?(<!-- /memory -->)", rf"\1{table}\n\2", text, flags=re.DOTALL))
+            run = notebook_run(start, changes)
+            figures[name] = {"run": start, "changes": changes, "settings": asdict(run), **needed(run)}
+            print(f"{name}: {figures[name]['peak']:.2f} GiB, {figures[name]['gib']}", flush=True)
+    print_table(["run", *PHASES, "peak + 10%"], [row_of(name, figure) for name, figure in figures.items()])
     record("t4_memory", figures, keep=options.record)
 
 
-def markdown_table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """The guide's table; 10% added to what was traced."""
-    phases = ("weights", "training", "validation", "generation")
-    lines = [f"| run | {' | '.join(phases)} | peak + 10% |", "|" + " --- |" * (len(phases) + 2)]
-    for name, peaks in figures.items():
-        most = 1.1 * max(peaks[phase] for phase in phases)
-        lines.append(f"| {name} | {' | '.join(f'{peaks[phase]:.1f}' for phase in phases)} | **{most:.1f}** |")
-    return "\n".join(lines)
+def needed(run: Run) -> dict[str, object]:
+    """GiB by phase, the peak with 10% added, and the phase it stands in."""
+    gib = {phase: round(peak, 2) for phase, peak in peaks_of(run, SMOLLM3, fake=True, dtype=torch.float16).items()}
+    where = max(PHASES, key=lambda phase: gib[phase])
+    return {"gib": gib, "peak": round(1.1 * gib[where], 2), "where": where}
+
+
+def row_of(name: str, figure: Mapping) -> list[str]:
+    """A row of the printed table."""
+    return [name, *(f"{figure['gib'][phase]:.1f}" for phase in PHASES), f"{figure['peak']:.1f}"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Build the self-contained notebooks from their percent sources and the library.
 
-    python notebooks/build.py            write every notebook, and the cell numbers in the guides
+    python notebooks/build.py            write every notebook, and the tables and cell numbers in the guides
     python notebooks/build.py --check    write nothing; exit 1 if a notebook or guide is not what a build
                                          would write, or a library module breaks a rule of inlining
 
@@ -11,7 +11,8 @@ top of the repository. Prose and run cells are taken as they are. Two kinds of m
     # %% [inline] smollm_trm.models.blocks: A, b     these definitions of a library module
     # %% [inline] smollm_trm.models.blocks           its docstring, then all definitions that are not there yet
 
-Cell numbers in the guides stand between markers of their own: see `guide_tables.py`.
+Cell numbers in the guides stand between markers of their own (`guide_tables.py`), and so does the table of what
+each run needs in memory and time (`needs_table.py`).
 
 The same input gives the same bytes: cell ids come from the cells' content, and nothing has been run.
 """
@@ -35,10 +36,12 @@ from library import PACKAGE, BuildError, Import, imports_of, package_modules, re
 from live_names import CodeCell, name_problems, python_of
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from needs_table import filled_needs
 
 ROOT = Path(__file__).resolve().parent.parent
 INLINE = re.compile(rf"\[inline\]\s+({PACKAGE}(?:\.\w+)+)(?:\s*:\s*(\w+(?:\s*,\s*\w+)*))?")
-LARGEST = 320_000  # bytes
+RESULTS = "benchmarks/results.jsonl"
+LARGEST = 328_000  # bytes
 KEPT_METADATA = ("cellView", "tags")
 METADATA = {
     "accelerator": "GPU",
@@ -72,14 +75,16 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
 
 
 def built_files(root: Path = ROOT) -> dict[Path, str]:
-    """Every file that a build writes, with its text: the notebooks, and the guides that show cell numbers."""
+    """Every file that a build writes, with its text: the notebooks, and the guides."""
     notebooks = {f"{source.stem}.ipynb": build_notebook(source, root) for source in notebook_sources(root)}
     files = {root / name: notebook_text(notebook) for name, notebook in notebooks.items()}
     for path, text in files.items():
         if (size := len(text.encode())) > LARGEST:
             raise BuildError(f"{path.name} has {size} bytes, more than {LARGEST}; inline less")
     for guide in sorted(root.glob("*.md")):
-        files[guide] = filled_guide(guide.read_text(encoding="utf-8"), notebooks, guide.name)
+        text = filled_guide(guide.read_text(encoding="utf-8"), notebooks, guide.name)
+        cells = {name: notebook.cells for name, notebook in notebooks.items()}
+        files[guide] = filled_needs(text, cells, root / RESULTS)
     return files
 
 
@@ -116,7 +121,7 @@ def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
         elif marker == "[imports]":
             for one in _extra_imports(cell.source, source.name):
                 inlining.collect(one, source.name)
-            imports_cell = imports_cell or new_code_cell()
+            imports_cell = imports_cell or _library_cell("")
             cells.append(imports_cell)
             kinds[len(cells)] = "the imports cell"
         elif marker.startswith("["):
@@ -128,7 +133,10 @@ def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
             cells.append(new_code_cell(cell.source, metadata=metadata))
     if imports_cell is None or cells.count(imports_cell) != 1:
         raise BuildError(f"{source.name}: exactly one '# %% [imports]' is needed, above the first [inline]")
-    imports_cell.source = imports_text(one for one, _ in inlining.imports.values())
+    imports_cell.source = "#@title Imports\n" + imports_text(one for one, _ in inlining.imports.values())
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = filled_needs(cell.source, {None: cells}, root / RESULTS)
     _refuse_bad_names(cells, kinds, source.name)
     return _finished(cells)
 

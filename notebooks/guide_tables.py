@@ -55,7 +55,7 @@ def sections_of(notebook: NotebookNode) -> list[Section]:
             if section.level < level:
                 level, section.last = section.level, number
         if sections and cell.cell_type == "code":
-            sections[-1].names += [name for name in _public_names(cell) if name not in sections[-1].names]
+            sections[-1].names = list(dict.fromkeys(sections[-1].names + _public_names(cell)))
     return sections
 
 
@@ -100,9 +100,10 @@ def _public_names(cell: NotebookNode) -> list[str]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.append(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            names += [part.id for part in ast.walk(node) if isinstance(part, ast.Name) and _is_stored(part)]
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [part.id for target in targets for part in ast.walk(target) if _is_stored(part)]
     return [name for name in names if not name.startswith("_")]
 
 
-def _is_stored(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
+def _is_stored(part: ast.AST) -> bool:
+    return isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)

@@ -6,9 +6,9 @@
 # SmolLM3, PyTorch Lightning trains, GSM8K (grade-school maths) judges.
 #
 # ```
-# Question: ...  Answer: <think>        SmolLM3 reads the question
-#     [latent 1] ... [latent M]         the TRM fills these slots
-# </think> the solution  #### 72        SmolLM3 writes this
+# SmolLM3  Question: ... <think>
+# TRM      [latent 1] ... [latent M]
+# SmolLM3  </think> solution #### 72
 # ```
 #
 # **How to use it.** *Runtime → Change runtime type → T4 GPU*, then *Runtime → Run all*. Nothing has to be edited, no
@@ -60,6 +60,7 @@ if missing:
 if IN_COLAB and installed_version("torchao"):  # PEFT refuses to be imported beside Colab's old torchao
     subprocess.run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", "torchao"], check=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_MINITERS", "20")  # progress bars that do not fill the page
 warnings.filterwarnings("ignore", message="IProgress not found")  # progress bars without ipywidgets
 warnings.filterwarnings("ignore", category=FutureWarning)
 print("installed:" if missing else "nothing to install", *missing)
@@ -75,8 +76,11 @@ print("installed:" if missing else "nothing to install", *missing)
 # | `quick` | SmolLM3-3B on 1,000 problems of GSM8K, 64 latents, one epoch; 200 problems compared | a T4 |
 # | `full` | SmolLM3-3B on all 5,978, 256 latents, three epochs; may span several sessions | a T4 |
 #
-# The other fields change a single setting; `None` leaves it as `RUN` has it. What each run costs in memory and time
-# stands in `COLAB_NOTEBOOK_GUIDE.md` beside this notebook.
+# The other fields change a single setting; `None` leaves it as `RUN` has it. What the runs cost on a T4, which has 14.6
+# GiB; nothing of it was measured on one:
+#
+# <!-- needs -->
+# <!-- /needs -->
 
 # %% cellView="form"
 # @title Settings
@@ -108,6 +112,7 @@ PUSH_TO = ""  # @param {type:"string"}
 
 # %% [imports]
 import gc
+import textwrap
 
 from IPython.display import Image, Markdown
 
@@ -122,7 +127,7 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def gpu_memory() -> str:
     """What the GPU holds now, and the most it held."""
     if device.type == "cpu":
-        return "no GPU"
+        return "on the CPU"
     free, whole = torch.cuda.mem_get_info()
     peak = torch.cuda.max_memory_allocated()
     return f"GPU memory: {(whole - free) / 2**30:.1f} of {whole / 2**30:.1f} GiB in use, peak {peak / 2**30:.1f} GiB"
@@ -337,6 +342,7 @@ for row in gsm8k_train[:3]:
 # %%
 if dataset_path:  # own problems in GSM8K's place
     gsm8k_train, gsm8k_test = split_gsm8k(ReasoningDataset(dataset_path), seed=SEED)
+    print(f"{dataset_path}: {len(gsm8k_train)} train, {len(gsm8k_test)} dev")
 if chosen["model_name"] == "tiny":
     tokenizer = train_tiny_tokenizer([f"{row['question']}\n{row['answer']}" for row in gsm8k_train[:1000]])
 else:
@@ -351,6 +357,8 @@ print(f"masked:     {masked!r}\nsupervised: {tokenizer.decode(labels[labels != I
 
 # %% [markdown]
 # ## Lightning module
+#
+# Its test step answers problems as `evaluate_gsm8k` does, which therefore stands here too.
 
 # %% [inline] smollm_trm.training.optim
 
@@ -358,7 +366,7 @@ print(f"masked:     {masked!r}\nsupervised: {tokenizer.decode(labels[labels != I
 
 # %% [inline] smollm_trm.evaluation.predictions
 
-# %% [inline] smollm_trm.evaluation.evaluate: SPARE_TOKENS, longest_completion
+# %% [inline] smollm_trm.evaluation.evaluate
 
 # %% [inline] smollm_trm.training.module
 
@@ -382,8 +390,6 @@ print(f"masked:     {masked!r}\nsupervised: {tokenizer.decode(labels[labels != I
 # %% [markdown]
 # ## Evaluation
 
-# %% [inline] smollm_trm.evaluation.evaluate
-
 # %% [inline] smollm_trm.evaluation.compare
 
 # %% [inline] smollm_trm.evaluation.plots
@@ -406,7 +412,9 @@ config = {
     **chosen,
 }
 checked = TrainSettings(**{name: value for name, value in config.items() if not name.endswith("_dataset")})
-print("\n".join(f"{name:28} {value!r}" for name, value in vars(checked).items()))
+values = {name: repr(value) for name, value in vars(checked).items()}
+print("\n".join(f"{name:24} {values.pop(name)}" for name in config if name in values))
+print(textwrap.fill("As usual: " + ", ".join(f"{name} {value}" for name, value in values.items()), width=80))
 
 # %% [markdown]
 # ## Train
@@ -499,15 +507,15 @@ print(gpu_memory())
 def count(part: nn.Module | None) -> str:
     """Parameters, and how many of them are trained."""
     parameters = list(part.parameters()) if part is not None else []
-    return f"{sum(p.numel() for p in parameters):>13,} {sum(p.numel() for p in parameters if p.requires_grad):>13,}"
+    return f"{sum(p.numel() for p in parameters):>13,} {sum(p.numel() for p in parameters if p.requires_grad):>11,}"
 
 
 model.model.base_model.print_trainable_parameters()
-print(f"\n{'part':24} {'parameters':>13} {'trained':>13}")
-print(f"{'base and LoRA':24} {count(model.model.base_model)}")
+print(f"\n{'part':14} {'parameters':>13} {'trained':>11}")
+print(f"{'base and LoRA':14} {count(model.model.base_model)}")
 if model.model.use_trm:
     for name, part in model.model.reasoner.named_children():
-        print(f"{name:24} {count(part)}")
+        print(f"{name:14} {count(part)}")
 
 # %% [markdown]
 # ## Dev evaluation
@@ -545,6 +553,9 @@ else:
 #
 # All arms on the same dev problems. A difference without its interval means nothing; and where shuffling the latents
 # between problems changes nothing, the table says that they are ignored.
+#
+# In the smoke run LoRA and LoRA + TRM have to answer at once, without writing steps, after a minute or two of training:
+# expect them far below the base, which writes its steps.
 
 # %%
 comparison = report_comparison(results, FOLDER, baseline="LoRA", part="dev", seed=SEED)
@@ -583,7 +594,7 @@ if model.model.use_trm:
         if thought.halting_logit is not None:
             chance = float(torch.sigmoid(thought.halting_logit[0]))
             text = model.model.generate_with_thinking(question, n_steps=step)
-            print(f"step {step}: {chance:6.1%} {'█' * round(30 * chance):30} answers {extract_answer(text)}")
+            print(f"step {step}: {chance:6.1%} {'█' * round(12 * chance):12} answers {extract_answer(text)}")
 
 # %% [markdown]
 # ## Try your own problems

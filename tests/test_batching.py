@@ -8,7 +8,7 @@ import torch
 from twins import ROWS, make_model, make_tokenizer
 
 from smollm_trm.data.batching import IGNORED_LABEL, LengthGroupedBatches, collate_examples, pad_left
-from smollm_trm.data.datamodule import GSM8KDataModule, GSM8KDataset, ResumableLoader, RowBatches
+from smollm_trm.data.datamodule import GSM8KDataModule, GSM8KDataset, ResumableLoader
 from smollm_trm.data.gsm8k import GSM8KSplits
 from smollm_trm.data.prompts import EncodedExample, PromptEncoder
 
@@ -175,8 +175,8 @@ def test_the_data_module_hands_its_position_to_the_next_loader():
     assert len(list(second.train_dataloader())) == 6
 
 
-def test_test_problems_come_as_rows_in_order():
-    batches = RowBatches(ROWS[:7], batch_size=3)
-    assert len(batches) == 3 and [row for index in range(3) for row in batches[index]] == ROWS[:7]
-    with pytest.raises(IndexError):
-        batches[3]
+def test_test_problems_come_as_one_list_of_rows_in_order():
+    splits = GSM8KSplits(
+        gsm8k_train=[], gsm8k_test=[], gsm8k_final_test=ROWS[:7], seed=0, source="", fingerprint="", duplicates=0
+    )
+    assert list(GSM8KDataModule(encoder=ENCODER, splits=splits).test_dataloader()) == [ROWS[:7]]

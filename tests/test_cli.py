@@ -65,6 +65,7 @@ def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsy
     cli.main(["evaluate", str(run), "--part", "test", "--data_dir", str(data), "--max_new_tokens", "4"])
     report = json.loads((run / "evaluation" / "test.json").read_text())
     assert report["total"] == 10 and report["part"] == "test" and len(report["correct_by_problem"]) == 10
+    assert len(report["split"]["fingerprint"]) == 64 and (report["device"], report["precision"]) == ("cpu", "float32")
     assert "test: " in capsys.readouterr().out
     cli.main(["ask", str(run), "What is 1 + 1?", "--max_new_tokens", "3"])
     out = tmp_path / "compared"
@@ -72,11 +73,14 @@ def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsy
     cli.main(["compare", *arguments, "--models.again", str(run)])
     assert "latents ignored" in capsys.readouterr().out
     assert {"comparison.png", "comparison.md", "comparison.json"} <= {path.name for path in out.iterdir()}
+    compared = json.loads((out / "comparison.json").read_text())
+    assert compared["split"] == report["split"] and len(compared["problems"]) == 64
+    assert compared["device_and_precision"]["again"] == ["cpu", "float32"]
 
 
 def test_dev_problems_are_never_training_problems(run, data, tmp_path, capsys):
     trained = {row["question"] for row in load_gsm8k(data, seed=42).gsm8k_train}
-    dev = problems_of("dev", data_dir=str(data), dataset_path=None, seed=1, models=[str(run)])
+    dev, _ = problems_of("dev", data_dir=str(data), dataset_path=None, seed=1, models=[str(run)])
     assert dev and not trained & {row["question"] for row in dev}, "the model's split counts, not the seed"
     write_jsonl(tmp_path / "train.jsonl", ROWS[:40])
     write_jsonl(tmp_path / "test.jsonl", ROWS[50:])
@@ -117,6 +121,9 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["train", "--num_latents", "-3"], "num_latents=-3: must be at least 1"),
         (["train", "--num_latents", "many"], "num_latents"),
         (["train", "--batch_size", "0"], "batch_size=0: must be at least 1"),
+        (["train", "--trm_kwargs.n_layers", "two"], "trm_kwargs: n_layers='two' must be int, found str"),
+        (["train", "--trm_kwargs.n_heads", "0"], "trm_kwargs: n_heads=0: must be at least 1"),
+        (["train", "--trm_kwargs.preset", "papre"], "trm_kwargs: preset='papre': choose one of paper"),
         (["train", "--target", "step"], "target='step': choose one of steps, answer"),
         (["train", "--precision", "fp16"], "precision='fp16': choose one of auto"),
         (["train", "--learning_rate", "3"], "learning_rate=3.0"),
@@ -207,7 +214,7 @@ def test_evaluate_hands_its_options_on(monkeypatch, capsys):
         raise ValueError("enough")
 
     loading = "smollm_trm.evaluation.loading."
-    monkeypatch.setattr(loading + "problems_of", lambda part, **_: part)
+    monkeypatch.setattr(loading + "problems_of", lambda part, **_: (part, {}))
     monkeypatch.setattr(loading + "load_for_evaluation", lambda *_, **__: None)
     monkeypatch.setattr("smollm_trm.evaluation.evaluate.evaluate_gsm8k", evaluated)
     given = {"part": "test", "max_samples": 9, "batch_size": 7, "max_new_tokens": 5, "latents": "shuffled"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from smollm_trm.data.reasoning_dataset import create_sample_dataset
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k, longest_completion, shuffled_donors
 from smollm_trm.evaluation.predictions import graded_prediction, load_predictions, model_fingerprint
 
@@ -89,6 +90,16 @@ def test_decoding_is_greedy_with_room_for_the_longest_gold_answer():
     assert (model.calls[-1]["max_new_tokens"], model.calls[-1]["num_beams"]) == (5, 2)
 
 
+def test_the_result_says_on_which_device_in_which_precision_and_on_which_problems():
+    result = evaluate_gsm8k(Adder().to(torch.bfloat16), problems(3), progress=False)
+    assert (result["device"], result["precision"]) == ("cpu", "bfloat16") and len(result["settings"]["problems"]) == 64
+
+
+def test_the_sample_dataset_of_the_guide_can_be_evaluated():
+    result = evaluate_gsm8k(Adder(), create_sample_dataset(), progress=False)
+    assert result["total"] == 10 and [one["gold"] for one in result["examples"]][:2] == ["345", "12"]
+
+
 def test_max_samples_takes_the_first_and_any_dataset_will_do():
     rows = datasets.Dataset.from_list([{**row, "id": 3} for row in problems()])
     assert evaluate_gsm8k(Adder(), rows, 7, progress=False)["total"] == 7
@@ -157,7 +168,8 @@ def test_a_broken_evaluation_goes_on_where_it_stopped(tmp_path, cut, samples):
     assert len(model.calls) < whole and resumed["correct_by_problem"] == unbroken["correct_by_problem"]
     for result, file in ((resumed, path), (unbroken, tmp_path / "unbroken.jsonl")):
         stored = load_predictions(file)
-        assert {**stored, "predictions_path": None} == {**result, "predictions_path": None}
+        where = {"device": "cpu", "precision": "float32", "predictions_path": None}
+        assert {**stored, **where} == {**result, **where}
     without_time = [
         sorted(re.sub(r'"seconds": [^}]*', "", line) for line in file.read_text().splitlines()[1:])
         for file in (path, tmp_path / "unbroken.jsonl")

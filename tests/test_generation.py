@@ -236,3 +236,71 @@ def test_rows_that_are_repeated_keep_the_latents_of_the_row_they_come_from(repea
     model.generate(ids, mask, latents=latents, max_new_tokens=1, **repeat)
     start, end = model.span_of(ids, mask).columns()
     assert torch.equal(seen[0][:, start:end], latents[[0, 0, 0, 1, 1, 1]])
+
+
+def write_think(model: SmolLMv3WithTRM, *, question: str, at: int) -> LogitsProcessorList:
+    """Makes the model write `<think>` after so many tokens of its answer."""
+    return LogitsProcessorList(
+        [WriteAt(TOKENIZER.convert_tokens_to_ids("<think>"), prompts(model, [question])[0].shape[1] + at)]
+    )
+
+
+def test_thinking_again_takes_the_steps_and_the_halting_that_were_asked_for(monkeypatch):
+    model = make_model("smollm3", TOKENIZER)
+    model.reasoner.halting_head.bias.data.fill_(5.0)  # every row stops after its first step
+    force = write_think(model, question=QUESTIONS[0], at=2)
+    options = {"logits_processor": force, "suppress_tokens": [TOKENIZER.eos_token_id]}
+    given = {}
+    for name, how in (("all", {}), ("one", {"n_steps": 1}), ("halted", {"halting": True})):
+        _, latents = record_lengths(model, monkeypatch)
+        model.generate_with_thinking(QUESTIONS[0], **NEW, **options, **how)
+        given[name] = latents[1][:, 6:]
+    assert torch.equal(given["one"], given["halted"]) and not torch.equal(given["one"], given["all"])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_stop_tokens_of_the_caller_end_a_text_that_thinks_again(several, monkeypatch):
+    model = make_model("smollm3", TOKENIZER)
+    stop = TOKENIZER.convert_tokens_to_ids("<|im_start|>")
+    length = prompts(model, QUESTIONS[:1])[0].shape[1]
+    force = write_think(model, question=QUESTIONS[0], at=2)
+    force.append(WriteAt(stop, length + 3 + len(model.encoder.encode_span()) + 1))
+    lengths, _ = record_lengths(model, monkeypatch)
+    given = {"eos_token_id": [stop, TOKENIZER.eos_token_id] if several else stop}
+    options = {"suppress_tokens": [TOKENIZER.eos_token_id], **given}
+    model.generate_with_thinking(QUESTIONS[0], logits_processor=force, **NEW, **options)
+    assert lengths == [3, 2]
+
+
+def test_thinking_again_ends_where_the_context_does(monkeypatch):
+    model = make_model("gpt2", TOKENIZER)
+    span, length = len(model.encoder.encode_span()), prompts(model, QUESTIONS[:1])[0].shape[1]
+    force = write_think(model, question=QUESTIONS[0], at=2)
+    lengths, _ = record_lengths(model, monkeypatch)
+    options = {"logits_processor": force, "suppress_tokens": [TOKENIZER.eos_token_id]}
+    for context, expected in ((length + 3 + span + 2, [3, 2]), (length + 8, [3])):
+        model.config.n_positions = context
+        model.generate_with_thinking(QUESTIONS[0], max_new_tokens=8 if expected == [3] else 5 + span - 2, **options)
+        assert lengths == expected
+        lengths.clear()
+
+
+def test_a_model_that_never_stops_thinking_ends_at_its_limit(monkeypatch):
+    model = make_model("smollm3", TOKENIZER)
+
+    class Think(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores = torch.full_like(scores, -1e9)
+            scores[:, TOKENIZER.convert_tokens_to_ids("<think>")] = 0
+            return scores
+
+    lengths, _ = record_lengths(model, monkeypatch)
+    text = model.generate_with_thinking(QUESTIONS[0], logits_processor=LogitsProcessorList([Think()]), max_new_tokens=7)
+    assert lengths == [1] * 7 and text.count("<think>") == 7
+
+
+def test_a_question_with_the_slots_token_does_not_spoil_its_batch():
+    model = make_model("smollm3", TOKENIZER)
+    slot = TOKENIZER.convert_ids_to_tokens(model.slot_id)
+    spoilt = [QUESTIONS[0], f"{slot}{QUESTIONS[1]}"]
+    assert model.generate_with_thinking(spoilt, **NEW) == model.generate_with_thinking(QUESTIONS[:2], **NEW)

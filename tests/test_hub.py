@@ -1,13 +1,16 @@
 """Sharing a model: the card states what was measured, the upload holds what loads, a refusal is one line."""
 
 import json
+import os
 from dataclasses import replace
 from inspect import signature
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from twins import make_model, make_tokenizer
 
 from smollm_trm import cli, hub
+from smollm_trm.models import assembly
 
 TRAINING = {
     "train_rows": 40,
@@ -85,3 +88,26 @@ def test_a_card_names_neither_a_local_folder_nor_data_it_does_not_know(tmp_path)
     model.save_pretrained(tmp_path, training={**TRAINING, "split": {**TRAINING["split"], "source": "rows.json"}})
     card = hub.model_card(tmp_path)
     assert "/somewhere" not in card and "base_model" not in card and "openai/gsm8k" not in card
+
+
+def test_a_base_that_is_saved_with_the_model_goes_with_it(tmp_path, monkeypatch):
+    make_model("smollm3", make_tokenizer(), base_training="full").save_pretrained(tmp_path)
+    (tmp_path / "base" / "tokenizer.model").write_bytes(b"pieces")
+    files = hub.push_model(tmp_path, "me/model", dry_run=True)
+    everything = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(files) == everything >= {"base/model.safetensors", "base/tokenizer.model"}
+    assert set(filter_repo_objects(everything, allow_patterns=list(hub.UPLOADED))) == everything
+    asked = {}
+    monkeypatch.setattr(assembly, "snapshot_download", lambda name, **how: asked.update(how) or str(tmp_path))
+    assembly.local_folder("me/model")
+    assert set(filter_repo_objects(everything, **asked)) >= everything - {"README.md"}
+
+
+def test_a_card_is_whole_or_the_one_before_stays(folder, monkeypatch):
+    hub.push_model(folder, "me/model", dry_run=True)
+    before = (folder / "README.md").read_bytes()
+    hub.add_evaluation(folder, "dev", RESULT)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        hub.push_model(folder, "me/model", dry_run=True)
+    assert (folder / "README.md").read_bytes() == before

@@ -1,6 +1,7 @@
 """The notebooks are the library: the builder's promises on small packages, and the proof on the real one."""
 
 import ast
+import json
 import re
 import sys
 from collections import Counter
@@ -178,7 +179,7 @@ def test_a_module_docstring_becomes_prose_that_shows_what_it_says(repo):
 def test_imports_are_collected_once_and_sorted_and_own_ones_dropped(repo):
     notebook = built(repo)
     assert notebook.cells[1].source == (
-        "import math\nimport textwrap\nfrom dataclasses import dataclass, field\n"
+        "#@title Imports\nimport math\nimport textwrap\nfrom dataclasses import dataclass, field\n"
         "from functools import cache\n\nfrom torch import Tensor"
     )
     assert sum(source.count("import ") for source in code_of(notebook)) == 5
@@ -537,6 +538,65 @@ def test_a_guide_that_names_no_section_or_notebook_is_refused(repo):
         build.built_files(repo)
 
 
+# ---- what the runs need ---------------------------------------------------------------------
+
+RUNS = """
+# %% [markdown]
+# <!-- needs -->
+# <!-- /needs -->
+
+# %%
+RUNS = {
+    "quick": {"num_latents": 64, "batch_size": 4, "num_epochs": 1, "max_samples": 1000},
+    "full": {"num_latents": 256, "batch_size": 2, "num_epochs": 3},
+}
+AROUND = {"quick": {"dev": 200, "compared": 200}, "full": {"dev": None, "compared": None}}
+"""
+
+
+def traced(peak: float, run: str = "quick", **changes) -> dict:
+    """One run of a `t4_memory` line."""
+    settings = {"batch_size": {"quick": 4, "full": 2}[run], "use_trm": True, **changes}
+    return {"run": run, "changes": changes, "settings": settings, "peak": peak, "where": "training"}
+
+
+@pytest.fixture
+def measured(repo):
+    """The small repository with runs in its notebook, a guide that shows what they need, and a writer of results."""
+    with open(repo / "notebooks/demo_colab.py", "a", encoding="utf-8") as file:
+        file.write(RUNS)
+    write(repo / "GUIDE.md", "<!-- needs: demo_colab.ipynb -->\n| stale |\n<!-- /needs -->\n")
+
+    def measure(*lines: dict) -> None:
+        lines = [{"name": "t4_memory", "figures": figures} for figures in lines] + [{"name": "study", "figures": {}}]
+        write(repo / "benchmarks/results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    return measure
+
+
+def test_the_table_of_needs_holds_the_last_measurement_and_says_how_each_figure_was_found(repo, measured):
+    plain = {"plain": traced(10.25, use_trm=False), "with TRM": traced(11.3)}
+    measured({"plain": traced(9.0)}, {**plain, "small batch": traced(9.4, batch_size=1)})
+    guide = build.built_files(repo)[repo / "GUIDE.md"]
+    head = "| peak memory, GiB (**traced**) | training (**estimated**) | answering the dev problems (**estimated**) |"
+    assert head in guide and "stale" not in guide
+    assert "| plain | none | 4 | 10.2, in training | 4-6 min | 3-5 min |" in guide
+    assert "| with TRM | 64 | 4 | 11.3, in training | 6-11 min | twice 3-5 min |" in guide
+    assert "| small batch | 64 | 1 | 9.4, in training |  |  |" in guide
+    assert "(**estimated**): `quick` 28-48 min, `full` 6.2-10.2 h." in guide
+    [shown] = [cell.source for cell in built(repo).cells if "needs" in cell.source and cell.cell_type == "markdown"]
+    assert "| with TRM | 64 " in shown and "small batch" not in shown
+
+
+def test_needs_that_were_not_measured_or_with_other_settings_are_refused(repo, measured):
+    with pytest.raises(BuildError, match=r"holds no t4_memory; run 'python benchmarks/t4_memory.py --record'"):
+        build.built_files(repo)
+    measured({"with TRM": traced(11.3)})
+    edit(repo / "notebooks/demo_colab.py", '"batch_size": 4', '"batch_size": 8')
+    with pytest.raises(BuildError, match="t4_memory has batch_size=4 for with TRM, not 8; run"):
+        build.built_files(repo)
+
+
 # ---- the real package ----------------------------------------------------------------------
 
 
@@ -642,12 +702,9 @@ def test_the_committed_notebook_is_valid_small_and_has_not_been_run(source):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
-def test_the_guides_show_the_structure_of_the_main_notebook(source):
+def test_the_guide_shows_the_structure_of_the_main_notebook(source):
     if source.stem != "smollm_trm_colab":
-        pytest.skip("only the main notebook has guides")
+        pytest.skip("only the main notebook has a guide")
     notebook = committed(source)
     assert len(sections_of(notebook)) > 5
-    for guide in ("COLAB_NOTEBOOK_GUIDE.md", "GSM8K_NOTEBOOK_README.md"):
-        if not (ROOT / guide).is_file():
-            pytest.skip(f"{guide} is not written yet")
-        assert structure_table(notebook) in (ROOT / guide).read_text(encoding="utf-8")
+    assert structure_table(notebook) in (ROOT / "COLAB_NOTEBOOK_GUIDE.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 The long tests are marked `notebook` (`pytest -m notebook`); they share one smoke run of a few minutes.
 """
 
+import ast
 import csv
 import importlib.metadata
 import importlib.util
@@ -244,6 +245,43 @@ def test_every_recipe_of_the_guides_trains(title, code, tmp_path, monkeypatch, t
     trainer, module = train_gsm8k(**{**small, **shrunk, "max_steps": 2, "model_name": "tiny"})
     assert trainer.global_step >= 1
     assert module.model.use_trm is changes.get("use_trm", True)
+
+
+@pytest.fixture(scope="module")
+def inlined() -> types.ModuleType:
+    """What the notebook's imports and library cells define."""
+    module = types.ModuleType("inlined_notebook")
+    sys.modules[module.__name__] = module  # dataclasses look there
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type == "code":
+            imports = all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(cell.source).body)
+            if imports or "library" in cell.metadata.get("tags", []):
+                exec(cell.source, vars(module))
+    yield module
+    del sys.modules[module.__name__]
+
+
+def test_own_problems_of_the_guide_take_gsm8k_s_place_in_the_notebook_s_cells(
+    inlined, tmp_path, monkeypatch, tiny_problems, capsys
+):
+    guide = (ROOT / GUIDES[0]).read_text(encoding="utf-8")
+    [(problems, recipe)] = re.findall(r"```json\n(.+?)```\n+```python\n(dataset_path = .+?)```", guide, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {**vars(inlined), "FOLDER": Path("outputs"), "RESUME": True}
+    names |= {"gsm8k_train": tiny_problems[:12], "gsm8k_test": tiny_problems[12:]}
+    for inside in ("@title Settings", "RUNS = "):
+        exec(cell_source(inside).replace('RUN = "quick"', 'RUN = "smoke"'), names)
+    exec(recipe, names)  # our own guide
+    Path(names["dataset_path"]).write_text(problems, encoding="utf-8")
+    exec(cell_source("if dataset_path:"), names)
+    own = {row["question"] for row in json.loads(problems)}
+    assert {row["question"] for part in ("gsm8k_train", "gsm8k_test") for row in names[part]} == own
+    assert f"problems.json: {len(own) - 1} train, 1 dev" in capsys.readouterr().out
+    exec(cell_source("checked = TrainSettings"), names)
+    few = {"max_steps": 1, "val_check_interval": 1, "save_every_n_steps": 1, "progress": False}
+    trainer, module = names["train_gsm8k"](**{**names["config"], **few})
+    noted = json.loads(Path("outputs/lora_trm/results.json").read_text())
+    assert (noted["train_rows"], noted["dev_rows"]) == (len(own) - 1, 1) and trainer.global_step == 1
 
 
 def form_fields() -> set[str]:

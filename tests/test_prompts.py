@@ -67,3 +67,10 @@ def test_slot_padding_and_end_of_text_are_three_tokens():
     tokenizer = make_tokenizer()  # names its end token as padding, as SmolLM3's does
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     assert len({slot_token_id(tokenizer), padding_token_id(tokenizer), tokenizer.eos_token_id}) == 3
+
+
+def test_the_slots_own_token_is_left_out_of_a_question_with_a_message(caplog):
+    encoder = make_encoder()
+    slot = encoder.tokenizer.convert_ids_to_tokens(slot_token_id(encoder.tokenizer))
+    assert encoder.encode_question(f"Why{slot}?") == encoder.encode_question("Why?")
+    assert "left the latent slot's own token out of a question: 'Why" in caplog.text and len(caplog.records) == 1

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from smollm_trm.data.rows import write_jsonl
+from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.records import (
     refuse_other_settings,
     remove_unfinished,
@@ -44,9 +46,47 @@ def test_settings_are_taken_by_name_and_an_unknown_one_names_the_nearest():
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("n_layers", "two", "kwargs: n_layers='two' must be int, found str"),
+        ("n_layers", True, "kwargs: n_layers=True must be int, found bool"),
+        ("n_layers", 2.0, "kwargs: n_layers=2.0 must be int, found float"),
+        ("n_layers", None, "kwargs: n_layers=None must be int, found NoneType"),
+        ("dim", "wide", "kwargs: dim='wide' must be int | None, found str"),
+        ("skip", 1, "kwargs: skip=1 must be bool, found int"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        settings_from(TRMSettings, {name: value}, "kwargs")
+
+
+def test_whole_numbers_count_as_fractions_and_paths_as_text():
+    assert settings_from(TRMSettings, {"gain": 1, "dim": None, "branch_scale": None}, "kwargs").gain == 1
+    given = {"output_dir": Path("a"), "patience": None, "trm_kwargs": {"dim": 8}, "val_check_interval": 2}
+    assert settings_from(TrainSettings, given, "train").output_dir == "a"
+
+
+def test_the_papers_values_are_a_preset_that_single_values_may_change():
+    paper = TrainSettings(trm_kwargs={"preset": "paper", "dim": 64}).model_settings().trm
+    assert (paper.n_latent_steps, paper.n_deep_recursions, paper.n_supervision_steps) == (6, 3, 16)
+    assert (paper.branch_scale, paper.skip, paper.dim) == (None, False, 64)
+    changed = TrainSettings(trm_kwargs={"n_latent_steps": 2, "preset": "paper"}).model_settings().trm
+    assert (changed.n_latent_steps, changed.n_deep_recursions) == (2, 3)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"patience": 0}, "patience=0: must be at least 1"),
+        ({"gradient_clip": 0.0}, "gradient_clip=0.0: must be above 0"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0: must be at least 0 and below 1"),
+        ({"ema_decay": -0.1}, "ema_decay=-0.1: must be at least 0 and below 1"),
+        ({"trm_kwargs": {"n_heads": 0}}, "trm_kwargs: n_heads=0: must be at least 1"),
+        ({"trm_kwargs": {"compression_heads": 0}}, "trm_kwargs: compression_heads=0: must be at least 1"),
+        ({"trm_kwargs": {"dim": 0}}, "trm_kwargs: dim=0: must be at least 1"),
+        ({"trm_kwargs": {"preset": "papre"}}, "trm_kwargs: preset='papre': choose one of paper"),
         ({"max_steps": 0}, "max_steps=0: must be at least 1, or -1"),
         ({"num_latents": -1}, "num_latents=-1: .* use_trm=False"),
         ({"val_check_interval": 0.0}, "val_check_interval=0.0: must be above 0"),

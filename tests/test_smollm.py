@@ -1,5 +1,6 @@
 """What must always hold of a decoder with a latent span, on every architecture."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTModel, PreTrainedTokenizerFast
 from twins import ARCHITECTURES, ROWS, SMALL_TRM, make_base, make_batch, make_model, make_tokenizer
 
 from smollm_trm.data.batching import pad_left
+from smollm_trm.models.output import states_at
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import LatentSpan
 from smollm_trm.models.storage import ModelSettings
@@ -251,3 +253,46 @@ def test_the_loss_is_a_mean_over_supervised_tokens_whose_columns_alone_get_logit
     assert output.logits.shape[:2] == output.labels.shape == (3, columns)
     losses = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), output.labels.flatten(), reduction="none")
     assert torch.allclose(output.loss, losses.sum() / (batch["labels"] != -100).sum(), atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("read_with_adapter", [True, False])
+def test_the_states_read_are_bitwise_those_that_hugging_face_keeps(model, read_with_adapter, training):
+    model.settings = replace(model.settings, read_with_adapter=read_with_adapter)
+    model.train(training)
+    if training:
+        model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = make_batch(model, ROWS[:3])
+    start, _ = model.span_of(batch["input_ids"], batch["attention_mask"]).columns()
+    ids, mask = batch["input_ids"][:, :start], batch["attention_mask"][:, :start]
+    found = model.read(ids, mask)
+    with torch.no_grad(), nullcontext() if read_with_adapter else model.base_model.disable_adapter():
+        kept = model.causal_lm.base_model(
+            inputs_embeds=model.embed(ids, model.span_of(ids, mask)),
+            attention_mask=mask,
+            position_ids=model.span_of(ids, mask).positions(mask),
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
+    assert all(torch.equal(state, kept[depth]) for depth, state in zip(model.read_layers, found, strict=True))
+
+
+def test_the_read_pass_leaves_no_hook_and_asks_for_no_other_state(model, monkeypatch):
+    batch = make_batch(model, ROWS[:2])
+    asked = []
+    handle = model.causal_lm.base_model.register_forward_pre_hook(
+        lambda _, __, given: asked.append(given.get("output_hidden_states")), with_kwargs=True
+    )
+    model.think(batch["input_ids"], batch["attention_mask"])
+    handle.remove()
+    assert asked == [None] and not any(module._forward_pre_hooks for module in model.causal_lm.modules())
+
+
+def test_the_states_of_a_decoder_inside_a_decoder_are_found_too():
+    torch.manual_seed(0)
+    opt = OPTModel(OPTConfig(vocab_size=50, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4))
+    ids = torch.randint(50, (2, 7))
+    with torch.no_grad():
+        found = states_at(opt.eval(), [1, 2, 3], input_ids=ids)
+        kept = opt(input_ids=ids, output_hidden_states=True).hidden_states
+    assert all(torch.equal(state, kept[depth]) for depth, state in enumerate(found, start=1))

@@ -86,7 +86,6 @@ def test_auroc_is_mann_whitneys_u_and_ties_count_half():
     assert found.auroc == pytest.approx(expected) and found.base_rate == len(right) / 80
     assert halting_report([0.5, 0.5], [True, False]).auroc == 0.5
     assert halting_report([0.1, 0.9, 0.8], [False, True, True]).auroc == 1.0
-    assert halting_report([0.9, 0.1, 0.2], [False, True, True]).accuracy == 0.0
 
 
 def test_auroc_of_equal_grades_is_not_invented():

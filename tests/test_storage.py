@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer
 
+from smollm_trm.models import assembly
 from smollm_trm.models.loading import adapt_base, load_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import ModelSettings
@@ -170,3 +171,63 @@ def test_a_model_of_another_format_is_refused(saved):
     (folder / "smollm_trm.json").write_text(json.dumps({**content, "format_version": 99}))
     with pytest.raises(ValueError, match="another format version"):
         SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+
+
+def test_what_was_measured_survives_a_reload(saved, tmp_path):
+    _, folder = saved
+    content = json.loads((folder / "smollm_trm.json").read_text())
+    noted = {"training": {"dev_loss": 1.5}, "evaluations": {"dev": {"accuracy": 0.5}}}
+    (folder / "smollm_trm.json").write_text(json.dumps({**content, **noted}))
+    loaded = SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "smollm_trm.json").read_text()) == {**content, **noted}
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "smollm_trm.json").read_text())["training"] == noted["training"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((8, 0), "torch.bfloat16 to cuda"), ((7, 5), "torch.float16 to cuda"), (None, "torch.float32 to cpu")],
+)
+def test_a_base_is_loaded_at_once_in_the_dtype_that_suits_its_device(saved, monkeypatch, capability, expected):
+    class Base:
+        def __init__(self, name: str, *, dtype: torch.dtype) -> None:
+            self.dtype = dtype
+
+        def to(self, device: torch.device) -> None:
+            raise RuntimeError(f"{self.dtype} to {device}")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(assembly, "load_base", lambda name, **how: (Base(name, **how), None))
+    with pytest.raises(RuntimeError, match=expected):
+        SmolLMv3WithTRM.from_pretrained(saved[1])
+    with pytest.raises(RuntimeError, match="torch.float16 to cpu"):
+        SmolLMv3WithTRM.from_pretrained(saved[1], dtype=torch.float16, device="cpu")
+
+
+def test_a_base_that_was_left_in_the_folder_is_not_taken_for_another_models(tmp_path):
+    base, tokenizer = fresh_base()
+    base.save_pretrained(tmp_path / "other"), tokenizer.save_pretrained(tmp_path / "other")
+    make_base("llama", TOKENIZER).save_pretrained(tmp_path / "model" / "base")
+    settings = ModelSettings(num_latents=2, trm=SMALL_TRM)
+    SmolLMv3WithTRM.from_base(str(tmp_path / "other"), settings=settings).save_pretrained(tmp_path / "model")
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model").config.model_type == "smollm3"
+
+
+def test_a_second_tiny_model_in_a_folder_brings_its_own_base(tmp_path):
+    texts = [f"{row['question']} {row['answer']}" for row in ROWS]
+    settings = ModelSettings(num_latents=2, trm=SMALL_TRM)
+    for seed in (1, 2):
+        model = SmolLMv3WithTRM.from_base("tiny", settings=settings, tiny_texts=texts, seed=seed)
+        model.save_pretrained(tmp_path)
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
+    assert torch.equal(*(one.causal_lm.get_input_embeddings().weight for one in (model, loaded)))
+
+
+def test_a_model_saved_before_a_setting_was_there_still_loads(saved):
+    _, folder = saved
+    content = json.loads((folder / "smollm_trm.json").read_text())
+    del content["keep_annotations"]
+    (folder / "smollm_trm.json").write_text(json.dumps(content))
+    assert not SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base()).encoder.keep_annotations

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from runs import (
     DEV_ROWS,
     ROWS,
+    TINY_TRM,
     bend_dev_loss,
     first_difference,
     newest_checkpoint,
@@ -23,15 +25,17 @@ from runs import (
     train_tiny,
     trainable_weights,
 )
+from torch.utils.data import DataLoader
 
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
+from smollm_trm.evaluation.predictions import load_predictions
 from smollm_trm.training.checkpoints import BestAndLatest
 from smollm_trm.training.loggers import build_loggers
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, schedule_factor
-from smollm_trm.training.parts import build_module, gather_splits, pick_intervals, pick_precision
+from smollm_trm.training.parts import build_data, build_module, gather_splits, pick_intervals, pick_precision
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import NonFiniteGuard
 
@@ -290,6 +294,28 @@ def test_a_checkpoint_of_another_configuration_is_one_clear_line(watched, tmp_pa
         assert "another configuration" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_another_folder_is_gone_on_with_and_a_finished_one_is_refused(base, tmp_path, monkeypatch):
+    bend_dev_loss(monkeypatch, best_step=2)
+    train_tiny(base, tmp_path / "one", num_epochs=1, val_check_interval=2)
+    middle, last = (tmp_path / "one" / "checkpoints" / f"step-{step}.ckpt" for step in (2, 3))
+    with pytest.raises(ValueError, match="step-2.ckpt is missing: resume a run that has ended in its own output_dir"):
+        train_tiny(base, tmp_path / "two", num_epochs=2, resume=str(last))
+    trainer, _ = train_tiny(base, tmp_path / "three", num_epochs=1, val_check_interval=2, resume=str(middle))
+    result = json.loads((tmp_path / "three" / "results.json").read_text())
+    assert trainer.global_step == result["best_step"] == 3 and math.isfinite(result["dev_loss"])
+
+
+def test_a_second_save_keeps_what_the_first_noted(watched, tmp_path):
+    watched.module.model.save_pretrained(tmp_path)
+    noted = json.loads((tmp_path / "smollm_trm.json").read_text())["training"]
+    assert noted["best_step"] == BEST_STEP and len(noted["split"]["fingerprint"]) == 64
+
+
+def test_the_run_notes_device_and_precision(watched):
+    results = json.loads((watched.folder / "results.json").read_text())
+    assert (results["device"], results["precision"]) == ("cpu", "float32")
+
+
 def test_resume_never_starts_anew(base, tmp_path):
     train_tiny(base, tmp_path, num_epochs=2)
     train_tiny(base, tmp_path, num_epochs=1, resume="never")
@@ -415,6 +441,23 @@ def test_no_logger_ever_asks_for_a_key(tmp_path, monkeypatch, caplog):
     assert "WANDB_API_KEY is not" in caplog.text
 
 
+def test_a_key_without_wandb_itself_costs_a_message_only(tmp_path, monkeypatch, caplog):
+    def missing(**_):
+        raise ModuleNotFoundError("wandb")
+
+    monkeypatch.setenv("WANDB_API_KEY", "a key")
+    monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", missing)
+    assert len(build_loggers(tmp_path, first_step=0, wandb_project="project", wandb_name=None)) == 2
+    assert "wandb is not installed: losses go to" in caplog.text and "a key" not in caplog.text
+
+
+def test_more_devices_than_gpus_are_refused_before_anything_is_loaded(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"^devices=2: this machine has 1 GPU\(s\)$"):
+        train_tiny("nowhere", tmp_path, devices=2)
+
+
 @pytest.mark.parametrize(
     ("interval", "n_batches", "expected"),
     [
@@ -460,13 +503,30 @@ def test_bf16_trains(base, tmp_path):
     assert 0 < json.loads((tmp_path / "results.json").read_text())["dev_loss"] < 10
 
 
+def test_every_seed_has_the_same_split_unless_told_otherwise():
+    def fingerprint(**changes) -> str:
+        return gather_splits(TrainSettings(**changes), ROWS, None).fingerprint
+
+    assert fingerprint(seed=1) == fingerprint(seed=2) != fingerprint(split_seed=1)
+
+
+def test_annotations_are_trained_on_where_they_are_kept(base):
+    for keep in (False, True):
+        settings = TrainSettings(model_name=base, num_latents=2, keep_annotations=keep, trm_kwargs=TINY_TRM)
+        splits = gather_splits(settings, ROWS[:4], ROWS[4:6])
+        module = build_module(settings, splits, torch.float32)
+        data = build_data(settings, splits, module)
+        text = module.model.tokenizer.decode(data.train_set.examples[0].completion)
+        assert ("<<" in text) is keep and module.model.settings.keep_annotations is keep
+
+
 # The official evaluation
 
 
 def test_trainer_test_agrees_with_evaluate_gsm8k(watched, monkeypatch):
     rows, module = ROWS[36:43], watched.module
     splits = GSM8KSplits(
-        gsm8k_train=DEV_ROWS, gsm8k_test=DEV_ROWS, gsm8k_final_test=rows, seed=0, source="rows", fingerprint="",
+        gsm8k_train=DEV_ROWS, gsm8k_test=DEV_ROWS, gsm8k_final_test=rows, seed=0, source="rows", fingerprint="f" * 64,
         duplicates=0,
     )  # fmt: skip
     data = GSM8KDataModule(encoder=module.model.encoder, splits=splits, eval_batch_size=3)
@@ -479,12 +539,27 @@ def test_trainer_test_agrees_with_evaluate_gsm8k(watched, monkeypatch):
 
     real = evaluate_gsm8k(module.model, rows, progress=False)["accuracy"]
     assert watched.trainer.test(module, datamodule=data, verbose=False)[0]["test_accuracy"] == pytest.approx(real)
+    kept = watched.folder / "evaluation" / "trainer_test.json"
+    report = json.loads(kept.read_text())
+    assert (report["part"], report["total"], report["accuracy"]) == ("test", 7, real)
+    assert report["split"]["fingerprint"] == "f" * 64 and report["device"] == "cpu" and report["versions"]
+    assert load_predictions(kept.with_suffix(".jsonl"))["correct_by_problem"] == report["correct_by_problem"]
+    kept.with_suffix(".jsonl").unlink()
     monkeypatch.setattr(type(module.model), "generate_with_thinking", answer)
     expected = evaluate_gsm8k(module.model, rows, progress=False)
     found = watched.trainer.test(module, datamodule=data, verbose=False)[0]["test_accuracy"]
     assert found == pytest.approx(expected["accuracy"]) == pytest.approx(4 / 7)
     longest = max(len(module.model.encoder.encode_completion(row["answer"])) for row in rows)
     assert len(set(asked)) == 1 and asked[0] >= longest
+
+
+def test_a_test_in_several_batches_keeps_them_apart(watched, tmp_path):
+    module = watched.module
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+    found = trainer.test(module, dataloaders=DataLoader([ROWS[36:38], ROWS[38:41]], batch_size=None), verbose=False)
+    reports = [json.loads(path.read_text()) for path in sorted((tmp_path / "evaluation").glob("*.json"))]
+    assert [report["total"] for report in reports] == [2, 3]
+    assert found[0]["test_accuracy"] == pytest.approx(sum(report["correct"] for report in reports) / 5)
 
 
 def test_own_data_has_no_official_test(watched):

@@ -53,7 +53,7 @@ def evaluate(
     from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, saved_folder
     from smollm_trm.hub import add_evaluation
 
-    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=[model])
+    rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=[model])
     loaded = load_for_evaluation(model, target=target)
     name = part if dataset_path is None else Path(dataset_path).stem
     saved = saved_folder(model)
@@ -72,7 +72,7 @@ def evaluate(
         predictions_path=folder / f"{stem}.jsonl",
     )
     halting = judge_halting(loaded, rows, result["correct_by_problem"]) if latents == "own" else None
-    report = {"part": name, "model": model, "seed": seed, **result, "halting": halting, **run_record()}
+    report = {"part": name, "model": model, "seed": seed, "split": split, **result, "halting": halting, **run_record()}
     write_json(folder / f"{stem}.json", report)
     if saved is not None and latents == "own" and max_samples is None:
         add_evaluation(saved, name, result)
@@ -125,7 +125,7 @@ def compare(
     if baseline is not None and baseline not in models:
         raise ValueError(f"baseline={baseline!r}: choose one of the arms, {', '.join(models)}")
     places = list(models.values())
-    rows = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=places)
+    rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=places)
     folder = Path(output_dir)
     results: dict[str, dict] = {}
     loaded = None
@@ -134,9 +134,8 @@ def compare(
         del loaded  # or two bases stand in memory at once
         loaded = load_for_evaluation(place, target=target)
         results |= evaluate_arm(name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed)
-    comparison = report_comparison(
-        results, folder, baseline=baseline or next(iter(models)), part=part, seed=seed, models=models
-    )
+    record = {"part": part, "seed": seed, "models": models, "split": split}
+    comparison = report_comparison(results, folder, baseline=baseline or next(iter(models)), **record)
     print(f"{part}\n{comparison}\nplot in {folder / 'comparison.png'}")
 
 

@@ -65,6 +65,7 @@ def run_demo(
         "num_epochs": 1000,
         "patience": None,
         "seed": seed,
+        "split_seed": seed,
         "progress": progress,
         "num_latents": size.num_latents,
         "lora_kwargs": {"dropout": 0.0},  # of so small a model nothing can be spared

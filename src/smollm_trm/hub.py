@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from smollm_trm.models.storage import SETTINGS_FILE, read_settings
-from smollm_trm.records import write_json
+from smollm_trm.models.storage import SETTINGS_FILE, read_notes, read_settings
+from smollm_trm.records import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +17,10 @@ PACKAGE = "smollm_trm"
 UPLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
 
 
-def measured_lines(content: Mapping[str, Any]) -> list[str]:
+def measured_lines(notes: Mapping[str, Any]) -> list[str]:
     """What `smollm_trm.json` holds of training and evaluation, as the card's bullet points."""
     lines = []
-    training = content.get("training", {})
+    training = notes.get("training", {})
     if training:
         split = training["split"]
         lines.append(
@@ -29,7 +29,7 @@ def measured_lines(content: Mapping[str, Any]) -> list[str]:
         )
         if training["dev_loss"] is not None:
             lines.append(f"dev loss {training['dev_loss']:.4f} nats per token on {training['dev_rows']} dev problems")
-    for part, result in content.get("evaluations", {}).items():
+    for part, result in notes.get("evaluations", {}).items():
         low, high = result["interval"]
         lines.append(
             f"{part}: {100 * result['accuracy']:.1f}% of {result['total']} problems "
@@ -42,7 +42,7 @@ def model_card(folder: str | Path) -> str:
     """The card of a saved model as Markdown: what it is, what was measured, how to use it."""
     folder = Path(folder)
     settings = read_settings(folder)
-    content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    notes = read_notes(folder)
     span = (
         f"a latent span of {settings.num_latents} slots filled by the reasoner `{settings.reasoner}`"
         if settings.reasoner
@@ -57,9 +57,9 @@ def model_card(folder: str | Path) -> str:
     }
     if "/" not in settings.base or settings.base.startswith((".", "/")):
         del header["base_model"]  # a local folder means nothing on the Hub
-    if "gsm8k" not in content.get("training", {}).get("split", {}).get("source", ""):
+    if "gsm8k" not in notes.get("training", {}).get("split", {}).get("source", ""):
         del header["datasets"]
-    measured = "\n".join(f"- {line}" for line in measured_lines(content))
+    measured = "\n".join(f"- {line}" for line in measured_lines(notes))
     return (
         f"---\n{json.dumps(header, indent=2)}\n---\n\n"
         f"# Latent reasoning with {Path(settings.base).name}\n\n"
@@ -107,9 +107,8 @@ def push_model(
         ValueError: not a saved model, or the Hub refused; one line.
     """
     folder = Path(folder)
-    card = model_card(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    files = sorted({path.name for pattern in UPLOADED for path in folder.glob(pattern)})
+    write_text(folder / "README.md", model_card(folder))
+    files = sorted({path.relative_to(folder).as_posix() for pattern in UPLOADED for path in folder.rglob(pattern)})
     if dry_run:
         return files
     api = HfApi(endpoint=endpoint)

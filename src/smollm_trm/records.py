@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 
@@ -23,23 +24,37 @@ Settings = TypeVar("Settings")
 
 
 def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where: str) -> Settings:
-    """A settings dataclass from a mapping, with unknown names refused by name.
+    """A settings dataclass from a mapping, with unknown names and wrong types refused by name.
 
     Args:
         kind: the dataclass.
-        values: names and values; None for all defaults.
+        values: names and values; None for all defaults. A path counts as its text.
         where: what the mapping is called, for the message.
 
     Raises:
         ValueError: one line with the nearest right name, or the dataclass's own refusal.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in values or {}:
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in (values or {}).items()}
+    for name in values:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(names)}"
             raise ValueError(f"{where}: unknown setting {name!r}; {hint}")
-    return kind(**(values or {}))
+        hint = get_type_hints(kind)[name]
+        if not is_of_type(values[name], hint):
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ValueError(f"{where}: {name}={values[name]!r} must be {wanted}, found {type(values[name]).__name__}")
+    return kind(**values)
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field's annotation names; what containers hold is not looked at."""
+    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    plain = [get_origin(one) or one for one in allowed]
+    if isinstance(value, bool) or Any in plain:  # Python counts True as an int
+        return bool in plain or Any in plain
+    return isinstance(value, (*plain, int) if float in plain else tuple(plain))
 
 
 def installed_versions() -> dict[str, str]:
@@ -106,8 +121,12 @@ def remove_unfinished(folder: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or leave what was there; see `write_whole`."""
-    text = json.dumps(content, indent=2, sort_keys=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or leave what was there; see `write_whole`."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:

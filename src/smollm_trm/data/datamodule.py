@@ -88,22 +88,6 @@ class ResumableLoader(DataLoader):
         self.batches.resume_at(state_dict["given"] % len(self.batches))
 
 
-class RowBatches(Dataset):
-    """Rows as they are, in lists of `batch_size`: what `trainer.test` generates from."""
-
-    def __init__(self, rows: Sequence[Mapping[str, str]], *, batch_size: int) -> None:
-        self.rows = list(rows)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def __getitem__(self, index: int) -> list[Mapping[str, str]]:
-        if index >= len(self):
-            raise IndexError(index)
-        return self.rows[index * self.batch_size : (index + 1) * self.batch_size]
-
-
 class GSM8KDataModule(LightningDataModule):
     """GSM8K's three parts: train, dev (the 20% part, which may pick a checkpoint) and the official test.
 
@@ -175,7 +159,7 @@ class GSM8KDataModule(LightningDataModule):
         return self._loader(self.dev_set, self.eval_batch_size, seed=0)
 
     def test_dataloader(self) -> DataLoader:
-        """The official test part, as rows; several processes share it.
+        """The official test part, as one list of rows for `test_step`; several processes share it.
 
         Raises:
             ValueError: own data has no such part.
@@ -185,7 +169,7 @@ class GSM8KDataModule(LightningDataModule):
             raise ValueError(f"{self.splits.source} has no test part: evaluate it with evaluate_gsm8k")
         trainer = self.trainer
         share = rows[trainer.global_rank :: trainer.world_size] if trainer else rows
-        return DataLoader(RowBatches(share, batch_size=self.eval_batch_size), batch_size=None)
+        return DataLoader([share], batch_size=None)
 
     def state_dict(self) -> dict[str, int]:
         """The position in the training rows. (Lightning's own way, by the loader, comes too late where the number of

@@ -48,6 +48,11 @@ class GSM8KSplits:
     duplicates: int
     """Training rows dropped because their question stood elsewhere already."""
 
+    @property
+    def summary(self) -> dict[str, str | int]:
+        """What every run and every result says about its split."""
+        return {"fingerprint": self.fingerprint, "seed": self.seed, "source": self.source}
+
 
 def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSplits:
     """Load GSM8K, or files of its format, and split it.

@@ -8,11 +8,14 @@ knows what to do after it. Slots are ordinary placeholder tokens, as in vision m
 and caches need no special case.
 """
 
+import logging
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from smollm_trm.data.answers import gold_answer, strip_annotations
+
+prompt_log = logging.getLogger("smollm_trm.data.prompts")
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
@@ -97,8 +100,12 @@ class PromptEncoder:
         return text + THINK_OPEN
 
     def encode_question(self, question: str) -> list[int]:
-        """Ids up to and including `<think>`."""
-        ids = self.tokenizer(self.question_text(question), add_special_tokens=False)["input_ids"]
+        """Ids up to and including `<think>`. The slot's token, should it stand in the question, is left out."""
+        text, slot = self.question_text(question), slot_token_id(self.tokenizer)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if slot in ids:
+            prompt_log.warning("left the latent slot's own token out of a question: %.60r", question)
+            ids = [token for token in ids if token != slot]
         starts_with_bos = self.prompt_format == "plain" and getattr(self.tokenizer, "add_bos_token", False)
         return [self.tokenizer.bos_token_id, *ids] if starts_with_bos else ids
 

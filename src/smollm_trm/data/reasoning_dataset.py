@@ -84,21 +84,22 @@ def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
     place_of_id: dict[str, str] = {}
     for where, row in places:
         if isinstance(row, Mapping):
-            row = {**row, "answer": with_final_mark(row["answer"])} if "answer" in row else row
             identity = row.get("id")
             if identity is not None and (first := place_of_id.setdefault(str(identity), where)) != where:
                 raise ValueError(f"{where}: the id {identity!r} is already that of {first}.")
-        rows.append(check_row(row, where=where))
+        rows.append(check_row(row_with_final_mark(row), where=where))
     return rows
 
 
-def with_final_mark(answer: Any) -> Any:
-    """`345` or "345" becomes "#### 345"; anything else is returned as it is, for `check_row` to judge."""
+def row_with_final_mark(row: Any) -> Any:
+    """An answer `345` or "345" becomes "#### 345"; anything else stays as it is, for `check_row` to judge."""
+    answer = row.get("answer") if isinstance(row, Mapping) else None
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
-    if isinstance(answer, str) and _BARE_NUMBER.fullmatch(answer.strip()):
-        return f"#### {answer.strip()}"
-    return answer
+    if isinstance(answer, str):
+        bare = _BARE_NUMBER.fullmatch(answer.strip())
+        return {**row, "answer": f"#### {answer.strip()}" if bare else answer}
+    return row
 
 
 def create_sample_dataset() -> list[dict[str, str]]:

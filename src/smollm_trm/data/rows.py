@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm_trm.data.answers import extract_strict_answer
-from smollm_trm.records import write_whole
+from smollm_trm.records import write_text
 
 _WORD_OR_SIGN = re.compile(r"\w+|-(?=\s*\d)|[^\w\s.,;:!?'\"()\u2019\u201c\u201d-]")
 
@@ -130,4 +130,4 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as JSONL: a reader sees the old file or the whole new one, never a part."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(path, text)

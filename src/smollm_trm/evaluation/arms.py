@@ -9,7 +9,7 @@ from torch import nn
 from smollm_trm.evaluation.compare import SHUFFLED_SUFFIX, Comparison, compare_arms
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.plots import plot_comparison
-from smollm_trm.records import run_record, write_json
+from smollm_trm.records import run_record, write_json, write_text
 
 
 def evaluate_arm(
@@ -45,6 +45,9 @@ def report_comparison(results: Mapping[str, dict], folder: Path, *, baseline: st
     """
     comparison = compare_arms(results, baseline=baseline)
     plot_comparison(comparison, folder / "comparison.png")
-    (folder / "comparison.md").write_text(comparison.to_markdown() + "\n", encoding="utf-8")
-    write_json(folder / "comparison.json", {**comparison.to_dict(), **record, **run_record()})
+    write_text(folder / "comparison.md", comparison.to_markdown() + "\n")
+    made_on = {name: [result.get("device"), result.get("precision")] for name, result in results.items()}
+    problems = results[baseline]["settings"]["problems"]
+    figures = {**comparison.to_dict(), "device_and_precision": made_on, "problems": problems}
+    write_json(folder / "comparison.json", {**figures, **record, **run_record()})
     return comparison

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from smollm_trm.data.answers import gold_answer, strip_annotations
 from smollm_trm.data.gsm8k import split_fingerprint
+from smollm_trm.data.reasoning_dataset import row_with_final_mark
 from smollm_trm.data.rows import check_row
 from smollm_trm.evaluation.predictions import (
     PredictionFile,
@@ -24,6 +25,7 @@ from smollm_trm.evaluation.predictions import (
     model_fingerprint,
     summarised_predictions,
 )
+from smollm_trm.models.loading import device_and_precision
 
 SPARE_TOKENS = 16  # beyond the longest gold completion, for a model that words it a little longer
 VOTE_TEMPERATURE = 0.7
@@ -47,7 +49,7 @@ def evaluate_gsm8k(
 
     Args:
         model: anything with `generate_with_thinking(questions, ...) -> texts` and a `tokenizer`.
-        dataset: rows `{question, answer}`, the answer ending in `#### n`.
+        dataset: rows `{question, answer}`, the answer ending in `#### n` or nothing but a number.
         max_samples: answer only the first so many problems; all when None.
         batch_size: texts generated at once.
         max_new_tokens: limit of each text; when None, the longest gold completion and a little more.
@@ -60,10 +62,11 @@ def evaluate_gsm8k(
 
     Returns:
         `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `examples` (the first 10),
-        `tokens_per_second`, `seconds`, `correct_by_problem`, `settings` and more; all of it JSON.
+        `tokens_per_second`, `seconds`, `correct_by_problem`, `settings` (with the problems' fingerprint), `device`,
+        `precision` and more; all of it JSON.
 
     Raises:
-        ValueError: no problems, a row without `#### n`, an impossible setting, or another evaluation's file.
+        ValueError: no problems, a row without a final number, an impossible setting, or another evaluation's file.
     """
     rows = _checked_rows(dataset, max_samples)
     _check_settings(model, batch_size, max_new_tokens, latents, samples_per_problem, generation_kwargs)
@@ -97,7 +100,8 @@ def evaluate_gsm8k(
             bar.update(len(file.by_index) - bar.n)
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right")
-    return summarised_predictions(list(file.by_index.values()), file.settings, file.path)
+    result = summarised_predictions(list(file.by_index.values()), file.settings, file.path)
+    return {**result, **device_and_precision(model)}
 
 
 def longest_completion(model: object, rows: Sequence[Mapping[str, str]]) -> int:
@@ -131,7 +135,8 @@ def _checked_rows(dataset: Sequence[Mapping[str, str]], max_samples: int | None)
     count = len(dataset) if max_samples is None else min(len(dataset), max_samples)
     if count == 0:
         raise ValueError("the dataset has no problems to evaluate on")
-    return [check_row(dataset[index], where=f"problem {index} of the dataset") for index in range(count)]
+    given = ((f"problem {index} of the dataset", dataset[index]) for index in range(count))
+    return [check_row(row_with_final_mark(row), where=where) for where, row in given]
 
 
 def _check_settings(

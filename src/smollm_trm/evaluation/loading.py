@@ -1,29 +1,16 @@
 """The model and the problems that a command names."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import file_exists
 
-from smollm_trm.data.gsm8k import load_gsm8k, split_gsm8k
+from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
+from smollm_trm.models.loading import default_device, default_dtype
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import SETTINGS_FILE, ModelSettings
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def default_dtype() -> torch.dtype:
-    """Of the base's weights in evaluation: bf16 or fp16 by the GPU's capability, fp32 on a CPU."""
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+from smollm_trm.models.storage import SETTINGS_FILE, ModelSettings, read_notes
 
 
 def saved_folder(model: str) -> Path | None:
@@ -43,7 +30,7 @@ def load_for_evaluation(model: str, *, target: str = "steps") -> SmolLMv3WithTRM
     if saved is None and not Path(model).exists() and is_saved_on_the_hub(model):
         saved = model
     if saved is not None:
-        return SmolLMv3WithTRM.from_pretrained(saved, dtype=default_dtype()).to(default_device())
+        return SmolLMv3WithTRM.from_pretrained(saved)
     settings = ModelSettings(base_training="frozen", reasoner=None, target=target)
     return SmolLMv3WithTRM.from_base(model, settings=settings, dtype=default_dtype()).to(default_device()).eval()
 
@@ -61,14 +48,15 @@ def trained_split(model: str) -> dict[str, Any] | None:
     folder = saved_folder(model)
     if folder is None:
         return None
-    content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    return content.get("training", {}).get("split")
+    return read_notes(folder).get("training", {}).get("split")
 
 
 def problems_of(
     part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = ()
-) -> list[dict[str, str]]:
-    """The problems to evaluate on. None of a model's training problems is ever among its dev problems.
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The problems to evaluate on, and what they are of: `source`, `seed` and `fingerprint` of the whole split.
+
+    None of a model's training problems is ever among its dev problems.
 
     Args:
         part: "dev" (the 20% part, which may have picked the checkpoint) or "test" (the official test).
@@ -83,18 +71,20 @@ def problems_of(
     seeds = {split["seed"] for split in splits.values()} or {seed}
     if dataset_path is not None:
         rows = list(ReasoningDataset(dataset_path))
+        whole = {"source": dataset_path, "seed": None, "fingerprint": split_fingerprint(rows)}
         if all(split["source"] != dataset_path for split in splits.values()):
-            return rows
+            return rows, whole
         if part == "test" or len(seeds) > 1:
             raise ValueError(f"{dataset_path} was trained on: evaluate its dev part, or give a file of test problems")
-        return split_gsm8k(rows, seed=min(seeds))[1]
-    if part == "test":
-        return load_gsm8k(data_dir, seed=seed).gsm8k_final_test
+        train, dev = split_gsm8k(rows, seed=min(seeds))
+        return dev, {**whole, "seed": min(seeds), "fingerprint": split_fingerprint(train, dev)}
     loaded = load_gsm8k(data_dir, seed=min(seeds))
+    if part == "test":
+        return loaded.gsm8k_final_test, loaded.summary
     for model, split in splits.items():
         if split["fingerprint"] != loaded.fingerprint:
             raise ValueError(
                 f"{model} was trained on {split['source']} with split seed {split['seed']}: this dev part may hold its "
                 "training problems; give the same data, or part='test'"
             )
-    return loaded.gsm8k_test
+    return loaded.gsm8k_test, loaded.summary

@@ -109,10 +109,6 @@ class HaltingReport:
     """Chance that a right answer has the higher probability (0.5: knows nothing), or None if all agree."""
     base_rate: float
     """Share of right answers: the accuracy of always predicting the commoner grade is max(rate, 1 - rate)."""
-    accuracy: float
-    """Share of problems where "probability of at least one half" equals the grade."""
-    total: int
-    """Problems judged."""
 
 
 def halting_report(probabilities: Sequence[float], was_right: Sequence[bool]) -> HaltingReport:
@@ -130,5 +126,4 @@ def halting_report(probabilities: Sequence[float], was_right: Sequence[bool]) ->
         ranks = rankdata(probabilities)
         rank_sum = float(sum(rank for rank, grade in zip(ranks, right, strict=True) if grade))
         auroc = (rank_sum - positives * (positives + 1) / 2) / (positives * (total - positives))
-    agree = sum((chance >= 0.5) == grade for chance, grade in zip(probabilities, right, strict=True))
-    return HaltingReport(auroc=auroc, base_rate=positives / total, accuracy=agree / total, total=total)
+    return HaltingReport(auroc=auroc, base_rate=positives / total)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -11,9 +11,17 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smollm_trm.data.prompts import THINK_CLOSE
-from smollm_trm.models.loading import LoraSettings, adapt_base, load_base
+from smollm_trm.hub import UPLOADED
+from smollm_trm.models.loading import LoraSettings, adapt_base, default_device, default_dtype, load_base
 from smollm_trm.models.reasoners import Reasoner, build_reasoner
-from smollm_trm.models.storage import ModelSettings, load_reasoner, read_settings, save_reasoner, write_settings
+from smollm_trm.models.storage import (
+    ModelSettings,
+    load_reasoner,
+    read_notes,
+    read_settings,
+    save_reasoner,
+    write_settings,
+)
 from smollm_trm.models.tiny import build_tiny_model
 
 SAVED_BASE = "base"
@@ -32,6 +40,8 @@ class ModelParts(NamedTuple):
     """What fills the span; None for the baseline."""
     settings: ModelSettings
     """How they belong together."""
+    notes: dict[str, Any] | None = None
+    """What is known of its training and evaluations."""
 
 
 def reasoner_for(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> Reasoner | None:
@@ -84,25 +94,35 @@ def local_folder(name: str | Path) -> Path:
     if Path(name).exists() or not looks_like_a_hub_name:
         return Path(name)
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(str(name), allow_patterns=list(UPLOADED)))
     except Exception as error:  # whatever the Hub's client and its transport raise, by version
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{name}: no such folder, and the Hub did not give it: {reason}") from error
 
 
-def saved_parts(name: str | Path, *, model_name: str | BaseAndTokenizer | None, dtype: torch.dtype) -> ModelParts:
+def saved_parts(
+    name: str | Path,
+    *,
+    model_name: str | BaseAndTokenizer | None,
+    dtype: torch.dtype | str,
+    device: torch.device | str | None,
+) -> ModelParts:
     """The parts of a saved model; see `SmolLMv3WithTRM.from_pretrained`."""
     folder = local_folder(name)
-    settings = read_settings(folder)
-    if model_name is None:
-        beside = folder / SAVED_BASE
-        model_name = str(beside) if beside.is_dir() else settings.base
-    base, tokenizer = load_base(model_name, dtype=dtype) if isinstance(model_name, str) else model_name
+    settings, notes = read_settings(folder), read_notes(folder)
+    beside = settings.base_training == "full" or settings.base == "tiny"
+    model_name = model_name or (str(folder / SAVED_BASE) if beside else settings.base)
+    if isinstance(model_name, str):
+        dtype = default_dtype() if dtype == "auto" else dtype
+        base, tokenizer = load_base(model_name, dtype=dtype)
+        base = base.to(default_device() if device == "auto" else device)
+    else:
+        base, tokenizer = model_name
     reasoner = reasoner_for(base, tokenizer, settings)
     if reasoner is not None:
         load_reasoner(reasoner, folder)
     if settings.base_training != "lora":
-        return ModelParts(base, tokenizer, reasoner, settings)
+        return ModelParts(base, tokenizer, reasoner, settings, notes)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(f"{folder}: adapter_model.safetensors is missing; save or download the model again")
     base.requires_grad_(False)
@@ -111,7 +131,17 @@ def saved_parts(name: str | Path, *, model_name: str | BaseAndTokenizer | None, 
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder}: the adapter does not fit this base: {reason}") from error
-    return ModelParts(adapted, tokenizer, reasoner, settings)
+    return ModelParts(adapted, tokenizer, reasoner, settings, notes)
+
+
+def merged_parts(parts: ModelParts) -> ModelParts:
+    """The parts with the adapter in the base's weights; see `SmolLMv3WithTRM.merge_and_unload`."""
+    if parts.settings.base_training != "lora":
+        return parts
+    if parts.reasoner is not None and not parts.settings.read_with_adapter:
+        raise ValueError("read_with_adapter=False: the base that reads has no adapter, so it cannot be merged")
+    merged = parts.base_model.merge_and_unload()
+    return parts._replace(base_model=merged, settings=replace(parts.settings, base_training="full"))
 
 
 def save_tiny_base(parts: ModelParts, folder: Path) -> None:
@@ -124,7 +154,7 @@ def save_tiny_base(parts: ModelParts, folder: Path) -> None:
     parts.tokenizer.save_pretrained(str(folder))
 
 
-def save_parts(parts: ModelParts, folder: Path, extra: dict) -> None:
+def save_parts(parts: ModelParts, folder: Path) -> None:
     """Write the parts; see `SmolLMv3WithTRM.save_pretrained`."""
     settings = parts.settings
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,9 +163,9 @@ def save_parts(parts: ModelParts, folder: Path, extra: dict) -> None:
     if settings.base_training == "full":
         parts.base_model.save_pretrained(str(folder / SAVED_BASE))
         parts.tokenizer.save_pretrained(str(folder / SAVED_BASE))
-    elif settings.base == "tiny" and not (folder / SAVED_BASE).exists():
+    elif settings.base == "tiny":
         save_tiny_base(parts, folder / SAVED_BASE)
     if parts.reasoner is not None:
         save_reasoner(parts.reasoner, folder)
     parts.tokenizer.save_pretrained(str(folder))
-    write_settings(settings, folder, extra)
+    write_settings(settings, folder, parts.notes or {})

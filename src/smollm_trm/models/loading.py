@@ -34,6 +34,30 @@ class LoraSettings:
             raise ValueError(f"lora dropout={self.dropout}: must be in [0, 1)")
 
 
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype() -> torch.dtype:
+    """Of weights that are not trained: bf16 on GPUs of compute capability 8 and up, fp16 below, fp32 on a CPU.
+
+    A T4 claims bf16 but only emulates it.
+    """
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def device_and_precision(model: object) -> dict[str, str | None]:
+    """Where a model computes and in what: `device` by name and `precision` of its first weights, None without any."""
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if first is None:
+        return {"device": None, "precision": None}
+    device = torch.cuda.get_device_name(first.device) if first.is_cuda else first.device.type
+    return {"device": device, "precision": str(first.dtype).removeprefix("torch.")}
+
+
 def load_base(
     model_name: str, *, dtype: torch.dtype = torch.float32, tiny_texts: list[str] | None = None, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

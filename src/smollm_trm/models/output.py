@@ -1,9 +1,40 @@
-"""What a forward pass gives back, and the loss of its supervised tokens."""
+"""What a forward pass gives back: hidden states, logits, and the loss of its supervised tokens."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def states_at(decoder: nn.Module, depths: list[int], **inputs: Any) -> list[Tensor]:
+    """The hidden states that `output_hidden_states=True` has at these depths, without keeping the others.
+
+    Args:
+        decoder: a Hugging Face decoder without its head.
+        depths: rising; k is what layer k (from 0) gets, and the last is what the decoder returns, normed.
+        inputs: for the decoder.
+
+    Returns:
+        A tensor `(B, L, D)` per depth.
+    """
+    stacks = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
+    layers = next(stack for stack in stacks if len(stack) == depths[-1])
+    states: list[Tensor] = []
+    hooks = [layers[k].register_forward_pre_hook(lambda _, given: states.append(given[0])) for k in depths[:-1]]
+    try:
+        last = decoder(**inputs).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*states, last]
+
+
+def supervised_columns(labels: Tensor | None) -> int:
+    """How many of the last columns need logits: from the one before the first label; 0, which means all, without."""
+    if labels is None:
+        return 0
+    return labels.shape[1] - max(1, int((labels != -100).any(0).int().argmax())) + 1
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -43,11 +43,16 @@ class TRMSettings:
     """Size of the reasoner's part of a latent at the start, relative to the embedding table's rms."""
     branch_scale: float | None = 0.3
     """Size of the recursion's residual branches, relative to its state; None leaves them free, as in the paper."""
+    start: str = "question"
+    """What the recursion's answer and latent start as: "question" (the compressed question) or "fixed" (the paper's
+    constants y0 and z0)."""
     skip: bool = True
     """Add the compressed question to the answer of the recursion before it leaves the reasoner."""
 
     def __post_init__(self) -> None:
         check_recursion_counts(self.n_latent_steps, self.n_deep_recursions, self.n_supervision_steps)
+        if self.start not in ("question", "fixed"):
+            raise ValueError(f"start={self.start!r}: choose 'question' or 'fixed'")
         if self.n_layers < 1:
             raise ValueError(f"n_layers={self.n_layers}: must be at least 1")
         if self.n_read_layers < 1:
@@ -273,6 +278,7 @@ def build_reasoner(
             n_latent_steps=settings.n_latent_steps,
             n_deep_recursions=settings.n_deep_recursions,
             n_supervision_steps=settings.n_supervision_steps,
+            from_question=settings.start == "question",
         )
         return HiddenStateTRM(
             compressor=compressor,

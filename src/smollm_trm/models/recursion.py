@@ -1,7 +1,8 @@
 """Recursive reasoning: refine an answer by thinking again, with one small network.
 
 Source: "Less is More: Recursive Reasoning with Tiny Networks" (TRM), section 3. The question `x` is fixed, the answer
-`y` and the latent `z` start as fixed random vectors. One supervision step is
+`y` and the latent `z` are refined: from the question itself, or, as in the paper, from fixed random vectors. One
+supervision step is
 
     T times:  n times  z = net(z + y + x),  then  y = net(z + y)
 
@@ -37,6 +38,7 @@ class RecursiveReasoningBase(nn.Module):
         n_latent_steps: n, updates of the latent before the answer is updated.
         n_deep_recursions: T, rounds of a supervision step; all but the last run without gradient.
         n_supervision_steps: steps after which an answer may be read off and supervised.
+        from_question: answer and latent start as the question instead of as the paper's constants y0 and z0.
 
     Shapes: question x, answer y, latent z are `(B, T, D)`; mask `(B, T)`, True = real.
     """
@@ -48,6 +50,7 @@ class RecursiveReasoningBase(nn.Module):
         n_latent_steps: int = 4,
         n_deep_recursions: int = 2,
         n_supervision_steps: int = 4,
+        from_question: bool = False,
     ) -> None:
         super().__init__()
         check_recursion_counts(n_latent_steps, n_deep_recursions, n_supervision_steps)
@@ -55,12 +58,20 @@ class RecursiveReasoningBase(nn.Module):
         self.n_latent_steps = n_latent_steps
         self.n_deep_recursions = n_deep_recursions
         self.n_supervision_steps = n_supervision_steps
+        self.from_question = from_question
         # Buffers: with T > 1 no gradient ever reaches them, so as parameters they would be dead weight.
         self.register_buffer("initial_answer", nn.init.trunc_normal_(torch.empty(network.dim)))  # y0
         self.register_buffer("initial_latent", nn.init.trunc_normal_(torch.empty(network.dim)))  # z0
 
+    @property
+    def calls_with_gradient(self) -> int:
+        """Calls of the network in a supervision step that gradients go through."""
+        return self.n_latent_steps + 1
+
     def start(self, question: Tensor) -> tuple[Tensor, Tensor]:
         """The state before the first supervision step: `(answer, latent)`, each `(B, T, D)`."""
+        if self.from_question:
+            return question, question
         return self.initial_answer.expand_as(question), self.initial_latent.expand_as(question)
 
     def refine(

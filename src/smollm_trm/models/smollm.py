@@ -7,9 +7,9 @@ special, gradient checkpointing, every attention implementation, every cache and
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from smollm_trm.data.prompts import PromptEncoder, padding_token_id, slot_token_id
 from smollm_trm.hub import push_model
-from smollm_trm.models.assembly import BaseAndTokenizer, ModelParts, fresh_parts, save_parts, saved_parts
-from smollm_trm.models.generation import generate_texts
+from smollm_trm.models.assembly import BaseAndTokenizer, ModelParts, fresh_parts, merged_parts, save_parts, saved_parts
+from smollm_trm.models.generation import chosen_latents, generate_filled, generate_texts
 from smollm_trm.models.loading import LoraSettings
-from smollm_trm.models.output import ReasoningOutput
+from smollm_trm.models.output import ReasoningOutput, states_at, supervised_columns
 from smollm_trm.models.reasoners import Reasoner, Thought
 from smollm_trm.models.span import LatentSpan
 from smollm_trm.models.storage import ModelSettings
@@ -34,6 +34,7 @@ class SmolLMv3WithTRM(nn.Module):
         tokenizer: of the base.
         reasoner: fills the span; None is the baseline, on `<think></think>`.
         settings: how the parts belong together.
+        notes: plain values that are saved with the model, such as what was measured.
     """
 
     def __init__(
@@ -43,17 +44,20 @@ class SmolLMv3WithTRM(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         reasoner: Reasoner | None,
         settings: ModelSettings,
+        notes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.base_model = base_model
         self.tokenizer = tokenizer
         self.reasoner = reasoner
         self.settings = settings
+        self.notes = dict(notes or {})
         self.encoder = PromptEncoder(
             tokenizer=tokenizer,
             num_latents=self.num_latents,
             target=settings.target,
             prompt_format=settings.prompt_format,
+            keep_annotations=settings.keep_annotations,
         )
         self.slot_id = slot_token_id(tokenizer)
         self.stand_in_id = self.encoder.encode_question("")[-1]  # `<think>`: what the base sees in place of a slot
@@ -98,28 +102,31 @@ class SmolLMv3WithTRM(nn.Module):
         folder: str | Path,
         *,
         model_name: str | BaseAndTokenizer | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "auto",
     ) -> "SmolLMv3WithTRM":
         """Put a saved model together again, on the base it names.
 
         Args:
             folder: what `save_pretrained` wrote, or a name on the Hub.
-            model_name: another place of the same base, or the loaded base and its tokenizer.
-            dtype: of the base's weights.
+            model_name: another place of the same base, or the loaded base and its tokenizer, which stay as they are.
+            dtype: of the base's weights; "auto" is bf16 or fp16 by the GPU's capability, and fp32 on a CPU.
+            device: where to; "auto" is the GPU where there is one.
 
         Raises:
             ValueError: one line: not such a folder, a tensor missing, extra or of another shape.
         """
-        return cls(**saved_parts(folder, model_name=model_name, dtype=dtype)._asdict()).eval()
+        return cls(**saved_parts(folder, model_name=model_name, dtype=dtype, device=device)._asdict()).eval()
 
     def save_pretrained(self, folder: str | Path, **extra) -> None:
         """Write adapter, reasoner, tokenizer and `smollm_trm.json`; the base only where it was trained whole.
 
         Args:
             folder: made if need be.
-            extra: plain values to keep in `smollm_trm.json` (what was measured, say).
+            extra: plain values to keep in `smollm_trm.json`, now and in every later save.
         """
-        save_parts(ModelParts(self.base_model, self.tokenizer, self.reasoner, self.settings), Path(folder), extra)
+        self.notes |= extra
+        save_parts(self.parts, Path(folder))
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **extra) -> list[str]:
         """Save to a temporary folder and upload it, with a card that states what was measured.
@@ -142,13 +149,12 @@ class SmolLMv3WithTRM(nn.Module):
 
         Its read pass then has the adapter in it, so `read_with_adapter=False` is refused.
         """
-        if not hasattr(self.base_model, "merge_and_unload"):
-            return self
-        if self.reasoner is not None and not self.settings.read_with_adapter:
-            raise ValueError("read_with_adapter=False: the base that reads has no adapter, so it cannot be merged")
-        settings = replace(self.settings, base_training="full")
-        merged = self.base_model.merge_and_unload()
-        return type(self)(base_model=merged, tokenizer=self.tokenizer, reasoner=self.reasoner, settings=settings)
+        return type(self)(**merged_parts(self.parts)._asdict())
+
+    @property
+    def parts(self) -> ModelParts:
+        """What the model is made of."""
+        return ModelParts(self.base_model, self.tokenizer, self.reasoner, self.settings, self.notes)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -199,14 +205,14 @@ class SmolLMv3WithTRM(nn.Module):
             embeddings = self.embed(prompt_ids, span)
             if earlier_latents is not None:
                 embeddings = span.fill(embeddings, earlier_latents)
-            states = self.causal_lm.base_model(
+            return states_at(
+                self.causal_lm.base_model,
+                self.read_layers,
                 inputs_embeds=embeddings,
                 attention_mask=attention_mask,
                 position_ids=span.positions(attention_mask),
-                output_hidden_states=True,
                 use_cache=False,
-            ).hidden_states
-        return [states[layer] for layer in self.read_layers]
+            )
 
     def think(self, input_ids: Tensor, attention_mask: Tensor, **options) -> list[Thought]:
         """Read what stands before the span and think about it: one `Thought` per supervision step.
@@ -253,9 +259,7 @@ class SmolLMv3WithTRM(nn.Module):
                 thought = self.think(input_ids, attention_mask, n_steps=n_steps)[-1]
             latents = thought.latents.to(embeddings.dtype)
             embeddings = torch.cat([embeddings[:, :start], latents, embeddings[:, end:]], dim=1)
-        keep = 0
-        if labels is not None:  # from the column before the first label; all of them where nothing is supervised
-            keep = labels.shape[1] - max(1, int((labels != -100).any(0).int().argmax())) + 1
+        keep = supervised_columns(labels)
         logits = self.base_model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
@@ -278,13 +282,7 @@ class SmolLMv3WithTRM(nn.Module):
             n_steps: supervision steps; all when None.
             halting: take each row's first step at which its halting head says stop, instead of the last.
         """
-        thoughts = self.think(input_ids, attention_mask, n_steps=n_steps)
-        if not halting or thoughts[0].halting_logit is None:
-            return thoughts[-1].latents
-        stop = torch.stack([thought.halting_logit for thought in thoughts], dim=1) > 0  # (B, S)
-        stop[:, -1] = True
-        chosen = stop.int().argmax(1)  # each row's own first stop
-        return torch.stack([thought.latents for thought in thoughts], 1)[torch.arange(len(chosen)), chosen]
+        return chosen_latents(self.think(input_ids, attention_mask, n_steps=n_steps), halting=halting)
 
     @torch.no_grad()
     def generate(
@@ -310,32 +308,11 @@ class SmolLMv3WithTRM(nn.Module):
         Returns:
             `(B, L + new)` ids, prompt included, as `generate()` does.
         """
-        padding = padding_token_id(self.tokenizer)
         if attention_mask is None:
-            attention_mask = (input_ids != padding).long()
-        generate_kwargs.setdefault("do_sample", False)
-        generate_kwargs.setdefault("pad_token_id", padding)
-        generate_kwargs.setdefault("eos_token_id", self.tokenizer.eos_token_id)
-        if not generate_kwargs["do_sample"]:  # a checkpoint's own sampling defaults would only bring warnings
-            for name in ("temperature", "top_p", "top_k"):
-                generate_kwargs.setdefault(name, None)
-        span = self.span_of(input_ids, attention_mask)
-        filling = nullcontext()
-        if self.reasoner is not None:
-            if latents is None:
-                latents = self.latents_for(input_ids, attention_mask, n_steps=n_steps, halting=halting)
-            filling = span.filled(self.causal_lm.get_input_embeddings(), latents)
-        with filling:
-            output = self.base_model.generate(
-                input_ids=input_ids.masked_fill(span.slots, self.stand_in_id),
-                attention_mask=attention_mask,
-                position_ids=span.positions(attention_mask),
-                **generate_kwargs,
-            )
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        repeats = sequences.shape[0] // input_ids.shape[0]
-        sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(repeats, dim=0)
-        return output
+            attention_mask = (input_ids != padding_token_id(self.tokenizer)).long()
+        if latents is None and self.use_trm:
+            latents = self.latents_for(input_ids, attention_mask, n_steps=n_steps, halting=halting)
+        return generate_filled(self, input_ids, attention_mask, latents, generate_kwargs)
 
     def generate_with_thinking(
         self,
@@ -368,14 +345,6 @@ class SmolLMv3WithTRM(nn.Module):
             ValueError: a question too long for the context; `rethink=True` with beams or a streamer.
         """
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
-        texts = generate_texts(
-            self,
-            questions,
-            max_new_tokens=max_new_tokens,
-            latents_from=latents_from,
-            rethink=rethink,
-            n_steps=n_steps,
-            halting=halting,
-            **generate_kwargs,
-        )
+        options = {"latents_from": latents_from, "rethink": rethink, "n_steps": n_steps, "halting": halting}
+        texts = generate_texts(self, questions, max_new_tokens=max_new_tokens, **options, **generate_kwargs)
         return texts[0] if isinstance(prompts, str) else texts

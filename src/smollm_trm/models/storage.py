@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from smollm_trm.models.reasoners import Reasoner, TRMSettings
+from smollm_trm.records import write_json
 
 SETTINGS_FILE = "smollm_trm.json"
 REASONER_FILE = "reasoner.safetensors"
@@ -41,12 +42,18 @@ class ModelSettings:
     """What the model was trained to write."""
     prompt_format: str = "plain"
     """How the prompt is written."""
+    keep_annotations: bool = False
+    """Whether calculator annotations stay in what the model is to write."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_heads", "compression_heads", "dim"):
+            if getattr(self.trm, name) is not None and getattr(self.trm, name) < 1:
+                raise ValueError(f"trm_kwargs: {name}={getattr(self.trm, name)}: must be at least 1")
 
 
 def write_settings(settings: ModelSettings, folder: Path, extra: dict[str, Any]) -> None:
     """Write `smollm_trm.json`."""
-    content = {"format_version": FORMAT_VERSION, **asdict(settings), **extra}
-    (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / SETTINGS_FILE, {"format_version": FORMAT_VERSION, **asdict(settings), **extra})
 
 
 def read_settings(folder: Path) -> ModelSettings:
@@ -62,10 +69,16 @@ def read_settings(folder: Path) -> ModelSettings:
         content = json.loads(path.read_text())
         if content.pop("format_version") != FORMAT_VERSION:
             raise ValueError("it has another format version")
-        known = {name: content[name] for name in ModelSettings.__dataclass_fields__}
+        known = {name: content[name] for name in ModelSettings.__dataclass_fields__ if name in content}
         return ModelSettings(**{**known, "trm": TRMSettings(**known["trm"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a smollm-trm configuration ({error})") from error
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What else stands in `smollm_trm.json`: what the model was trained on ("training") and its "evaluations"."""
+    content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    return {name: content[name] for name in content.keys() - {"format_version", *ModelSettings.__dataclass_fields__}}
 
 
 def save_reasoner(reasoner: Reasoner, folder: Path) -> None:

@@ -121,7 +121,11 @@ class BestAndLatest(Checkpoint):
             setattr(self, name, value)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that had ended is not trained further."""
+        """A run that had ended is not trained further; one from another folder left its best checkpoint there."""
+        if self.best_path is not None and not self.best_path.is_file():
+            if self.finished:
+                raise ValueError(f"{self.best_path} is missing: resume a run that has ended in its own output_dir")
+            self.best_step, self.best_loss, self.recent = 0, math.inf, []
         trainer.should_stop = self.finished
 
     def on_train_batch_end(

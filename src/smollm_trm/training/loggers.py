@@ -94,10 +94,14 @@ def build_loggers(folder: Path, *, first_step: int, wandb_project: str | None, w
         loggers.append(TensorBoardLogger(str(folder), name="tensorboard", version="", purge_step=first_step or None))
     except ModuleNotFoundError:
         logger.info("tensorboard is not installed: losses go to logs/metrics.csv only")
-    if wandb_project and os.environ.get("WANDB_API_KEY"):
+    missing = None if os.environ.get("WANDB_API_KEY") else "WANDB_API_KEY is not"
+    if wandb_project and missing is None:
         from pytorch_lightning.loggers import WandbLogger
 
-        loggers.append(WandbLogger(project=wandb_project, name=wandb_name, save_dir=str(folder)))
-    elif wandb_project:
-        logger.warning("wandb_project is set but WANDB_API_KEY is not: losses go to %s/logs/metrics.csv", folder)
+        try:
+            loggers.append(WandbLogger(project=wandb_project, name=wandb_name, save_dir=str(folder)))
+        except ModuleNotFoundError:
+            missing = "wandb is not installed"
+    if wandb_project and missing is not None:
+        logger.warning("wandb_project is set but %s: losses go to %s/logs/metrics.csv", missing, folder)
     return loggers

@@ -5,17 +5,19 @@ step k per batch is unbiased for the mean over steps: the steps before k run wit
 and Lightning's automatic optimization, accumulation and clipping work as they are.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from smollm_trm.data.answers import is_correct
 from smollm_trm.data.batching import IGNORED_LABEL
-from smollm_trm.evaluation.evaluate import SPARE_TOKENS, longest_completion
+from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.models.output import ReasoningOutput, token_losses
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import latent_variation
+from smollm_trm.records import run_record, write_json
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
 
 HALTING_WEIGHT = 0.5
@@ -185,21 +187,17 @@ class SmolLMTRMLightningModule(LightningModule):
         """
         self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
 
-    def on_test_epoch_start(self) -> None:
-        """Decide how long answers may get, as `evaluate_gsm8k` does."""
-        self.answer_room = self.max_new_tokens
-        if self.answer_room is None:
-            if self.trainer.datamodule is None:
-                raise ValueError("max_new_tokens: say how long answers may get, or give trainer.test a datamodule")
-            rows = self.trainer.datamodule.splits.gsm8k_final_test
-            self.answer_room = longest_completion(self.model, rows) + SPARE_TOKENS
-
     def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:
-        """Answer a batch of official test problems and grade them."""
-        questions = [row["question"] for row in rows]
-        texts = self.model.generate_with_thinking(questions, max_new_tokens=self.answer_room)
-        right = sum(is_correct(text, row["answer"]) for text, row in zip(texts, rows, strict=True))
-        self.log_mean("test_accuracy", right / len(rows), len(rows))
+        """Answer this process's share of the official test problems; `evaluation/` in the run's folder keeps it."""
+        share = self.global_rank + batch_idx * self.trainer.world_size
+        path = Path(self.trainer.default_root_dir) / "evaluation" / f"trainer_test{f'_{share}' if share else ''}.jsonl"
+        data = self.trainer.datamodule
+        size, split = (32, None) if data is None else (data.eval_batch_size, data.splits.summary)
+        result = evaluate_gsm8k(
+            self.model, rows, batch_size=size, max_new_tokens=self.max_new_tokens, predictions_path=path
+        )
+        write_json(path.with_suffix(".json"), {"part": "test", "split": split, **result, **run_record()})
+        self.log_mean("test_accuracy", result["accuracy"], len(rows))
 
     def configure_optimizers(self) -> dict:
         """AdamW, and its schedule stepped once per optimizer step."""

@@ -15,7 +15,8 @@ class OptimizerSettings:
     learning_rate: float = 2e-4
     """Peak rate of the LoRA adapter (of all base weights, where those are trained)."""
     trm_learning_rate: float | None = None
-    """Peak rate of the reasoner; None takes `learning_rate`."""
+    """Peak rate of the reasoner; None takes `learning_rate`. The recursion's network, called many times per step, gets
+    this divided by its calls with gradient."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -57,22 +58,29 @@ def build_optimizer(*, base: nn.Module, reasoner: nn.Module | None, settings: Op
 
     Args:
         base: its trainable parameters get `learning_rate`.
-        reasoner: its parameters get `trm_learning_rate`; None for the baseline.
+        reasoner: its parameters get `trm_learning_rate`; None for the baseline. A recursion among them gets that rate
+            divided by `calls_with_gradient`: Adam's step does not shrink with the gradient, so a network that is
+            applied n + 1 times with the same weights moves the answer n + 1 times as far.
         settings: rates, decay and betas.
     """
     groups = []
-    parts = [("lora", base, settings.learning_rate)]
+    parts = [("lora", list(base.parameters()), settings.learning_rate)]
     if reasoner is not None:
-        parts.append(("trm", reasoner, settings.trm_learning_rate or settings.learning_rate))
+        rate = settings.trm_learning_rate or settings.learning_rate
+        recursion = getattr(reasoner, "recursion", None)
+        tied = [] if recursion is None else list(recursion.parameters())
+        parts.append(("trm", [one for one in reasoner.parameters() if all(one is not other for other in tied)], rate))
+        if recursion is not None:
+            parts.append(("recursion", tied, rate / recursion.calls_with_gradient))
     for name, part, rate in parts:
-        trainable = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        trainable = [parameter for parameter in part if parameter.requires_grad]
         matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
         others = [parameter for parameter in trainable if parameter.ndim < 2]
         for suffix, parameters, decay in (("", matrices, settings.weight_decay), ("_no_decay", others, 0.0)):
             if parameters:
                 groups.append({"params": parameters, "lr": rate, "weight_decay": decay, "name": name + suffix})
     if not groups:
-        raise ValueError("nothing to train: the base is frozen and there is no reasoner; set use_lora or use_trm")
+        raise ValueError("nothing to train: the base is frozen and there is no reasoner; set base_training or use_trm")
     return torch.optim.AdamW(groups, betas=settings.betas)
 
 

@@ -13,6 +13,7 @@ from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
+from smollm_trm.models.loading import default_dtype
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO
 from smollm_trm.training.ema import AverageWeights
@@ -28,17 +29,17 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
     """The parts to train and validate on: given rows, an own file, or GSM8K.
 
     Args:
-        settings: `dataset_path`, `data_dir` and `seed` count here.
+        settings: `dataset_path`, `data_dir` and `split_seed` count here.
         train_dataset: rows to train on.
         test_dataset: the dev part (the documents call the 20% part "test").
     """
     if train_dataset is None and settings.dataset_path is None:
         if test_dataset is not None:
             raise ValueError("test_dataset was given without train_dataset: give both, or neither for GSM8K")
-        return load_gsm8k(settings.data_dir, seed=settings.seed)
+        return load_gsm8k(settings.data_dir, seed=settings.split_seed)
     rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset))
     if test_dataset is None:
-        train, dev = split_gsm8k(rows, seed=settings.seed)
+        train, dev = split_gsm8k(rows, seed=settings.split_seed)
     else:
         dev = list(ReasoningDataset(test_dataset))
         held_out = {normalize_question(row["question"]) for row in dev}
@@ -49,7 +50,7 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
         gsm8k_train=train,
         gsm8k_test=dev,
         gsm8k_final_test=[],
-        seed=settings.seed,
+        seed=settings.split_seed,
         source=settings.dataset_path or "given rows",
         fingerprint=split_fingerprint(train, dev),
         duplicates=len(rows) - len(train) - (len(dev) if test_dataset is None else 0),
@@ -59,15 +60,12 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
 def pick_precision(precision: str) -> tuple[str, torch.dtype]:
     """Lightning's precision and the dtype of the base's weights.
 
-    "auto": bf16 on GPUs of compute capability 8 and up, fp16 below (a T4 claims bf16 but only emulates it), fp32 on a
-    CPU. The base's weights get the dtype that autocast computes in; what is trained stays fp32.
+    "auto" is what `default_dtype` says. The base's weights get the dtype that autocast computes in; what is trained
+    stays fp32.
     """
-    if precision == "auto":
-        if not torch.cuda.is_available():
-            precision = "32-true"
-        else:
-            precision = "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if precision == "auto":
+        precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
     if precision not in dtypes:
         raise ValueError(f"precision={precision!r}: choose 'auto', '32-true', 'bf16-mixed' or '16-mixed'")
     return precision, dtypes[precision]

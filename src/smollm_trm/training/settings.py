@@ -9,6 +9,10 @@ from smollm_trm.models.storage import ModelSettings
 from smollm_trm.records import settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
+# What `trm_kwargs={"preset": ...}` stands for; "paper" is TRM as published.
+PAPER_ROUNDS = {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 16}
+TRM_PRESETS = {"paper": {**PAPER_ROUNDS, "branch_scale": None, "start": "fixed", "skip": False}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -29,7 +33,7 @@ class TrainSettings:
     num_latents: int = 256
     """M, slots in the think block."""
     trm_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Fields of TRMSettings, such as {"n_latent_steps": 6, "n_deep_recursions": 3}."""
+    """Fields of TRMSettings, such as {"n_latent_steps": 6, "dim": 256}; {"preset": "paper"} is TRM as published."""
     lora_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of LoraSettings, such as {"r": 8}."""
     read_with_adapter: bool = True
@@ -38,6 +42,8 @@ class TrainSettings:
     """"steps" trains on the solution and `#### n`, "answer" on `#### n` at once."""
     prompt_format: str = "plain"
     """"plain" (`Question: ... Answer:`) or "chat" (the tokenizer's chat template, without its date)."""
+    keep_annotations: bool = False
+    """Train on GSM8K's calculator annotations (`<<48/2=24>>`) too, in place of leaving them out."""
     batch_size: int = 2
     """Rows per step and process."""
     eval_batch_size: int = 16
@@ -94,14 +100,16 @@ class TrainSettings:
     wandb_name: str | None = None
     """Name of the run there."""
     seed: int = 42
-    """Of the split, new weights, order and dropout."""
+    """Of new weights, order and dropout."""
+    split_seed: int = 42
+    """Of the split into train and dev: the same for every seed, so that runs can be compared."""
     progress: bool = True
     """Show a progress bar with the time that is left."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices",
-                     "num_nodes", "save_every_n_steps", "max_length"):  # fmt: skip
-            if getattr(self, name) < 1:
+                     "num_nodes", "save_every_n_steps", "max_length", "patience"):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.use_trm and self.num_latents < 1:
             raise ValueError(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
@@ -118,8 +126,11 @@ class TrainSettings:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
-        if self.val_check_interval <= 0:
-            raise ValueError(f"val_check_interval={self.val_check_interval}: must be above 0")
+        for name in ("val_check_interval", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
         for name in ("max_samples", "max_dev_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1, or left out for all")
@@ -129,15 +140,20 @@ class TrainSettings:
 
     def model_settings(self) -> ModelSettings:
         """The part that is saved with the model."""
+        preset, given = self.trm_kwargs.get("preset"), {k: v for k, v in self.trm_kwargs.items() if k != "preset"}
+        if preset not in (None, *TRM_PRESETS):
+            raise ValueError(f"trm_kwargs: preset={preset!r}: choose one of {', '.join(TRM_PRESETS)}")
+        trm = {**TRM_PRESETS.get(preset, {}), **given}
         return ModelSettings(
             base=self.model_name,
             base_training=self.base_training,
             reasoner=self.reasoner if self.use_trm else None,
             num_latents=self.num_latents,
-            trm=settings_from(TRMSettings, self.trm_kwargs, "trm_kwargs"),
+            trm=settings_from(TRMSettings, trm, "trm_kwargs"),
             read_with_adapter=self.read_with_adapter,
             target=self.target,
             prompt_format=self.prompt_format,
+            keep_annotations=self.keep_annotations,
         )
 
     def lora_settings(self) -> LoraSettings:

@@ -10,6 +10,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from smollm_trm.data.datamodule import GSM8KDataModule
+from smollm_trm.models.loading import device_and_precision
 from smollm_trm.records import (
     refuse_other_settings,
     remove_path,
@@ -107,6 +108,8 @@ def train_gsm8k(
         RuntimeError: out of memory, with the settings that help.
     """
     settings = settings_from(TrainSettings, config, "train_gsm8k")
+    if torch.cuda.is_available() and settings.devices > torch.cuda.device_count():
+        raise ValueError(f"devices={settings.devices}: this machine has {torch.cuda.device_count()} GPU(s)")
     folder = Path(settings.output_dir)
     splits = gather_splits(settings, train_dataset, test_dataset)
     checkpoint = checkpoint_to_resume(settings, folder, split=splits.fingerprint)
@@ -162,7 +165,8 @@ def finish_run(
         "train_rows": len(data.train_set),
         "dropped_rows": data.train_set.dropped,
         "dev_rows": len(data.dev_set),
-        "split": {"fingerprint": data.splits.fingerprint, "seed": data.splits.seed, "source": data.splits.source},
+        "split": data.splits.summary,
     }
     write_whole(folder / "model", lambda temporary: module.model.save_pretrained(temporary, training=figures))
-    write_json(folder / "results.json", {**figures, "settings": asdict(settings), **run_record()})
+    where = device_and_precision(module.model)
+    write_json(folder / "results.json", {**figures, "settings": asdict(settings), **where, **run_record()})

@@ -9,8 +9,6 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from smollm_trm.models.reasoners import StaticLatents
-
 logger = logging.getLogger(__name__)
 
 
@@ -80,7 +78,7 @@ class CollapseWarning(Callback):
         variation = min((float(value) for value in logged if value is not None), default=None)
         if self.warned or variation is None or trainer.global_step < self.after:
             return
-        if not isinstance(pl_module.model.reasoner, StaticLatents) and variation < self.threshold:
+        if pl_module.model.settings.reasoner != "static" and variation < self.threshold:
             self.warned = True
             logger.warning(
                 "the latents hardly differ between problems (variation %.5f at step %d): they act as a soft prompt. "

@@ -1,0 +1,139 @@
+"""What each run needs on a T4: settings, memory and time in one table, each figure with how it was found.
+
+Everything between these markers is written by the build. In a notebook's own text the name is left out, and the
+table holds `quick` and `full` only; in a guide it holds the recipes too.
+
+    <!-- needs: smollm_trm_colab.ipynb -->
+    <!-- /needs -->
+
+Settings come from the notebook's own `RUNS` and `AROUND`, memory from the last `t4_memory` line of
+`benchmarks/results.jsonl`, and time from token counts and assumed speeds: neither was measured on a T4.
+"""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+from library import BuildError
+from nbformat import NotebookNode
+
+NEEDS = re.compile(r"(<!-- needs(?:: (\S+))? -->\n).*?(<!-- /needs -->)", re.DOTALL)
+TRAINED = (750, 450)  # tokens/s of a 3B model with LoRA and checkpointing
+ANSWERED = (0.9, 1.4)  # seconds a problem: 230-320 tokens/s in batches of 32
+AROUND_IT = (6, 12)  # minutes: installing, downloading 6 GB, loading three times
+TRAIN_ROWS, DEV_ROWS = 5978, 1495
+ROW, QUESTION = 163, 57  # mean tokens of a training row, and of its question
+FORWARD = 1 / 3  # cost of a pass without gradient beside one with it
+HALTING = 4 / 16  # such passes a batch, for the halting head: 4 of them every 16th batch
+REMEDY = "run 'python benchmarks/t4_memory.py --record', then 'make notebook'"
+HEAD = (
+    "run",
+    "latents",
+    "rows a batch",
+    "peak memory, GiB (**traced**)",
+    "training (**estimated**)",
+    "answering the dev problems (**estimated**)",
+)
+
+
+def filled_needs(text: str, notebooks: dict[str | None, list[NotebookNode]], results: Path) -> str:
+    """A text with its tables of needs written anew.
+
+    Args:
+        text: Markdown.
+        notebooks: the cells of each notebook that a marker may name; under None those of the text's own.
+        results: `benchmarks/results.jsonl`.
+    """
+
+    def filled(match: re.Match) -> str:
+        return f"{match[1]}{needs_table(notebooks[match[2]], results, recipes=bool(match[2]))}\n{match[3]}"
+
+    return NEEDS.sub(filled, text)
+
+
+def needs_table(cells: list[NotebookNode], results: Path, *, recipes: bool) -> str:
+    """The table, and a line with what a whole run takes.
+
+    Raises:
+        BuildError: nothing is recorded, or it was recorded with other settings than the notebook has now.
+    """
+    runs = settings_of(cells)
+    rows = []
+    for name, traced in recorded(results).items():
+        now = {"use_trm": True, **runs[traced["run"]], **traced["changes"]}
+        for key, value in traced["settings"].items():
+            if key in now and value != now[key]:
+                raise BuildError(f"{results.name}: t4_memory has {key}={value} for {name}, not {now[key]}; {REMEDY}")
+        if recipes or traced["changes"].keys() <= {"use_trm"}:
+            rows.append(needs_row(name, traced, now))
+    whole = [f"`{run}` {span(*whole_minutes(runs[run]))}" for run in ("quick", "full")]
+    lines = [HEAD, ("---",) * len(HEAD), *rows]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{table}\n\nA whole run, both arms trained and all arms answered (**estimated**): {', '.join(whole)}."
+
+
+def needs_row(name: str, traced: dict, now: dict) -> tuple[str, ...]:
+    """One run's row; no time where a change makes the token count say little about it."""
+    latents = now["num_latents"] if now["use_trm"] else 0
+    batch = str(now["batch_size"])
+    peak = f"{traced['peak']:.1f}, in {traced['where']}"
+    if not traced["changes"].keys() <= {"use_trm", "num_latents"}:
+        return (name, str(latents), batch, peak, "", "")
+    arms = "" if not latents else "twice "
+    return (
+        name,
+        str(latents or "none"),
+        batch,
+        peak,
+        span(*training_minutes(now, latents)),
+        arms + span(*answering_minutes(now)),
+    )
+
+
+def settings_of(cells: list[NotebookNode]) -> dict[str, dict]:
+    """`RUNS` and `AROUND` of a notebook, together by run."""
+    tables: dict[str, dict] = {}
+    for cell in cells:
+        if cell.cell_type == "code" and "\nAROUND = {" in cell.source:
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("RUNS", "AROUND"):
+                    tables[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    return {run: {**values, **tables["AROUND"][run]} for run, values in tables["RUNS"].items()}
+
+
+def recorded(results: Path) -> dict[str, dict]:
+    """The last `t4_memory` measurement: run -> what it started from, changed, and needed."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
+    found = [line for line in map(json.loads, lines) if line["name"] == "t4_memory"]
+    if not found:
+        raise BuildError(f"{results.name} holds no t4_memory; {REMEDY}")
+    return found[-1]["figures"]
+
+
+def training_minutes(settings: dict, latents: int) -> tuple[float, float]:
+    """Of one arm: all tokens that pass, those without gradient counted as a third."""
+    row, reading = ROW + latents, QUESTION if latents else 0
+    halting = FORWARD * HALTING if latents else 0
+    trained = min(settings.get("max_samples", TRAIN_ROWS), TRAIN_ROWS) * (row * (1 + halting) + reading * FORWARD)
+    validated = (settings["dev"] or DEV_ROWS) * (row + reading) * FORWARD
+    tokens = settings["num_epochs"] * (trained + validated)
+    return tokens / TRAINED[0] / 60, tokens / TRAINED[1] / 60
+
+
+def answering_minutes(settings: dict) -> tuple[float, float]:
+    """Of one arm."""
+    problems = settings["compared"] or DEV_ROWS
+    return problems * ANSWERED[0] / 60, problems * ANSWERED[1] / 60
+
+
+def whole_minutes(settings: dict) -> tuple[float, float]:
+    """Both arms trained; base, LoRA, LoRA + TRM and its shuffled control answered; and everything around it."""
+    parts = [training_minutes(settings, 0), training_minutes(settings, settings["num_latents"]), AROUND_IT]
+    parts += 4 * [answering_minutes(settings)]
+    return sum(least for least, _ in parts), sum(most for _, most in parts)
+
+
+def span(least: float, most: float) -> str:
+    """Minutes as `4-7 min` or `1.5-2.5 h`."""
+    return f"{least:.0f}-{most:.0f} min" if most < 100 else f"{least / 60:.1f}-{most / 60:.1f} h"
