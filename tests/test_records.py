@@ -53,7 +53,8 @@ def test_settings_are_taken_by_name_and_an_unknown_one_names_the_nearest():
         ("n_layers", 2.0, "kwargs: n_layers=2.0 must be int, found float"),
         ("n_layers", None, "kwargs: n_layers=None must be int, found NoneType"),
         ("dim", "wide", "kwargs: dim='wide' must be int | None, found str"),
-        ("skip", 1, "kwargs: skip=1 must be bool, found int"),
+        ("start", 1, "kwargs: start=1 must be str, found int"),
+        ("start", "here", "start='here': choose 'question' or 'fixed'"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, message):
@@ -70,7 +71,7 @@ def test_whole_numbers_count_as_fractions_and_paths_as_text():
 def test_the_papers_values_are_a_preset_that_single_values_may_change():
     paper = TrainSettings(trm_kwargs={"preset": "paper", "dim": 64}).model_settings().trm
     assert (paper.n_latent_steps, paper.n_deep_recursions, paper.n_supervision_steps) == (6, 3, 16)
-    assert (paper.branch_scale, paper.skip, paper.dim) == (None, False, 64)
+    assert (paper.branch_scale, paper.start, paper.dim) == (None, "fixed", 64)
     changed = TrainSettings(trm_kwargs={"n_latent_steps": 2, "preset": "paper"}).model_settings().trm
     assert (changed.n_latent_steps, changed.n_deep_recursions) == (2, 3)
 

@@ -158,6 +158,13 @@ def test_a_step_by_hand():
     assert torch.allclose(recursion(question)[-1], answer, atol=1e-5)
 
 
+def test_started_from_the_question_answer_and_latent_begin_as_it():
+    recursion = make_recursion(n_latent_steps=1, n_deep_recursions=1, n_supervision_steps=1, from_question=True)
+    question = torch.randn(2, 3, 16)
+    latent = recursion.network(3 * question)
+    assert torch.allclose(recursion(question)[0], recursion.network(question + latent), atol=1e-5)
+
+
 def test_no_gradient_flows_from_a_supervision_step_into_the_one_before():
     recursion = make_recursion(n_latent_steps=1, n_deep_recursions=1, n_supervision_steps=2)
     question, gradients = torch.randn(2, 3, 16), []
@@ -168,12 +175,9 @@ def test_no_gradient_flows_from_a_supervision_step_into_the_one_before():
     assert all(torch.allclose(cheap, dear, atol=1e-6) for cheap, dear in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_a_thought_is_the_answer_with_or_without_the_question_and_halting_reads_its_first_latent(skip):
+def test_a_thought_is_the_answer_and_halting_reads_its_first_latent():
     torch.manual_seed(0)
-    settings = TRMSettings(
-        n_layers=1, n_heads=2, n_supervision_steps=2, compression_heads=2, dim=16, n_read_layers=1, skip=skip
-    )
+    settings = TRMSettings(n_layers=1, n_heads=2, n_supervision_steps=2, compression_heads=2, dim=16, n_read_layers=1)
     reasoner = build_reasoner(
         "trm", num_latents=5, hidden_size=8, settings=settings, anchor=torch.randn(8), table_rms=0.5
     )
@@ -181,8 +185,7 @@ def test_a_thought_is_the_answer_with_or_without_the_question_and_halting_reads_
     states, mask = [torch.randn(2, 7, 8)], torch.ones(2, 7, dtype=torch.bool)
     question = reasoner.compress(states, mask)
     for thought, answer in zip(reasoner.think(states, mask), reasoner.recursion(question), strict=True):
-        latents = reasoner.to_latents(rms_norm(answer + question) if skip else answer)
-        assert torch.allclose(thought.latents, latents, atol=1e-5)
+        assert torch.allclose(thought.latents, reasoner.to_latents(answer), atol=1e-5)
         assert torch.allclose(thought.halting_logit, reasoner.halting_head(answer[:, 0])[:, 0], atol=1e-5)
 
 

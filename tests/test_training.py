@@ -214,6 +214,17 @@ def test_weight_decay_is_on_matrices_only(watched):
     assert {p.ndim for p in trainable} >= {0, 1, 2}
 
 
+def test_the_recursions_rate_is_divided_by_the_calls_that_its_gradient_goes_through(watched):
+    model = watched.module.model
+    settings = OptimizerSettings(learning_rate=1e-4, trm_learning_rate=1e-2)
+    optimizer = build_optimizer(base=model.base_model, reasoner=model.reasoner, settings=settings)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    tied = {id(p) for p in model.reasoner.recursion.parameters()}
+    assert {rates[one] for one in tied} == {1e-2 / (model.reasoner.recursion.n_latent_steps + 1)}
+    assert {rates[id(p)] for p in model.reasoner.parameters() if id(p) not in tied} == {1e-2}
+    assert {rates[id(p)] for p in model.base_model.parameters() if p.requires_grad} == {1e-4}
+
+
 # What the run leaves
 
 

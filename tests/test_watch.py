@@ -104,10 +104,3 @@ def test_collapsed_latents_are_told_once_with_the_settings_that_help(caplog):
 
 def test_static_latents_are_meant_to_be_alike(caplog):
     assert watch("static", [0.0] * 5, caplog) == []
-
-
-def test_a_dead_recursion_is_told_though_the_latents_still_vary(caplog):
-    module = SimpleNamespace(model=make_model("smollm3", TOKENIZER))
-    logged = {"latent_variation": torch.tensor(0.6), "recursion_variation": torch.tensor(0.0)}
-    CollapseWarning(after=2).on_train_batch_end(SimpleNamespace(callback_metrics=logged, global_step=3), module)
-    assert "they act as a soft prompt" in caplog.text

@@ -46,8 +46,6 @@ class TRMSettings:
     start: str = "question"
     """What the recursion's answer and latent start as: "question" (the compressed question) or "fixed" (the paper's
     constants y0 and z0)."""
-    skip: bool = True
-    """Add the compressed question to the answer of the recursion before it leaves the reasoner."""
 
     def __post_init__(self) -> None:
         check_recursion_counts(self.n_latent_steps, self.n_deep_recursions, self.n_supervision_steps)
@@ -68,8 +66,6 @@ class Thought(NamedTuple):
     """`(B, M, D)`, in the scale of the base's embedding table."""
     halting_logit: Tensor | None = None
     """`(B,)`, above 0: further steps are not expected to help; None where a reasoner has no such head."""
-    refined: Tensor | None = None
-    """`(B, M, d)`: the recursion's own answer, before the skip; None where nothing is recursive."""
 
 
 class Reasoner(nn.Module, ABC):
@@ -192,7 +188,6 @@ class HiddenStateTRM(CompressedReader):
         compressor: any length to M latents, `(B, M, d)`.
         recursion: refines the compressed question.
         scale: brings the output to the embedding table's scale.
-        skip: add the compressed question to the refined answer.
     """
 
     def __init__(
@@ -201,12 +196,10 @@ class HiddenStateTRM(CompressedReader):
         compressor: LatentAttentionCompressor,
         recursion: RecursiveReasoningBase,
         scale: LatentScale,
-        skip: bool = True,
     ) -> None:
         super().__init__(compressor=compressor, scale=scale)
         self.recursion = recursion
         self.n_supervision_steps = recursion.n_supervision_steps
-        self.skip = skip
         self.halting_head = nn.Linear(recursion.network.dim, 1)
         nn.init.zeros_(self.halting_head.weight)
         nn.init.constant_(self.halting_head.bias, -5.0)
@@ -222,14 +215,7 @@ class HiddenStateTRM(CompressedReader):
         """Latents and halting logit after each supervision step."""
         question = self.compress(hidden_states, mask)
         answers = self.recursion(question, n_supervision_steps=n_steps, gradient_at_every_step=gradient_at_every_step)
-        return [
-            Thought(
-                self.to_latents(rms_norm(answer + question) if self.skip else answer),
-                self.halting_head(answer[:, 0]).squeeze(-1),
-                answer,
-            )
-            for answer in answers
-        ]
+        return [Thought(self.to_latents(answer), self.halting_head(answer[:, 0]).squeeze(-1)) for answer in answers]
 
 
 def build_reasoner(
@@ -284,6 +270,5 @@ def build_reasoner(
             compressor=compressor,
             recursion=recursion,
             scale=scale,
-            skip=settings.skip,
         )
     raise ValueError(f"reasoner={kind!r}: choose 'trm', 'compressor' or 'static'")

@@ -129,8 +129,6 @@ class SmolLMTRMLightningModule(LightningModule):
         self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
         if thoughts and len(batch["input_ids"]) > 1:
             self.log("latent_variation", latent_variation(thoughts[-1].latents))
-            if thoughts[-1].refined is not None:
-                self.log("recursion_variation", latent_variation(thoughts[-1].refined))
         return loss + sum(halting) / len(halting)
 
     def halting_part(

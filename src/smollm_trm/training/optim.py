@@ -53,25 +53,32 @@ def schedule_factor(step: int, *, total_steps: int, settings: OptimizerSettings)
     return settings.final_fraction + (1 - settings.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def reasoner_rates(reasoner: nn.Module, rate: float) -> list[tuple[str, list[nn.Parameter], float]]:
+    """A reasoner's parameters as `(name, parameters, rate)`: a recursion among them gets the rate divided by its calls.
+
+    Adam's step does not shrink with the gradient, so a network that is applied n + 1 times with the same weights moves
+    the answer n + 1 times as far; at the full rate it learns to say the same to every problem.
+    """
+    recursion = getattr(reasoner, "recursion", None)
+    if recursion is None:
+        return [("trm", list(reasoner.parameters()), rate)]
+    tied = list(recursion.parameters())
+    others = [one for one in reasoner.parameters() if all(one is not other for other in tied)]
+    return [("trm", others, rate), ("recursion", tied, rate / recursion.calls_with_gradient)]
+
+
 def build_optimizer(*, base: nn.Module, reasoner: nn.Module | None, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW over everything trainable, in groups by rate and weight decay.
 
     Args:
         base: its trainable parameters get `learning_rate`.
-        reasoner: its parameters get `trm_learning_rate`; None for the baseline. A recursion among them gets that rate
-            divided by `calls_with_gradient`: Adam's step does not shrink with the gradient, so a network that is
-            applied n + 1 times with the same weights moves the answer n + 1 times as far.
+        reasoner: its parameters get `trm_learning_rate`, see `reasoner_rates`; None for the baseline.
         settings: rates, decay and betas.
     """
     groups = []
     parts = [("lora", list(base.parameters()), settings.learning_rate)]
     if reasoner is not None:
-        rate = settings.trm_learning_rate or settings.learning_rate
-        recursion = getattr(reasoner, "recursion", None)
-        tied = [] if recursion is None else list(recursion.parameters())
-        parts.append(("trm", [one for one in reasoner.parameters() if all(one is not other for other in tied)], rate))
-        if recursion is not None:
-            parts.append(("recursion", tied, rate / recursion.calls_with_gradient))
+        parts += reasoner_rates(reasoner, settings.trm_learning_rate or settings.learning_rate)
     for name, part, rate in parts:
         trainable = [parameter for parameter in part if parameter.requires_grad]
         matrices = [parameter for parameter in trainable if parameter.ndim >= 2]

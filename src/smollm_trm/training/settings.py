@@ -11,7 +11,7 @@ from smollm_trm.training.optim import OptimizerSettings
 
 # What `trm_kwargs={"preset": ...}` stands for; "paper" is TRM as published.
 PAPER_ROUNDS = {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 16}
-TRM_PRESETS = {"paper": {**PAPER_ROUNDS, "branch_scale": None, "start": "fixed", "skip": False}}
+TRM_PRESETS = {"paper": {**PAPER_ROUNDS, "branch_scale": None, "start": "fixed"}}
 
 
 @dataclass(frozen=True, kw_only=True)

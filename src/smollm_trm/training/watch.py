@@ -58,9 +58,7 @@ class NonFiniteGuard(Callback):
 
 
 class CollapseWarning(Callback):
-    """Warns once when the latents, or what the recursion makes of them, become the same for every problem.
-
-    A skip around the recursion can hide that it is dead: the latents still vary, but by the compressor alone.
+    """Warns once when the latents become the same for every problem.
 
     Args:
         threshold: variation (std over problems / rms) under which latents count as collapsed.
@@ -73,17 +71,16 @@ class CollapseWarning(Callback):
         self.warned = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Read the variations that the module logged."""
-        logged = (trainer.callback_metrics.get(name) for name in ("latent_variation", "recursion_variation"))
-        variation = min((float(value) for value in logged if value is not None), default=None)
+        """Read the variation that the module logged."""
+        variation = trainer.callback_metrics.get("latent_variation")
         if self.warned or variation is None or trainer.global_step < self.after:
             return
-        if pl_module.model.settings.reasoner != "static" and variation < self.threshold:
+        if pl_module.model.settings.reasoner != "static" and float(variation) < self.threshold:
             self.warned = True
             logger.warning(
                 "the latents hardly differ between problems (variation %.5f at step %d): they act as a soft prompt. "
                 "Lower trm_learning_rate, lengthen warmup_fraction, or lower trm_kwargs branch_scale",
-                variation,
+                float(variation),
                 trainer.global_step,
             )
 
