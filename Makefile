@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+COLAB := torch==2.13.0 transformers==5.15.0 peft==0.20.0 datasets==4.0.0
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint unit notebook notebook-check notebook-run study bench clean
+.PHONY: help install demo test lint unit notebook notebook-check notebook-run notebook-run-colab study bench clean
 
 help:
 	@echo "make demo      train, compare and save the tiny twin on word problems: under 5 minutes on two CPU cores"
@@ -42,6 +43,12 @@ notebook-check: install
 
 notebook-run: install
 	$(BIN)/pytest -m notebook
+
+# The same run under the versions that Colab's image had when this was written.
+notebook-run-colab:
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/pip install --quiet --editable '.[notebook,dev]' $(COLAB)
+	.venv-colab/bin/pytest -m notebook
 
 study: install
 	$(BIN)/python benchmarks/study.py

@@ -138,6 +138,7 @@ def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str], 
     """All arms of one seed: train, evaluate, compare."""
     from smollm_trm import SmolLMv3WithTRM, WordProblemSettings, load_gsm8k, write_word_problems
     from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
+    from smollm_trm.evaluation.halting import judge_halting
     from smollm_trm.evaluation.plots import plot_losses
     from smollm_trm.evaluation.statistics import paired_difference
 
@@ -158,15 +159,18 @@ def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str], 
     predictions = folder / "predictions"
     chain = evaluate_arm("base, writing its chain", base, rows, predictions, batch_size=128)
     results: dict[str, dict] = {}
+    halting = None
     for name, job in jobs.items():
         model = SmolLMv3WithTRM.from_pretrained(Path(job["output_dir"]) / "model")
         results |= evaluate_arm(name, model, rows, predictions, batch_size=128, seed=seed)
+        if name == "TRM":
+            halting = judge_halting(model, rows, results[name]["correct_by_problem"])
     comparison = report_comparison(results, folder, baseline="static latents", seed=seed)
     plot_losses(
         {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}, folder / "losses.png"
     )
     print(comparison)
-    figures = {"base_chain": next(iter(chain.values()))["accuracy"], "steps": steps, "arms": {}}
+    figures = {"base_chain": next(iter(chain.values()))["accuracy"], "steps": steps, "halting": halting, "arms": {}}
     grades = {name: result["correct_by_problem"] for name, result in results.items()}
     for name, result in results.items():
         test = paired_difference(grades["TRM"], grades[name])

@@ -10,10 +10,10 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import textwrap
-import time
 import types
 import warnings
 from pathlib import Path
@@ -31,7 +31,7 @@ from smollm_trm.training.train import train_gsm8k
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "smollm_trm_colab.ipynb"
 GUIDES = ("COLAB_NOTEBOOK_GUIDE.md", "GSM8K_NOTEBOOK_README.md")
-LONGEST_RUN = 360  # seconds that the smoke run may take on two cores
+LONGEST_RUN = 360  # CPU seconds that the smoke run, which has one thread, may take: other work on a machine adds none
 HIDING = '''
 """Hides the library from the kernel, and the network from everything in it."""
 import importlib.abc
@@ -100,9 +100,10 @@ class ExecutedNotebook:
             allow_errors=False,
         )
         client.create_kernel_manager()
-        started = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         client.execute(env=environment)
-        self.seconds = time.monotonic() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.cells = client.nb.cells
         nbformat.write(client.nb, folder / "executed.ipynb")
 
@@ -137,7 +138,7 @@ def test_it_runs_top_to_bottom_in_time_with_the_library_hidden_and_the_network_o
     code = [cell for cell in smoke.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code if cell.source.strip())
     assert "this is RUN = 'smoke' instead" in smoke.output("def gpu_memory")
-    assert smoke.seconds < LONGEST_RUN * float(os.environ.get("SLOW_MACHINE", "1"))
+    assert 10 < smoke.cpu_seconds < LONGEST_RUN
 
 
 @pytest.mark.notebook

@@ -15,6 +15,7 @@ from torch import Tensor
 from smollm_trm.data.batching import IGNORED_LABEL
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.models.output import ReasoningOutput, token_losses
+from smollm_trm.models.reasoners import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import latent_variation
 from smollm_trm.records import run_record, write_json
@@ -161,11 +162,16 @@ class SmolLMTRMLightningModule(LightningModule):
     @torch.no_grad()
     def losses_by_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Each row's loss after each supervision step, `(S, B)`, without dropout, whose noise is more than 1%."""
+
+        def losses_after(thought: Thought) -> Tensor:  # its logits, the largest thing in memory, go as it returns
+            output = self.model(**batch, thought=thought)
+            return row_losses(output.logits, output.labels)
+
         self.model.eval()
         thoughts = self.model.think(batch["input_ids"], batch["attention_mask"])
-        outputs = [self.model(**batch, thought=thought) for thought in thoughts]
+        losses = [losses_after(thought) for thought in thoughts]
         self.model.train()
-        return torch.stack([row_losses(output.logits, output.labels) for output in outputs])
+        return torch.stack(losses)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss per supervised token on the dev part, after all supervision steps."""
