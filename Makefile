@@ -60,6 +60,11 @@ bench: install
 	$(BIN)/python benchmarks/small_size.py
 	$(BIN)/python benchmarks/evaluation_speed.py
 	$(BIN)/python benchmarks/thinking_cost.py
+	$(BIN)/python benchmarks/arithmetic_speed.py
+	$(BIN)/python benchmarks/arithmetic_fast.py --max-digits 2
+	$(BIN)/python benchmarks/arithmetic_fast.py --max-digits 3
+	$(BIN)/python benchmarks/arithmetic_study.py
+	$(BIN)/python benchmarks/t4_memory.py
 
 clean:
 	rm -rf $(VENV) outputs build src/*.egg-info

@@ -8,14 +8,14 @@ the last figure is the decoded test part. Minutes count from the start of traini
 (reading, training, test) is given too. On a machine shared with other work only the CPU seconds mean something.
 """
 
-import argparse
 import json
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from arithmetic_common import describe_machine, record
+import torch
+from _record import benchmark_options, record
 
 from smollm_trm.arithmetic.commands import generate_arithmetic
 from smollm_trm.arithmetic.optimizer import SUM_OPTIMIZERS
@@ -25,7 +25,7 @@ from smollm_trm.arithmetic.training import train_sums
 
 def main() -> None:
     """Generate, train, test, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_options(__doc__)
     parser.add_argument("--max-digits", type=int, default=2)
     parser.add_argument("--max-operands", type=int, default=3)
     parser.add_argument("--max-steps", type=int, help="other than the preset's, as the options that follow")
@@ -34,7 +34,6 @@ def main() -> None:
     parser.add_argument("--one-column-repeats", type=int)
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
-    machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         print(generate_arithmetic(max_digits=options.max_digits, max_operands=options.max_operands, output_dir=folder))
         folders = SumTrainingSettings(data_dir=folder, output_dir=f"{folder}/run", seed=options.seed, no_wandb=True)
@@ -65,11 +64,12 @@ def main() -> None:
             "exact_match_by_minute": by_minute,
             "wall_seconds": round(wall, 1),
             "cpu_seconds": round(cpu, 1),
-            "seed": options.seed,
+            "threads": torch.get_num_threads(),
             "changed": changed,
             "curve": curve,
         },
-        machine,
+        seed=options.seed,
+        keep=options.record,
     )
 
 

@@ -6,11 +6,11 @@
 Random weights never write `<end>`, so every problem is decoded to the longest chain: the worst case.
 """
 
-import argparse
 import time
 from pathlib import Path
 
-from arithmetic_common import describe_machine, record
+import torch
+from _record import benchmark_options, record
 
 from smollm_trm.arithmetic.evaluation import evaluate_sums
 from smollm_trm.arithmetic.files import SumFile, SumSettings, make_parts
@@ -33,16 +33,15 @@ def time_generation(num_examples: int) -> dict[str, float]:
 
 def main() -> None:
     """Time both and tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_options(__doc__)
     parser.add_argument("--checkpoint", default=None)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-problems", type=int, default=2000)
     parser.add_argument("--sizes", nargs="*", default=["tiny", "small", "medium", "large"])
     options = parser.parse_args()
-    machine = describe_machine()
     generation = time_generation(100_000)
     print(f"generation: {generation['2_digits']:,} examples/s (2 digits), {generation['3_digits']:,} (3 digits)")
-    record("arithmetic_generation", generation, machine)
+    figures = {"threads": torch.get_num_threads(), "generated_per_second": generation, "evaluation": {}}
     settings = SumSettings(num_examples=options.num_problems, val_fraction=0.0, test_fraction=0.0)
     lines = make_parts(settings)["train"]
     device = choose_device("auto")
@@ -58,13 +57,13 @@ def main() -> None:
         started = time.perf_counter(), time.process_time()
         report = evaluate_sums(model.to(device), tokenizer, data, batch_size=options.batch_size)
         wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
-        figures = {
-            "model": name, "device": device.type, "batch_size": options.batch_size, "num_problems": few,
+        figures["evaluation"][name] = {
+            "device": device.type, "batch_size": options.batch_size, "num_problems": few,
             "decoded_per_second": report["problems_per_second"], "evaluated_per_second": round(few / wall, 1),
             "evaluated_per_cpu_second": round(few / cpu, 1), "exact_match": report["exact_match"],
         }  # fmt: skip
         print(f"evaluation, {name}: {few / wall:,.0f} problems/s ({few / cpu:,.0f} per CPU-second)")
-        record("arithmetic_evaluation", figures, machine)
+    record("arithmetic_speed", figures, keep=options.record)
 
 
 if __name__ == "__main__":

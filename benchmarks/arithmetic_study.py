@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from arithmetic_common import describe_machine, record
+from _record import benchmark_options, record
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -212,14 +212,14 @@ def table(results: dict[str, dict]) -> str:
 
 def main() -> None:
     """Run what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_options(__doc__)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--tera-flops", type=float, default=8.0, help="training compute of each arm, 10^12 operations")
     parser.add_argument("--num-test", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", default="runs/arithmetic_study", help="finished arms, one JSON each")
+    parser.add_argument("--folder", default="outputs/arithmetic_study", help="finished arms, one JSON each")
     options = parser.parse_args()
-    machine, results = describe_machine(), {}
+    results = {}
     for name in options.arms:
         path = Path(options.folder) / f"{name}_seed{options.seed}_{options.tera_flops:g}.json"
         if not path.is_file():
@@ -228,7 +228,7 @@ def main() -> None:
         results[name] = json.loads(path.read_text())
     print(table(results))
     kept = {name: {key: value for key, value in result.items() if key != "right"} for name, result in results.items()}
-    record("arithmetic_study", {"arms": kept}, machine)
+    record("arithmetic_study", {"arms": kept}, seed=options.seed, keep=options.record)
 
 
 if __name__ == "__main__":
