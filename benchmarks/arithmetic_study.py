@@ -1,7 +1,7 @@
 """How small models add: with and without a chain, with reversed digits, beyond the trained length, with latents.
 
     python benchmarks/arithmetic_study.py                          # every arm; finished arms are not run again
-    python benchmarks/arithmetic_study.py --arms direct_3 trm_3    # some
+    python benchmarks/arithmetic_study.py --arms direct_2 trm_2    # some
 
 Every arm trains the same 2-layer decoder (0.4M parameters) from the same start on the same problems, with the same
 number of floating point operations (forward and backward, reasoner and read pass included, counted by torch on the
@@ -27,10 +27,10 @@ from smollm_trm.arithmetic.model import build_arithmetic_model
 from smollm_trm.arithmetic.module import warm_up_then_cosine
 from smollm_trm.arithmetic.optimizer import ADAM_BETAS, build_sum_optimizer
 from smollm_trm.arithmetic.problems import draw_data_set
-from smollm_trm.arithmetic.rules import NOOP, THINK, THINK_CLOSED, write_problem, write_sum
+from smollm_trm.arithmetic.rules import write_problem, write_sum
 from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
 from smollm_trm.data.batching import LengthGroupedBatches, collate_examples
-from smollm_trm.data.prompts import EncodedExample
+from smollm_trm.data.prompts import EncodedExample, PromptEncoder
 from smollm_trm.evaluation.statistics import paired_difference, wilson_interval
 from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -64,31 +64,29 @@ ARMS = {
     **{f"direct_{digits}": Arm(max_digits=digits) for digits in (2, 3)},
     **{f"reversed_{digits}": Arm(max_digits=digits, digit_order="reversed") for digits in (2, 3)},
     **{f"chain_{digits}": Arm(max_digits=digits, chain=True) for digits in (2, 3)},
-    **{f"{kind}_3": Arm(max_digits=3, reasoner=kind) for kind in ("static", "compressor", "trm")},
+    **{f"{kind}_2": Arm(max_digits=2, reasoner=kind) for kind in ("static", "compressor", "trm")},
 }
 
 
-def encode_arm(arm: Arm, problems: list[list[int]], tokenizer) -> list[EncodedExample]:
+def encode_arm(arm: Arm, problems: list[list[int]], encoder: PromptEncoder) -> list[EncodedExample]:
     """Problems as prompt and completion ids."""
     lines = [write_sum(operands, chain=arm.chain, digit_order=arm.digit_order) for operands in problems]
     prompts = [write_problem(operands) for operands in problems]
     completions = [line[len(prompt) :] for line, prompt in zip(lines, prompts, strict=True)]
-    if arm.reasoner:
-        prompts = [f"{prompt}{THINK}{NOOP * NUM_LATENTS}{THINK_CLOSED}" for prompt in prompts]
-    pairs = zip(tokenizer(prompts)["input_ids"], tokenizer(completions)["input_ids"], strict=True)
+    tokenizer = encoder.tokenizer
+    asked = [encoder.encode_prompt(prompt) for prompt in prompts] if arm.reasoner else tokenizer(prompts)["input_ids"]
+    pairs = zip(asked, tokenizer(completions)["input_ids"], strict=True)
     return [EncodedExample(prompt, completion) for prompt, completion in pairs]
 
 
 def build(arm: Arm, seed: int) -> SmolLMv3WithTRM:
     """The small decoder, trained whole, with the arm's reasoner."""
     settings = ModelSettings(
-        base_training="full", reasoner=arm.reasoner, num_latents=NUM_LATENTS, target="answer",
+        base_training="full", reasoner=arm.reasoner, num_latents=NUM_LATENTS, target="answer", prompt_format="bare",
         trm=TRMSettings(n_read_layers=2, n_latent_steps=3, n_deep_recursions=1, n_supervision_steps=2),
     )  # fmt: skip
     base = build_arithmetic_model("tiny", seed=seed)
-    model = SmolLMv3WithTRM.from_base((base, build_arithmetic_tokenizer()), settings=settings, seed=seed)
-    model.slot_id = model.tokenizer.convert_tokens_to_ids(NOOP)  # a direct answer holds no space
-    return model
+    return SmolLMv3WithTRM.from_base((base, build_arithmetic_tokenizer()), settings=settings, seed=seed)
 
 
 def step_flops(model: SmolLMv3WithTRM, batch: dict[str, torch.Tensor]) -> float:
@@ -176,13 +174,13 @@ def run_arm(name: str, options: argparse.Namespace) -> dict:
         num_examples=20_000, max_digits=arm.max_digits + 1, min_operands=2, max_operands=3, seed=2)
         if len(str(max(p))) > arm.max_digits][: options.num_test]  # fmt: skip
     model = build(arm, seed)
-    encoded = encode_arm(arm, problems, model.tokenizer)
+    encoded = encode_arm(arm, problems, model.encoder)
     took = train(model, arm, encoded[options.num_test :], options.tera_flops, seed)
     right = grade(model, encoded[: options.num_test])
     result = {
         "arm": name, "seed": seed, "tera_flops": options.tera_flops, **took,
         "exact_match": sum(right) / len(right), "exact_match_95": list(wilson_interval(sum(right), len(right))),
-        "one_digit_longer": sum(grade(model, encode_arm(arm, longer, model.tokenizer))) / len(longer),
+        "one_digit_longer": sum(grade(model, encode_arm(arm, longer, model.encoder))) / len(longer),
         "right": [int(value) for value in right],
     }  # fmt: skip
     if arm.reasoner:

@@ -54,7 +54,10 @@ def options() -> dict:
         "--longer", action=argparse.BooleanOptionalAction, default=True, help="also equal computing time"
     )
     parser.add_argument("--job", help="(used by the study itself: one training run as JSON)")
-    return vars(parser.parse_args())
+    given = parser.parse_args()
+    if not {"TRM", "static latents"} <= set(given.arms):
+        parser.error("--arms: TRM and 'static latents' are what the others are compared with, so both are needed")
+    return vars(given)
 
 
 def train(job: dict) -> None:
@@ -166,8 +169,9 @@ def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str], 
         if name == "TRM":
             halting = judge_halting(model, rows, results[name]["correct_by_problem"])
     comparison = report_comparison(results, folder, baseline="static latents", seed=seed)
+    drawn = [name for name in jobs if "," not in name]  # four curves can be told apart
     plot_losses(
-        {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}, folder / "losses.png"
+        {name: Path(jobs[name]["output_dir"]) / "logs" / "metrics.csv" for name in drawn}, folder / "losses.png"
     )
     print(comparison)
     figures = {"base_chain": next(iter(chain.values()))["accuracy"], "steps": steps, "halting": halting, "arms": {}}

@@ -198,13 +198,14 @@ def batch_of(model: SmolLMv3WithTRM, rows: int) -> dict[str, Tensor]:
 def train_once(model: SmolLMv3WithTRM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
     """One batch as the Lightning module trains it, with the last supervision step drawn, and an optimizer step.
 
-    It is one of those that train the halting head, for which each supervision step's logits are there at once.
+    It is one of those that train the halting head: `losses_by_step` first computes every step's logits, one by one.
     """
     thought = (model.think(batch["input_ids"], batch["attention_mask"]) or [None])[-1]
+    if thought is not None and thought.halting_logit is not None:
+        SmolLMTRMLightningModule(model=model).losses_by_step(batch)
     output = model(**batch, thought=thought)
     loss = token_losses(output.logits, output.labels).sum() / batch["labels"].numel()
     if output.halting_logit is not None:
-        SmolLMTRMLightningModule(model=model).losses_by_step(batch)
         loss = loss + output.halting_logit.sum()
     loss.backward()
     optimizer.step()

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 NEEDS = re.compile(r"(<!-- needs(?:: (\S+))? -->\n).*?(<!-- /needs -->)", re.DOTALL)
 TRAINED = (750, 450)  # tokens/s of a 3B model with LoRA and checkpointing
 ANSWERED = (0.9, 1.4)  # seconds a problem: 230-320 tokens/s in batches of 32
-AROUND_IT = (6, 12)  # minutes: installing, downloading 6 GB, loading three times
+AROUND_IT = (6, 12)  # minutes: installing, downloading 6 GB, loading four times
 TRAIN_ROWS, DEV_ROWS = 5978, 1495
 ROW, QUESTION = 163, 57  # mean tokens of a training row, and of its question
 FORWARD = 1 / 3  # cost of a pass without gradient beside one with it

@@ -35,6 +35,7 @@ from pathlib import Path
 
 NEEDED = {"torch": "2.6", "transformers": "5.15", "peft": "0.20", "datasets": "4.0", "pytorch-lightning": "2.6",
           "matplotlib": "3.9", "scipy": "1.13"}  # fmt: skip
+# (torch 2.6 has all that is called here, none of it was run below 2.13; the whole package wants 2.9)
 IN_COLAB = util.find_spec("google") is not None and util.find_spec("google.colab") is not None
 
 
@@ -99,6 +100,7 @@ batch_size = None  # @param {type:"raw"}
 accumulate_grad_batches = None  # @param {type:"raw"}
 num_epochs = None  # @param {type:"raw"}
 learning_rate = None  # @param {type:"raw"}
+trm_learning_rate = None  # @param {type:"raw"}
 val_check_interval = None  # @param {type:"raw"}
 precision = None  # @param {type:"raw"}
 devices = None  # @param {type:"raw"}
@@ -167,7 +169,7 @@ RUNS = {
     "smoke": {
         "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 240, "num_epochs": 1000,
         "batch_size": 32, "eval_batch_size": 128, "accumulate_grad_batches": 1, "max_length": 512,
-        "learning_rate": 2e-3, "trm_learning_rate": 1e-3, "patience": None, "val_check_interval": 120,
+        "learning_rate": 2e-3, "trm_learning_rate": 4e-3, "patience": None, "val_check_interval": 120,
         "save_every_n_steps": 120,
     },
     "quick": {
@@ -178,7 +180,7 @@ RUNS = {
     "full": {
         "model_name": "HuggingFaceTB/SmolLM3-3B", "num_latents": 256, "target": "steps",
         "num_epochs": 3, "batch_size": 2, "eval_batch_size": 4, "accumulate_grad_batches": 4, "max_length": 768,
-        "learning_rate": 2e-4, "gradient_checkpointing": True, "save_every_n_steps": 50,
+        "learning_rate": 2e-4, "gradient_checkpointing": True, "save_every_n_steps": 200,
     },
 }  # fmt: skip
 AROUND = {  # what surrounds the training
@@ -191,7 +193,7 @@ wanted = {
     "model_name": model_name, "num_latents": num_latents, "trm_kwargs": trm_kwargs, "use_trm": use_trm,
     "target": target, "max_samples": max_samples, "max_length": max_length, "batch_size": batch_size,
     "accumulate_grad_batches": accumulate_grad_batches, "num_epochs": num_epochs, "learning_rate": learning_rate,
-    "val_check_interval": val_check_interval, "precision": precision, "devices": devices,
+    "trm_learning_rate": trm_learning_rate, "val_check_interval": val_check_interval, "precision": precision, "devices": devices,
     "wandb_project": wandb_project, "wandb_name": wandb_name,
 }  # fmt: skip
 chosen = {**RUNS[RUN], **{name: value for name, value in wanted.items() if value is not None}}
@@ -277,7 +279,8 @@ value = None
 data_dir = None  # None: the folder in the environment variable GSM8K_DIR, else the Hub
 if RUN == "smoke":
     easy = WordProblemSettings(max_steps=2, max_number=10, max_value=30, distractor_rate=0.0)
-    data_dir = write_word_problems(FOLDER / "data", train=around["word_problems"], test=300, seed=SEED, settings=easy)
+    data_dir = str(FOLDER / "data")
+    write_word_problems(data_dir, train=around["word_problems"], test=300, seed=SEED, settings=easy)
 splits = load_gsm8k(data_dir, seed=SEED)
 gsm8k_train, gsm8k_test, gsm8k_final_test = splits.gsm8k_train, splits.gsm8k_test, splits.gsm8k_final_test
 print(
@@ -404,14 +407,17 @@ print(f"masked:     {masked!r}\nsupervised: {tokenizer.decode(labels[labels != I
 
 # %%
 config = {
-    "train_dataset": gsm8k_train,  # the 80% part
-    "test_dataset": gsm8k_test[: around["dev"]],  # of the 20% part: the dev loss picks the checkpoint
+    "dataset_path": dataset_path,  # the rows and the split are those above: loaded and cut by the same code
+    "data_dir": data_dir,
+    "split_seed": SEED,
+    "max_dev_samples": around["dev"],  # of the 20% part: the dev loss picks the checkpoint
     "output_dir": str(FOLDER / "lora_trm"),
     "resume": "auto" if RESUME else "never",
     "seed": SEED,
     **chosen,
 }
-checked = TrainSettings(**{name: value for name, value in config.items() if not name.endswith("_dataset")})
+checked = TrainSettings(**config)
+check_fits(checked)
 values = {name: repr(value) for name, value in vars(checked).items()}
 print("\n".join(f"{name:24} {values.pop(name)}" for name in config if name in values))
 print(textwrap.fill("As usual: " + ", ".join(f"{name} {value}" for name, value in values.items()), width=80))
@@ -475,6 +481,13 @@ precision_name, base_dtype = pick_precision(checked.precision)
 base_settings = ModelSettings(base_training="frozen", reasoner=None, target="steps")
 base = SmolLMv3WithTRM.from_base(config["model_name"], settings=base_settings, dtype=base_dtype).to(device).eval()
 print(f"{sum(p.numel() for p in base.parameters()):,} parameters, precision {precision_name}; {gpu_memory()}\n")
+ids = base.tokenizer(f"{shown[0]['question']} {shown[0]['answer']}", return_tensors="pt")["input_ids"].to(device)
+with torch.no_grad():
+    if not base.causal_lm(input_ids=ids).logits.isfinite().all():
+        raise FloatingPointError(
+            f"{config['model_name']} overflows in {precision_name}: its answers would be garbage. Choose a GPU with bf16, "
+            "whose range is wider: Runtime → Change runtime type → L4 or A100, then Run all again."
+        )
 before = base.generate_with_thinking([row["question"] for row in shown])
 show(shown, before)
 judge("base", base)
@@ -558,7 +571,9 @@ else:
 # expect them far below the base, which writes its steps.
 
 # %%
-comparison = report_comparison(results, FOLDER, baseline="LoRA", part="dev", seed=SEED)
+comparison = report_comparison(
+    results, FOLDER, baseline="LoRA", part="dev", seed=SEED, split=trainer.datamodule.splits.summary
+)
 display(Markdown(comparison.to_markdown()))
 display(Image(str(FOLDER / "comparison.png"), width=800, metadata={"alt": "accuracy of every arm with its interval"}))
 
@@ -578,8 +593,9 @@ display(Image(str(FOLDER / "losses.png"), width=800, metadata={"alt": "losses an
 # %% [markdown]
 # ### When would it stop thinking?
 #
-# After every supervision step the halting head says how likely the answer is right already, and the model can be
-# asked to answer from there.
+# After every supervision step the halting head says how likely this is a step to stop at, and the model can be asked
+# to answer from there. Under `target = "answer"` that is where the whole answer is right; under `"steps"` it is where
+# the loss of the solution is within 1% of the best step's, which says nothing about the answer being right.
 
 # %%
 if model.model.use_trm:
@@ -590,6 +606,8 @@ if model.model.use_trm:
     with torch.no_grad():
         thoughts = model.model.think(ids.to(device), mask.to(device))
     print(f"{question}   (right: {gold_answer(shown[0]['answer'])})\n{model.model.num_latents} latents")
+    stops = {"answer": "the answer is right", "steps": "the loss is within 1% of the best step's"}[checked.target]
+    print(f"percentages: how likely {stops} after this step, as the halting head sees it")
     for step, thought in enumerate(thoughts, start=1):
         if thought.halting_logit is not None:
             chance = float(torch.sigmoid(thought.halting_logit[0]))
@@ -612,7 +630,8 @@ print(answer.strip())
 
 # %%
 saved = FOLDER / "model"
-model.model.save_pretrained(saved)
+trained = read_notes(Path(trainer.default_root_dir) / "model")["training"]  # on what, for how long: for its card
+model.model.save_pretrained(saved, training=trained)
 trainer = model = None
 free_memory()
 reloaded = SmolLMv3WithTRM.from_pretrained(saved, dtype=base_dtype).to(device)

@@ -15,6 +15,8 @@ from smollm_trm.arithmetic.model import (
 )
 from smollm_trm.arithmetic.rules import count_tokens
 from smollm_trm.arithmetic.tokenizer import ARITHMETIC_TOKENS, build_arithmetic_tokenizer, show_tokens
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.training.train import train_gsm8k
 
 CHAIN = "658+189=<think>8+9=17 5+8+1=14 6+1+1=8</think>847<end>"
 
@@ -156,3 +158,27 @@ def test_devices_are_checked():
         assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(ValueError, match="there is no GPU"):
             choose_device("cuda")
+
+
+def test_a_reasoner_is_put_on_it_trained_reloaded_and_answers(tiny_folder, tmp_path):
+    sums = [{"question": f"{a}+{b}=", "answer": f"#### {a + b}"} for a in range(10, 20) for b in range(20, 24)]
+    trainer, module = train_gsm8k(
+        train_dataset=sums[:32],
+        test_dataset=sums[32:],
+        model_name=str(tiny_folder),
+        prompt_format="bare",
+        target="answer",
+        num_latents=4,
+        max_length=32,
+        trm_kwargs={"n_heads": 4, "compression_heads": 4, "n_supervision_steps": 2},
+        max_steps=2,
+        output_dir=str(tmp_path / "run"),
+        progress=False,
+    )
+    reloaded = SmolLMv3WithTRM.from_pretrained(tmp_path / "run" / "model")
+    assert reloaded.generate_with_thinking("12+21=", max_new_tokens=4) == module.model.generate_with_thinking(
+        "12+21=", max_new_tokens=4
+    )
+    encoded = reloaded.encoder.encode(sums[0])
+    assert reloaded.tokenizer.decode(encoded.prompt[:7]) == "10+20=<think>"
+    assert reloaded.tokenizer.decode(encoded.completion) == "30<end>"

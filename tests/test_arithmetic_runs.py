@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from smollm_trm import cli
 from smollm_trm.arithmetic.batches import (
     SumBatches,
     WholeRunSampler,
@@ -242,10 +243,21 @@ def test_validation_can_be_kept_to_a_few_examples(data_dir, short_run, tmp_path)
     assert same_weights(tmp_path, short_run)
 
 
-def test_a_preset_fills_in_what_was_left_at_its_default():
-    fast = apply_preset("fast", SumTrainingSettings(batch_size=7))
+def test_a_preset_fills_in_what_was_not_given():
+    fast = apply_preset("fast", {"batch_size": 7})
     assert (fast.model_size, fast.batch_size, fast.learning_rate) == ("tiny", 7, 3e-3)
-    assert apply_preset(None, SumTrainingSettings()) == SumTrainingSettings()
+    assert apply_preset(None, {}) == SumTrainingSettings()
+
+
+def test_what_was_given_by_hand_wins_over_a_preset_though_it_is_the_default(monkeypatch):
+    trained = []
+    commands = "smollm_trm.arithmetic.commands."
+    monkeypatch.setattr(commands + "train_sums", trained.append)
+    monkeypatch.setattr(commands + "format_evaluation", lambda report: "")
+    cli.main(["arithmetic", "train", "--preset", "fast", "--model-size", "small", "--max-steps", "-1", "--fp16"])
+    cli.main(["arithmetic", "train", "--seed", "7"])
+    assert (trained[0].model_size, trained[0].max_steps, trained[0].batch_size) == ("small", -1, 64)
+    assert trained[0].fp16 and trained[1] == SumTrainingSettings(seed=7)
 
 
 def test_the_defaults_are_those_of_the_document():

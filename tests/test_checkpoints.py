@@ -138,3 +138,18 @@ def test_every_row_is_on_disk_at_once_and_a_torn_one_is_dropped(tmp_path):
         assert len(file.read_text().split()) == step + 2
     file.write_bytes(file.read_bytes()[:-4])
     assert log(tmp_path, 9, range(3, 4)).split() == ["step,train_loss", "0,1.5", "1,1.5", "3,3.0"]
+
+
+def test_checkpoints_that_are_no_longer_needed_are_emptied_first(tmp_path, monkeypatch):
+    """A mounted Drive moves a deleted file to its Trash, where it still counts."""
+    sizes, unlink = [], Path.unlink
+
+    def note(path: Path, **options) -> None:
+        if path.suffix == ".ckpt":
+            sizes.append(path.stat().st_size)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", note)
+    for resume in ("auto", "never"):
+        train_tiny(save_tiny_base(tmp_path / "base"), tmp_path / "run", save_every_n_steps=1, resume=resume)
+    assert len(sizes) > 4 and set(sizes) == {0}

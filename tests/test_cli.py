@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from twins import ROWS
+from twins import ROWS, make_base, make_tokenizer
 
 from smollm_trm import cli
-from smollm_trm.data.gsm8k import load_gsm8k
+from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.rows import write_jsonl
-from smollm_trm.evaluation.loading import problems_of
+from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
+from smollm_trm.records import write_json
 from smollm_trm.training.settings import TrainSettings
 
 TINY_RUN = {
@@ -88,6 +89,76 @@ def test_dev_problems_are_never_training_problems(run, data, tmp_path, capsys):
     assert "this dev part may hold its training problems" in error
 
 
+def trained_on_own_rows(folder: Path, rows: list[dict], *, seed: int, source: str = "rows.jsonl") -> str:
+    """A saved model's folder as far as `problems_of` looks at it."""
+    train, dev = split_gsm8k(rows, seed=seed)
+    split = {"source": source, "seed": seed, "fingerprint": split_fingerprint(train, dev)}
+    write_json(folder / "smollm_trm.json", {"format_version": 1, "training": {"split": split}})
+    return str(folder)
+
+
+def own_dev(path: Path | str, *models: str, part: str = "dev") -> list[dict]:
+    return problems_of(part, data_dir=None, dataset_path=str(path), seed=42, models=models)[0]
+
+
+def test_own_rows_that_were_trained_on_are_known_wherever_they_lie(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "rows.jsonl", ROWS[:30])
+    model = trained_on_own_rows(tmp_path / "one", ROWS[:30], seed=7)
+    other = trained_on_own_rows(tmp_path / "two", ROWS[30:], seed=8, source="elsewhere.jsonl")
+    expected = split_gsm8k(ROWS[:30], seed=7)[1]
+    monkeypatch.chdir(tmp_path)
+    for path in ("rows.jsonl", "./rows.jsonl", tmp_path / "rows.jsonl", "../" + tmp_path.name + "/rows.jsonl"):
+        assert own_dev(path, model, other) == expected
+        with pytest.raises(ValueError, match="was trained on: evaluate its dev part"):
+            own_dev(path, model, part="test")
+    with pytest.raises(ValueError, match="was trained on: evaluate its dev part"):
+        own_dev(tmp_path / "rows.jsonl", model, trained_on_own_rows(tmp_path / "three", ROWS[:30], seed=9))
+    write_jsonl(tmp_path / "others.jsonl", ROWS[40:])
+    assert own_dev("others.jsonl", model) == own_dev("others.jsonl", model, part="test") == ROWS[40:]
+    write_jsonl(tmp_path / "single.jsonl", ROWS[:1])
+    assert len(own_dev("single.jsonl", other)) == 1
+    write_jsonl(tmp_path / "rows.jsonl", ROWS[:31])
+    with pytest.raises(ValueError, match="was trained on rows.jsonl, which holds other problems now"):
+        own_dev("rows.jsonl", model)
+
+
+def test_a_model_on_the_hub_says_what_it_was_trained_on(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "rows.jsonl", ROWS[:30])
+    folder = trained_on_own_rows(tmp_path / "snapshot", ROWS[:30], seed=7)
+    monkeypatch.setattr("smollm_trm.evaluation.loading.file_exists", lambda name, file: name == "me/model")
+    monkeypatch.setattr("smollm_trm.models.assembly.snapshot_download", lambda name, **_: folder)
+    dev = split_gsm8k(ROWS[:30], seed=7)[1]
+    assert own_dev(tmp_path / "rows.jsonl", "me/model") == dev and len(own_dev(tmp_path / "rows.jsonl", "a/base")) == 30
+
+
+def test_an_untuned_base_is_asked_in_the_format_that_was_named(tmp_path, monkeypatch):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    make_base("smollm3", tokenizer).save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    for prompt_format in ("plain", "chat"):
+        assert load_for_evaluation(str(tmp_path), prompt_format=prompt_format).encoder.prompt_format == prompt_format
+    asked = []
+    monkeypatch.setattr(
+        "smollm_trm.evaluation.loading.load_for_evaluation",
+        lambda *_, **how: asked.append(how) or SimpleNamespace(generate_with_thinking=lambda *_, **__: ""),
+    )
+    cli.main(["ask", "a model", "Why?", "--prompt_format", "chat"])
+    assert asked == [{"target": "steps", "prompt_format": "chat"}]
+
+
+@pytest.mark.parametrize(("target", "trained_on_losses"), [("steps", True), ("answer", False)])
+def test_the_halting_heads_figure_says_what_it_is_of(target, trained_on_losses, data, tmp_path, monkeypatch, capsys):
+    model = SimpleNamespace(settings=SimpleNamespace(target=target))
+    result = {"accuracy": 0.5, "total": 10, "interval": [0.2, 0.8], "strict_accuracy": 0.5, "correct_by_problem": []}
+    halting = {"auroc": 0.75, "base_rate": 0.5, "mean_steps": 2.0, "steps": 4}
+    monkeypatch.setattr("smollm_trm.evaluation.loading.load_for_evaluation", lambda *_, **__: model)
+    monkeypatch.setattr("smollm_trm.evaluation.evaluate.evaluate_gsm8k", lambda *_, **__: result)
+    monkeypatch.setattr("smollm_trm.evaluation.halting.judge_halting", lambda *_: halting)
+    cli.main(["evaluate", str(tmp_path), "--data_dir", str(data), "--output_dir", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "AUROC 0.75 for right answers" in shown and ("trained on losses" in shown) is trained_on_losses
+
+
 def test_push_dry_run_writes_a_card_with_what_was_measured(run, capsys):
     cli.main(["push", str(run), "someone/model", "--dry_run", "true"])
     assert "would push to someone/model" in capsys.readouterr().out
@@ -127,8 +198,8 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["train", "--target", "step"], "target='step': choose one of steps, answer"),
         (["train", "--precision", "fp16"], "precision='fp16': choose one of auto"),
         (["train", "--learning_rate", "3"], "learning_rate=3.0"),
-        (["train", "--data_dir", "nowhere"], "nowhere"),
-        (["train", "--dataset_path", "nowhere.json"], "nowhere.json"),
+        (["train", "--model_name", "tiny", "--data_dir", "nowhere"], "nowhere: no such folder"),
+        (["train", "--model_name", "tiny", "--dataset_path", "nowhere.json"], "nowhere.json"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["evaluate"], "model"),
         (["evaluate", "x", "--part", "train"], "part='train': choose 'dev' or 'test'"),

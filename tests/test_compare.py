@@ -120,3 +120,14 @@ def test_an_arm_with_latents_is_also_judged_with_those_of_other_problems(monkeyp
     assert set(found) == {"LoRA + TRM", "LoRA + TRM" + SHUFFLED_SUFFIX}
     assert [options.get("latents", "own") for options in asked] == ["own", "own", "shuffled"]
     assert len({options["predictions_path"] for options in asked}) == 3 and asked[2]["seed"] == 3
+
+
+def test_an_arm_whose_texts_were_cut_off_is_noted_above_two_percent():
+    def cut(number: int, samples: int = 1) -> dict:
+        settings = {"problems": "same", "samples_per_problem": samples}
+        return {**result("1" * 50), "cut_off": number, "settings": settings}
+
+    comparison = compare_arms({"few": cut(1), "many": cut(2), "voting": cut(3, samples=3), "old": result("1" * 50)})
+    assert [arm.cut_off for arm in comparison.arms] == [0.02, 0.04, 0.02, 0.0]
+    for table in (str(comparison), comparison.to_markdown()):
+        assert table.rstrip().endswith("Texts cut off by max_new_tokens: many: 4%.")

@@ -263,6 +263,25 @@ def test_bad_settings_get_one_clear_line():
     assert not model.calls
 
 
+@pytest.mark.parametrize(("samples", "expected"), [(1, 4), (3, 12)])
+def test_texts_that_were_cut_off_are_counted(tmp_path, samples, expected):
+    class Talker(Adder):
+        def generate_with_thinking(self, prompts, *, max_new_tokens, **options):
+            number = [int(question.split()[2]) for question in prompts]
+            return ["and " * (max_new_tokens - (one > 4)) for one in number]
+
+    options = {"samples_per_problem": samples, "predictions_path": tmp_path / "p.jsonl", "progress": False}
+    result = evaluate_gsm8k(Talker(), problems(9), **options)
+    assert result["cut_off"] == load_predictions(tmp_path / "p.jsonl")["cut_off"] == expected
+
+
+def test_in_half_precision_another_batch_size_is_another_evaluation(tmp_path):
+    options = {"predictions_path": tmp_path / "p.jsonl", "progress": False}
+    evaluate_gsm8k(Adder().to(torch.bfloat16), problems(), batch_size=4, **options)
+    with pytest.raises(ValueError, match="batch_size: 4 there, 5 now"):
+        evaluate_gsm8k(Adder().to(torch.bfloat16), problems(), batch_size=5, **options)
+
+
 def test_out_of_memory_names_the_settings_that_help():
     class Full(Adder):
         def generate_with_thinking(self, prompts, **options):

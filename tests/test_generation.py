@@ -73,6 +73,16 @@ def test_beams_samples_and_streamers_get_the_latents_of_their_row(model):
     assert samples.shape[0] == 12
 
 
+def test_one_question_with_several_texts_gives_them_all():
+    model, options = make_model("smollm3", TOKENIZER), {"do_sample": True, "num_return_sequences": 3, **NEW}
+    found = []
+    for question in (QUESTIONS[0], QUESTIONS[:1]):
+        torch.manual_seed(0)
+        found.append(model.generate_with_thinking(question, **options))
+    assert len(found[0]) == 3 and found[0] == found[1]
+    assert isinstance(model.generate_with_thinking(QUESTIONS[0], **NEW), str)
+
+
 def test_a_streamer_prints_what_is_returned(capsys):
     model = make_model("smollm3", TOKENIZER)
     streamer = TextStreamer(TOKENIZER, skip_prompt=True, skip_special_tokens=True)

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import textwrap
@@ -21,101 +20,16 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
+from executed_notebook import NOTEBOOK, ROOT, ExecutedNotebook
 
-from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.evaluation.arms import evaluate_arm
+from smollm_trm.evaluation.loading import problems_of
+from smollm_trm.hub import model_card
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.train import train_gsm8k
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "smollm_trm_colab.ipynb"
 GUIDES = ("COLAB_NOTEBOOK_GUIDE.md", "GSM8K_NOTEBOOK_README.md")
 LONGEST_RUN = 360  # CPU seconds that the smoke run, which has one thread, may take: other work on a machine adds none
-HIDING = '''
-"""Hides the library from the kernel, and the network from everything in it."""
-import importlib.abc
-import socket
-import sys
-
-
-class Hidden(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "smollm_trm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Hidden())
-connect = socket.socket.connect
-
-
-def connect_at_home(self, address):
-    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
-        raise OSError(f"the network is off: {address}")
-    return connect(self, address)
-
-
-socket.socket.connect = connect_at_home
-'''
-GUARD = """
-import socket
-try:
-    import smollm_trm
-except ModuleNotFoundError:
-    print("the library is hidden")
-try:
-    socket.create_connection(("192.0.2.1", 80), timeout=5)
-except OSError as error:
-    print(error)
-"""
-"""Run before everything else, to prove that the two are out of reach."""
-
-
-class ExecutedNotebook:
-    """A run of the notebook and what it left behind."""
-
-    def __init__(self, folder: Path, changes: dict[str, str] | None = None) -> None:
-        site = folder / "site"
-        site.mkdir(parents=True)
-        (site / "sitecustomize.py").write_text(HIDING)
-        self.folder = folder / "run"
-        self.folder.mkdir()
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
-        for old, new in (changes or {}).items():
-            [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
-            cell.source = cell.source.replace(old, new)
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(GUARD))
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.endswith(("_TOKEN", "_API_KEY"))},
-            "PYTHONPATH": str(site),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "OMP_NUM_THREADS": "1",
-        }
-        client = NotebookClient(
-            notebook,
-            timeout=1800,
-            startup_timeout=300,
-            resources={"metadata": {"path": str(self.folder)}},
-            allow_errors=False,
-        )
-        client.create_kernel_manager()
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        client.execute(env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        self.cells = client.nb.cells
-        nbformat.write(client.nb, folder / "executed.ipynb")
-
-    def output(self, inside: str) -> str:
-        """What the cell with this text printed."""
-        run_cells = [cell for cell in self.cells if cell.cell_type == "code" and not cell.source.startswith("#@title")]
-        [cell] = [cell for cell in run_cells if inside in cell.source]
-        return "".join(
-            one.get("text", "") or one.get("data", {}).get("text/markdown", "")
-            for one in cell.outputs
-            if one.get("name") != "stderr"
-        )
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +67,7 @@ def test_it_really_trains(smoke):
 @pytest.mark.notebook
 @pytest.mark.timeout(1800)
 def test_its_table_holds_all_arms_and_says_whether_shuffling_the_latents_hurts(smoke):
-    table = smoke.output("report_comparison(results")
+    table = smoke.output("report_comparison(")
     for arm in ("| base |", "| LoRA |", "| LoRA + TRM |", "| LoRA + TRM, latents shuffled |"):
         assert arm in table
     saved = json.loads((smoke.folder / "outputs/smoke/comparison.json").read_text())
@@ -187,17 +101,14 @@ def test_the_same_seed_gives_the_library_s_losses_generations_and_accuracy(smoke
     run = smoke.folder / "outputs/smoke"
     noted = json.loads((run / "lora_trm/settings.json").read_text())
     settings = {name: value for name, value in noted.items() if name != "split"}
-    splits = load_gsm8k(run / "data", seed=42)
-    dev_rows = json.loads((run / "lora_trm/results.json").read_text())["dev_rows"]
+    rows, _ = problems_of("dev", data_dir=settings["data_dir"], dataset_path=None, seed=0, models=[str(run / "model")])
     try:
         _, module = train_gsm8k(
-            **{**settings, "output_dir": str(tmp_path / "again"), "resume": "never", "progress": False},
-            train_dataset=splits.gsm8k_train,
-            test_dataset=splits.gsm8k_test[:dev_rows],
+            **{**settings, "output_dir": str(tmp_path / "again"), "resume": "never", "progress": False}
         )
         theirs = [json.loads(line) for line in (run / "predictions/lora_and_trm.jsonl").read_text().splitlines()]
         ours = evaluate_arm(
-            "LoRA + TRM", module.model, splits.gsm8k_test, tmp_path, max_samples=len(theirs) - 1, batch_size=128,
+            "LoRA + TRM", module.model, rows, tmp_path, max_samples=len(theirs) - 1, batch_size=128,
             progress=False,
         )  # fmt: skip
     finally:
@@ -268,7 +179,7 @@ def test_own_problems_of_the_guide_take_gsm8k_s_place_in_the_notebook_s_cells(
     guide = (ROOT / GUIDES[0]).read_text(encoding="utf-8")
     [(problems, recipe)] = re.findall(r"```json\n(.+?)```\n+```python\n(dataset_path = .+?)```", guide, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    names = {**vars(inlined), "FOLDER": Path("outputs"), "RESUME": True}
+    names = {**vars(inlined), "FOLDER": Path("outputs"), "RESUME": True, "data_dir": None}
     names |= {"gsm8k_train": tiny_problems[:12], "gsm8k_test": tiny_problems[12:]}
     for inside in ("@title Settings", "RUNS = "):
         exec(cell_source(inside).replace('RUN = "quick"', 'RUN = "smoke"'), names)
@@ -283,6 +194,69 @@ def test_own_problems_of_the_guide_take_gsm8k_s_place_in_the_notebook_s_cells(
     trainer, module = names["train_gsm8k"](**{**names["config"], **few})
     noted = json.loads(Path("outputs/lora_trm/results.json").read_text())
     assert (noted["train_rows"], noted["dev_rows"]) == (len(own) - 1, 1) and trainer.global_step == 1
+
+
+def configured(inlined: types.ModuleType, **form: object) -> dict:
+    """The names that there are after the configuration cell of a smoke run with these fields of the form."""
+    names = {**vars(inlined), "FOLDER": Path("outputs/smoke"), "RESUME": True}
+    for inside in ("@title Settings", "RUNS = "):
+        exec(cell_source(inside).replace('RUN = "quick"', 'RUN = "smoke"'), names)
+        names |= form
+    names["around"] |= {"word_problems": 40, "dev": 5}
+    for inside in ("write_word_problems(data_dir", "if dataset_path:", "checked = TrainSettings"):
+        exec(cell_source(inside), names)
+    return names
+
+
+def test_settings_that_no_model_can_have_are_refused_in_the_configuration_cell(inlined, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configured(inlined, trm_kwargs={"n_heads": 8}, trm_learning_rate=1e-3)["checked"].trm_learning_rate == 1e-3
+    with pytest.raises(ValueError, match="n_heads"):
+        configured(inlined, trm_kwargs={"n_heads": 7})
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("source", ["outputs/smoke/data", "gsm8k"])
+def test_the_split_that_the_notebook_trains_on_is_the_one_it_shows_and_the_library_evaluates(
+    source, inlined, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    names = configured(inlined)
+    Path("outputs/smoke/data").rename("gsm8k")
+    if source == "gsm8k":  # as in the other runs, where the notebook gives no folder
+        monkeypatch.setenv("GSM8K_DIR", source)
+        names["RUN"], names["data_dir"] = "quick", None
+        for inside in ("write_word_problems(data_dir", "checked = TrainSettings"):
+            exec(cell_source(inside), names)
+    else:
+        Path("gsm8k").rename(source)
+    few = {"max_steps": 1, "val_check_interval": 1, "save_every_n_steps": 1, "progress": False, "use_trm": False}
+    names["trainer"], names["model"] = names["train_gsm8k"](**{**names["config"], **few})
+    assert names["trainer"].datamodule.splits.gsm8k_test == names["gsm8k_test"]
+    assert len(names["trainer"].datamodule.dev_set) == 5 < len(names["gsm8k_test"])
+    saving = cell_source("from_pretrained(saved").partition("trainer = model = None")[0]
+    exec(saving, names)
+    given = None if source == "gsm8k" else source
+    rows, split = problems_of("dev", data_dir=given, dataset_path=None, seed=0, models=["outputs/smoke/model"])
+    assert rows == names["gsm8k_test"] and split == names["splits"].summary
+    card = model_card("outputs/smoke/model")
+    assert f"trained on 32 problems of {source} (split seed 42" in card
+    assert ("openai/gsm8k" in card) is (source == "gsm8k")
+
+
+def test_a_base_that_overflows_is_refused_before_it_answers(inlined, tmp_path, monkeypatch, tiny_problems):
+    monkeypatch.chdir(tmp_path)
+    settings = inlined.ModelSettings(base_training="frozen", reasoner=None)
+    base = inlined.SmolLMv3WithTRM.from_base("tiny", settings=settings, tiny_texts=["Question: Answer: #### 1"])
+    base.causal_lm.model.norm.weight.data.fill_(1e38)
+    answering = []
+    judged = types.SimpleNamespace(from_base=lambda *_, **__: base)
+    monkeypatch.setattr(type(base), "generate_with_thinking", lambda *_, **__: answering.append(1))
+    names = {**vars(inlined), "config": {"model_name": "a base"}, "shown": tiny_problems[:1], "SmolLMv3WithTRM": judged}
+    names |= {"checked": TrainSettings(), "device": torch.device("cpu"), "gpu_memory": str}
+    with pytest.raises(FloatingPointError, match="a base overflows in 32-true: .* Choose a GPU with bf16"):
+        exec(cell_source("base_settings = "), names)
+    assert not answering
 
 
 def form_fields() -> set[str]:
@@ -306,7 +280,7 @@ def test_the_form_offers_the_documents_configuration_keys():
         "precision", "devices", "wandb_project", "wandb_name", "trm_kwargs", "dataset_path", "max_length",
         "max_samples", "val_check_interval", "use_trm",
     }  # fmt: skip
-    assert documents <= form_fields()
+    assert documents | {"trm_learning_rate"} <= form_fields()
 
 
 def test_the_notebook_never_asks_for_anything():

@@ -1,6 +1,7 @@
 """Prompts: the plain and the chat format, which token begins a text, which ids mark slots and padding."""
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from twins import make_tokenizer
 
 from smollm_trm.data.prompts import PromptEncoder, padding_token_id, slot_token_id
@@ -44,7 +45,10 @@ def test_a_tokenizer_that_begins_texts_does_so_once_where_no_template_does(promp
     encoder = make_encoder(prompt_format=prompt_format)
     encoder.tokenizer.bos_token = "<|begin_of_text|>"
     without = encoder.encode({"question": "Why?", "answer": ANSWER})
-    encoder.tokenizer.add_bos_token = True
+    first = ("<|begin_of_text|>", encoder.tokenizer.bos_token_id)  # as Llama 3's, which has no add_bos_token
+    processor = TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[first])
+    encoder.tokenizer.backend_tokenizer.post_processor = processor
+    assert not getattr(encoder.tokenizer, "add_bos_token", False)
     found = encoder.encode({"question": "Why?", "answer": ANSWER})
     assert found.prompt == [encoder.tokenizer.bos_token_id] * begins + without.prompt
     assert found.completion == without.completion

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.records import (
+    first_line,
     refuse_other_settings,
+    remove_path,
     remove_unfinished,
     run_record,
     settings_from,
@@ -95,6 +97,9 @@ def test_the_papers_values_are_a_preset_that_single_values_may_change():
         ({"learning_rate": 2.0}, "learning_rate=2.0: must be above 0 and below 1"),
         ({"trm_kwargs": {"n_layer": 2}}, "trm_kwargs: unknown setting 'n_layer'; did you mean 'n_layers'"),
         ({"lora_kwargs": {"r": 0}}, "lora r=0"),
+        ({"lora_kwargs": {"alpha": -1}}, "lora alpha=-1: must be at least 1"),
+        ({"strategy": "fsdp"}, "strategy='fsdp': it cuts weights into parts; choose 'ddp'"),
+        ({"strategy": "deepspeed_stage_2"}, "strategy='deepspeed_stage_2': it cuts"),
         ({"max_samples": 0}, "max_samples=0"),
     ],
 )
@@ -224,3 +229,19 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     remove_unfinished(tmp_path)
     assert os.listdir(tmp_path) == ["kept.json"]
     remove_unfinished(tmp_path / "nowhere")
+
+
+def test_a_removed_file_is_emptied_first_and_what_a_link_names_is_not(tmp_path, monkeypatch):
+    for name in ("file", "target"):
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    sizes, unlink = [], Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path: sizes.append(path.stat().st_size) or unlink(path))
+    for name in ("file", "link", "nothing"):
+        remove_path(tmp_path / name)
+    assert sizes[0] == 0 and os.listdir(tmp_path) == ["target"] and (tmp_path / "target").read_bytes() == b"12345"
+
+
+@pytest.mark.parametrize(("message", "line"), [(" one\ntwo", "one"), ("", "ValueError"), ("\n", "ValueError")])
+def test_an_error_is_named_by_its_first_line_or_its_kind(message, line):
+    assert first_line(ValueError(message)) == line

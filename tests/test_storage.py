@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer
+from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
 
+from smollm_trm.hub import model_card
 from smollm_trm.models import assembly
 from smollm_trm.models.loading import adapt_base, load_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -231,3 +232,30 @@ def test_a_model_saved_before_a_setting_was_there_still_loads(saved):
     del content["keep_annotations"]
     (folder / "smollm_trm.json").write_text(json.dumps(content))
     assert not SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base()).encoder.keep_annotations
+
+
+def test_a_base_that_was_handed_over_is_named_by_where_it_came_from(tmp_path):
+    base, tokenizer = fresh_base("llama")
+    base.save_pretrained(tmp_path / "base"), tokenizer.save_pretrained(tmp_path / "base")
+    settings = ModelSettings(num_latents=2, trm=SMALL_TRM)
+    model = SmolLMv3WithTRM.from_base(load_base(str(tmp_path / "base")), settings=settings)
+    model.save_pretrained(tmp_path / "model")
+    assert model.settings.base == str(tmp_path / "base")
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model").config.model_type == "llama"
+
+
+def test_a_base_without_a_name_is_asked_for_unless_it_goes_along(tmp_path):
+    def model(**settings) -> SmolLMv3WithTRM:
+        base = nameless_base("smollm3", TOKENIZER), TOKENIZER
+        return SmolLMv3WithTRM.from_base(base, settings=ModelSettings(num_latents=2, trm=SMALL_TRM, **settings))
+
+    model().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="trained on a base without a name: give it as model_name=") as caught:
+        SmolLMv3WithTRM.from_pretrained(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    base = nameless_base("smollm3", TOKENIZER), TOKENIZER
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model", model_name=base).num_latents == 2
+    model(base_training="full").save_pretrained(tmp_path / "whole")
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "whole").settings.base == ""
+    assert "# Latent reasoning with a base of its own" in model_card(tmp_path / "whole")
+    assert model(base="me/base").settings.base == "me/base", "what the caller says stands where the base says nothing"

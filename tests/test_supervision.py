@@ -117,21 +117,32 @@ def test_under_answer_a_row_should_halt_where_its_tokens_are_right(monkeypatch):
     right = torch.tensor([True, False, True])
     monkeypatch.setattr("smollm_trm.training.module.rows_all_right", lambda logits, labels: right)
     expected = 0.5 * halting_losses(output.halting_logit, right).mean()
-    assert torch.allclose(module.halting_part(batch, 5, output, 2), expected)
+    assert torch.allclose(module.halting_part(output, 2, None), expected)
 
 
-def test_under_steps_a_row_should_halt_within_one_percent_of_its_best_step(monkeypatch):
+def test_under_steps_a_row_should_halt_within_one_percent_of_its_best_step():
     module = make_module(target="steps")
     batch = make_batch(module.model, ROWS[:3])
     output = module.model(**batch)
     losses = torch.tensor([[2.0, 3.0, 1.009], [1.005, 2.0, 1.0], [1.0, 2.5, 4.0]])  # (steps, rows)
-    monkeypatch.setattr(module, "losses_by_step", lambda batch: losses)
     for step, target in ((1, [False, False, True]), (2, [True, True, True]), (3, [True, False, False])):
         expected = 0.5 * halting_losses(output.halting_logit, torch.tensor(target)).mean()
-        assert torch.allclose(module.halting_part(batch, 16, output, step), expected)
-    assert module.halting_part(batch, 17, output, 1) == 0  # on every 16th batch only
-    module.halting_part(batch, 17, output, 1).backward()
+        assert torch.allclose(module.halting_part(output, step, losses), expected)
+    assert module.halting_part(output, 1, None) == 0  # a batch whose steps were not compared
+    module.halting_part(output, 1, None).backward()
     assert module.model.reasoner.halting_head.weight.grad is not None  # as DDP asks
+
+
+@pytest.mark.parametrize("supervise", ["one", "all"])
+def test_the_steps_are_compared_once_on_every_16th_batch(supervise, monkeypatch):
+    module, asked = make_module(target="steps", supervise=supervise), []
+    batch = make_batch(module.model, ROWS[:3])
+    losses_by_step = module.losses_by_step
+    monkeypatch.setattr(module, "losses_by_step", lambda batch: asked.append(at) or losses_by_step(batch))
+    for at in (15, 16, 17):
+        module.on_train_batch_start(batch, at)
+        module.training_step(batch, at)
+    assert asked == [16]
 
 
 def test_the_losses_that_halting_compares_have_no_dropout():

@@ -9,11 +9,13 @@ import signal
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import Logger
 from runs import (
     DEV_ROWS,
     ROWS,
@@ -35,8 +37,16 @@ from smollm_trm.training.checkpoints import BestAndLatest
 from smollm_trm.training.loggers import build_loggers
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, schedule_factor
-from smollm_trm.training.parts import build_data, build_module, gather_splits, pick_intervals, pick_precision
+from smollm_trm.training.parts import (
+    build_data,
+    build_module,
+    check_fits,
+    gather_splits,
+    pick_intervals,
+    pick_precision,
+)
 from smollm_trm.training.settings import TrainSettings
+from smollm_trm.training.train import checkpoint_to_resume, train_gsm8k
 from smollm_trm.training.watch import NonFiniteGuard
 
 # The dev loss is made to rise after step 5: the run ends early, and its best checkpoint is not its last.
@@ -225,6 +235,17 @@ def test_the_recursions_rate_is_divided_by_the_calls_that_its_gradient_goes_thro
     assert {rates[id(p)] for p in model.base_model.parameters() if p.requires_grad} == {1e-4}
 
 
+def test_the_reasoner_learns_five_times_as_fast_as_the_adapter_unless_told_otherwise(watched):
+    model = watched.module.model
+    optimizer = build_optimizer(
+        base=model.base_model, reasoner=model.reasoner, settings=OptimizerSettings(learning_rate=1e-3)
+    )
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["trm"] == rates["trm_no_decay"] == 5 * rates["lora"] == 5e-3
+    assert TrainSettings(learning_rate=1e-3).optimizer_settings().reasoner_rate == 5e-3
+    assert TrainSettings(learning_rate=1e-3, trm_learning_rate=1e-4).optimizer_settings().reasoner_rate == 1e-4
+
+
 # What the run leaves
 
 
@@ -286,7 +307,20 @@ def test_a_finished_run_returns_its_model_without_training(watched, monkeypatch)
     assert trainer.global_step == len(watched.steps)
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0.2}, {"num_latents": 4}, {"trm_kwargs": {"dim": 8}}])
+def test_without_a_latent_span_its_settings_may_change(base, tmp_path):
+    def resumed(**settings: Any) -> Path | None:
+        return checkpoint_to_resume(TrainSettings(model_name=base, **settings), tmp_path, split="rows")
+
+    resumed(use_trm=False)
+    (tmp_path / "results.json").write_text("{}")
+    unused = {"num_latents": 4, "trm_kwargs": {"dim": 8}, "reasoner": "static", "trm_learning_rate": 0.1}
+    assert resumed(use_trm=False, **unused, supervise="all", read_with_adapter=False) is None
+    for change, name in (({"use_trm": False, "lora_kwargs": {"r": 3}}, "lora_kwargs"), ({}, "use_trm")):
+        with pytest.raises(ValueError, match=f"holds a run with {name}="):
+            resumed(**change)
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.2}, {"num_latents": 4}, {"trm_kwargs": {**TINY_TRM, "dim": 8}}])
 def test_other_settings_are_refused_by_name(watched, change):
     with pytest.raises(ValueError, match=f"holds a run with {next(iter(change))}=.*resume='never'"):
         train_tiny(watched.base, watched.folder, **{**RUN, **change})
@@ -444,10 +478,86 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(base, t
 # Parts
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trm_kwargs": {"n_heads": 7}}, "n_heads=7 must divide the width"),
+        ({"trm_kwargs": {"dim": 100}}, "must divide the width 100|width 100|dim 100|100"),
+        ({"trm_kwargs": {**TINY_TRM, "compression_heads": 3}}, "heads"),
+        ({"reasoner": "compressor", "trm_kwargs": {"compression_heads": 7}}, "heads"),
+        ({"num_latents": 512}, "num_latents=512: max_length=512 leaves no room for more"),
+    ],
+)
+@pytest.mark.parametrize("place", ["base", "tiny"])
+def test_what_cannot_be_is_refused_before_rows_and_weights_are_loaded(base, place, change, message, monkeypatch):
+    monkeypatch.setattr("smollm_trm.training.train.gather_splits", lambda *_: pytest.fail("it loaded the rows"))
+    with pytest.raises(ValueError, match=message) as caught:
+        train_gsm8k(model_name=base if place == "base" else "tiny", output_dir="never", **change)
+    assert "\n" not in str(caught.value) and not Path("never").exists()
+
+
+def test_what_fits_is_let_through_without_a_draw_and_a_baseline_is_not_looked_at(base):
+    state = torch.get_rng_state()
+    for name, trm in ((base, TINY_TRM), ("tiny", {})):
+        for reasoner in ("trm", "compressor", "static"):
+            check_fits(TrainSettings(model_name=name, trm_kwargs=trm, reasoner=reasoner))
+    assert torch.equal(state, torch.get_rng_state())
+    check_fits(TrainSettings(model_name="nowhere", use_trm=False, num_latents=512))
+    with pytest.raises(ValueError, match="no config.json in that folder"):
+        check_fits(TrainSettings(model_name="./nowhere"))
+
+
+class StandInForWandb(Logger):
+    """Lightning's `WandbLogger` as far as a run uses it: it joins a run of the process that is still open."""
+
+    open_run: dict | None = None
+    runs: list[dict] = []
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options, self._experiment = options, None
+
+    name = version = "wandb"
+
+    @property
+    def experiment(self) -> Any:
+        kind = type(self)
+        if self._experiment is None:
+            if kind.open_run is None:
+                kind.open_run = self.options
+                kind.runs.append(self.options)
+            self._experiment = SimpleNamespace(finish=lambda: setattr(kind, "open_run", None))
+        return self._experiment
+
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        assert self.experiment and self.open_run is self.options, "it lands in another run"
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None:
+        pass
+
+
+def test_every_run_at_wandb_is_one_of_its_own_and_one_for_all_its_sittings(base, tmp_path, monkeypatch):
+    kind = type("WandbLogger", (StandInForWandb,), {"runs": [], "open_run": None})
+    monkeypatch.setenv("WANDB_API_KEY", "a key")
+    monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", kind)
+    monkeypatch.chdir(tmp_path)
+    options = {"wandb_project": "project", "num_epochs": 1}
+    for folder, seed in (("one", 1), ("two", 1), (tmp_path / "one", 1), ("three", 2)):
+        train_tiny(base, Path(folder), seed=seed, **options)
+        assert kind.open_run is None, "it was not finished"
+    first, second, again, third = (run["id"] for run in kind.runs)
+    assert first == again and len({first, second, third}) == 3
+    assert all(run["resume"] == "allow" and run["project"] == "project" for run in kind.runs)
+    monkeypatch.setattr(SmolLMTRMLightningModule, "training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_tiny(base, tmp_path / "four", **options)
+    assert kind.open_run is None and len(kind.runs) == 5
+
+
 def test_no_logger_ever_asks_for_a_key(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("it asked"))
-    loggers = build_loggers(tmp_path, first_step=0, wandb_project="project", wandb_name=None)
+    loggers = build_loggers(tmp_path, first_step=0, wandb=("project", None), seed=0)
     assert [type(logger).__name__ for logger in loggers] == ["KeptCSVLogger", "TensorBoardLogger"]
     assert "WANDB_API_KEY is not" in caplog.text
 
@@ -458,7 +568,7 @@ def test_a_key_without_wandb_itself_costs_a_message_only(tmp_path, monkeypatch, 
 
     monkeypatch.setenv("WANDB_API_KEY", "a key")
     monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", missing)
-    assert len(build_loggers(tmp_path, first_step=0, wandb_project="project", wandb_name=None)) == 2
+    assert len(build_loggers(tmp_path, first_step=0, wandb=("project", None), seed=0)) == 2
     assert "wandb is not installed: losses go to" in caplog.text and "a key" not in caplog.text
 
 
@@ -562,6 +672,20 @@ def test_trainer_test_agrees_with_evaluate_gsm8k(watched, monkeypatch):
     assert found == pytest.approx(expected["accuracy"]) == pytest.approx(4 / 7)
     longest = max(len(module.model.encoder.encode_completion(row["answer"])) for row in rows)
     assert len(set(asked)) == 1 and asked[0] >= longest
+
+
+def test_the_official_evaluation_computes_as_every_other_does(watched, tmp_path, monkeypatch):
+    seen = []
+
+    def evaluated(model, rows, **options):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return evaluate_gsm8k(model, rows, progress=False)
+
+    monkeypatch.setattr("smollm_trm.training.module.evaluate_gsm8k", evaluated)
+    quiet = {"logger": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, precision="bf16-mixed", **quiet)
+    trainer.test(watched.module, dataloaders=DataLoader([ROWS[36:38]], batch_size=None), verbose=False)
+    assert seen == [False]
 
 
 def test_a_test_in_several_batches_keeps_them_apart(watched, tmp_path):

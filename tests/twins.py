@@ -35,6 +35,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_base(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A base in memory, under a name that the Hub does not know."""
+    base = nameless_base(architecture, tokenizer)
+    base.config.name_or_path = f"twins/{architecture}"
+    return base
+
+
+def nameless_base(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     shape = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
     decoder = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     torch.manual_seed(1)

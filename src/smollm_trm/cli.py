@@ -29,6 +29,7 @@ def evaluate(
     latents: str = "own",
     samples_per_problem: int = 1,
     target: str = "steps",
+    prompt_format: str = "plain",
     seed: int = 42,
     output_dir: str | None = None,
 ) -> None:
@@ -45,6 +46,7 @@ def evaluate(
         latents: "own", or "shuffled" (each problem gets another's latents: a control).
         samples_per_problem: above 1, answers are sampled and the commonest counts.
         target: what an untuned base is to write, "steps" or "answer".
+        prompt_format: how an untuned base is asked, "plain" or "chat".
         seed: of the split, the sampling and the shuffle.
         output_dir: results and predictions go here; None puts them beside the model.
     """
@@ -54,7 +56,7 @@ def evaluate(
     from smollm_trm.hub import add_evaluation
 
     rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=[model])
-    loaded = load_for_evaluation(model, target=target)
+    loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
     name = part if dataset_path is None else Path(dataset_path).stem
     saved = saved_folder(model)
     beside = Path("outputs") / Path(model).name if saved is None else Path(model)
@@ -83,9 +85,10 @@ def evaluate(
         f"{100 * result['strict_accuracy']:.1f}%"
     )
     if halting is not None:
+        judged = "right answers" + (", though trained on losses" if loaded.settings.target == "steps" else "")
         auroc = "not defined (all alike)" if halting["auroc"] is None else f"{halting['auroc']:.2f}"
         print(
-            f"halting head: AUROC {auroc} (base rate {halting['base_rate']:.2f}), would stop after "
+            f"halting head: AUROC {auroc} for {judged} (base rate {halting['base_rate']:.2f}), would stop after "
             f"{halting['mean_steps']:.1f} of {halting['steps']} steps"
         )
     print(f"results in {folder / f'{stem}.json'}")
@@ -100,6 +103,7 @@ def compare(
     max_samples: int | None = None,
     batch_size: int = 32,
     target: str = "steps",
+    prompt_format: str = "plain",
     seed: int = 42,
     output_dir: str = "outputs/comparison",
 ) -> None:
@@ -114,6 +118,7 @@ def compare(
         max_samples: only the first so many problems; None for all.
         batch_size: problems generated at once.
         target: what an untuned base is to write, "steps" or "answer".
+        prompt_format: how an untuned base is asked, "plain" or "chat".
         seed: of the split and the shuffle.
         output_dir: predictions, table and plot go here.
     """
@@ -127,19 +132,25 @@ def compare(
     places = list(models.values())
     rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=places)
     folder = Path(output_dir)
-    results: dict[str, dict] = {}
-    loaded = None
+    results, loaded = {}, None
     for name, place in models.items():
         print(name)
         del loaded  # or two bases stand in memory at once
-        loaded = load_for_evaluation(place, target=target)
+        loaded = load_for_evaluation(place, target=target, prompt_format=prompt_format)
         results |= evaluate_arm(name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed)
     record = {"part": part, "seed": seed, "models": models, "split": split}
     comparison = report_comparison(results, folder, baseline=baseline or next(iter(models)), **record)
     print(f"{part}\n{comparison}\nplot in {folder / 'comparison.png'}")
 
 
-def ask(model: str, question: str, max_new_tokens: int = 256, temperature: float = 0.0, target: str = "steps") -> None:
+def ask(
+    model: str,
+    question: str,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    target: str = "steps",
+    prompt_format: str = "plain",
+) -> None:
     """Answer one question.
 
     Args:
@@ -148,12 +159,13 @@ def ask(model: str, question: str, max_new_tokens: int = 256, temperature: float
         max_new_tokens: tokens to generate at most.
         temperature: 0 is greedy.
         target: what an untuned base is to write, "steps" or "answer".
+        prompt_format: how an untuned base is asked, "plain" or "chat".
     """
     from smollm_trm.evaluation.loading import load_for_evaluation
 
     if not question.strip():
         raise ValueError("question: it is empty")
-    loaded = load_for_evaluation(model, target=target)
+    loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     print(loaded.generate_with_thinking(question, max_new_tokens=max_new_tokens, **sampling).strip())
 

@@ -92,6 +92,7 @@ def run_demo(
             use_trm=use_trm,
             target="answer",
             learning_rate=1e-3,
+            trm_learning_rate=2e-3,
             max_steps=size.arm_steps,
             val_check_interval=size.arm_steps // 2,
             save_every_n_steps=size.arm_steps // 2,

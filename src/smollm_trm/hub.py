@@ -1,7 +1,6 @@
 """Share a saved model: a card that states what was measured, and the upload."""
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from smollm_trm.models.storage import SETTINGS_FILE, read_notes, read_settings
-from smollm_trm.records import write_json, write_text
-
-logger = logging.getLogger(__name__)
+from smollm_trm.records import first_line, write_json, write_text
 
 PACKAGE = "smollm_trm"
 UPLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
@@ -48,6 +45,7 @@ def model_card(folder: str | Path) -> str:
         if settings.reasoner
         else "no latent span (the baseline)"
     )
+    base = Path(settings.base).name or "a base of its own"
     header = {
         "base_model": settings.base,
         "library_name": "smollm-trm",
@@ -62,8 +60,8 @@ def model_card(folder: str | Path) -> str:
     measured = "\n".join(f"- {line}" for line in measured_lines(notes))
     return (
         f"---\n{json.dumps(header, indent=2)}\n---\n\n"
-        f"# Latent reasoning with {Path(settings.base).name}\n\n"
-        f"{Path(settings.base).name} with {span}, base weights: {settings.base_training}, "
+        f"# Latent reasoning with {base}\n\n"
+        f"{base} with {span}, base weights: {settings.base_training}, "
         f"target: {settings.target}.\n\n"
         f"## What was measured\n\n{measured}\n\nThe dev part may have picked the checkpoint; only a figure named "
         "`test` is the official test set.\n\n"
@@ -116,8 +114,7 @@ def push_model(
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(UPLOADED))
     except Exception as error:  # whatever the Hub's client and its transport raise, by version
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"could not push to {repo_id}: {reason}; log in with `hf auth login` or set HF_TOKEN"
+            f"could not push to {repo_id}: {first_line(error)}; log in with `hf auth login` or set HF_TOKEN"
         ) from error
     return files

@@ -77,6 +77,11 @@ def run_record() -> dict[str, Any]:
     }
 
 
+def first_line(error: Exception) -> str:
+    """An error's message without its explanations."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file or a folder whole, or leave what was there: to a name beside it, flushed to disk, renamed.
 
@@ -98,7 +103,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
                 os.fsync(written.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise OSError(
             f"could not write {path}: {reason}; free some disk space or choose another output folder"
         ) from error
@@ -107,9 +112,11 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it is there; a file is emptied first, since a mounted Drive keeps it as trash."""
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
+        if not path.is_symlink():
+            os.truncate(path, 0)
         path.unlink()
 
 

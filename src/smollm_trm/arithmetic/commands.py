@@ -19,7 +19,7 @@ from smollm_trm.arithmetic.files import (
 from smollm_trm.arithmetic.interactive import converse
 from smollm_trm.arithmetic.model import choose_device, load_arithmetic_model
 from smollm_trm.arithmetic.report import format_evaluation, plot_evaluation
-from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
+from smollm_trm.arithmetic.settings import apply_preset
 from smollm_trm.arithmetic.training import train_sums
 from smollm_trm.records import run_record
 
@@ -77,25 +77,25 @@ def generate_arithmetic(
 def train_arithmetic(
     *,
     preset: str | None = None,
-    model_size: str = "small",
+    model_size: str | None = None,
     max_length: int = 128,
-    batch_size: int = 32,
-    eval_batch_size: int = 64,
-    optimizer: str = "adamw",
-    learning_rate: float = 1e-4,
+    batch_size: int | None = None,
+    eval_batch_size: int | None = None,
+    optimizer: str | None = None,
+    learning_rate: float | None = None,
     weight_decay: float = 0.01,
     num_epochs: int = 10,
-    max_steps: int = -1,
-    warmup_steps: int = 500,
-    problem_weight: float = 1.0,
-    one_column_repeats: int = 1,
+    max_steps: int | None = None,
+    warmup_steps: int | None = None,
+    problem_weight: float | None = None,
+    one_column_repeats: int | None = None,
     data_dir: str = "data",
     output_dir: str = "checkpoints",
-    num_workers: int = 4,
-    save_steps: int = 1000,
-    eval_steps: int = 1000,
-    eval_examples: int = -1,
-    logging_steps: int = 100,
+    num_workers: int | None = None,
+    save_steps: int | None = None,
+    eval_steps: int | None = None,
+    eval_examples: int | None = None,
+    logging_steps: int | None = None,
     fp16: bool = False,
     no_wandb: bool = False,
     seed: int = 42,
@@ -103,55 +103,33 @@ def train_arithmetic(
     """Train a decoder on sums; a run found in the output folder is gone on with.
 
     Args:
-        preset: "fast" for two CPU cores: its values stand wherever an option is left at its default.
-        model_size: "small" (2.1M parameters), "medium" (12.6M), "large" (25.2M) or "tiny" (0.4M).
+        preset: "fast" for two CPU cores: its values stand wherever an option is not given.
+        model_size: "small" (2.1M parameters, the default), "medium" (12.6M), "large" (25.2M) or "tiny" (0.4M).
         max_length: tokens of the model's context.
-        batch_size: examples of an optimizer step.
-        eval_batch_size: examples of a batch in validation and test.
-        optimizer: "adamw", or "muon" for the blocks' matrices with adamw for the rest.
-        learning_rate: peak of the schedule (warm-up, then cosine).
+        batch_size: examples of an optimizer step (default 32).
+        eval_batch_size: examples of a batch in validation and test (default 64).
+        optimizer: "adamw", or "muon" for the blocks' matrices with adamw for the rest (default adamw).
+        learning_rate: peak of the schedule, warm-up and then cosine (default 1e-4).
         weight_decay: decoupled, as in AdamW.
         num_epochs: passes over the training part.
-        max_steps: optimizer steps; -1 leaves it to num_epochs.
-        warmup_steps: steps of the linear rise.
-        problem_weight: weight of the problem's own tokens in the loss.
-        one_column_repeats: how often an epoch shows a sum of one column, where the others have a chain.
+        max_steps: optimizer steps; -1 leaves it to num_epochs (default -1).
+        warmup_steps: steps of the linear rise (default 500).
+        problem_weight: weight of the problem's own tokens in the loss (default 1.0).
+        one_column_repeats: how often an epoch shows a sum of one column, where the others have a chain (default 1).
         data_dir: folder of train.json, val.json and test.json.
         output_dir: where everything is written.
-        num_workers: processes that prepare batches; never more than there are cores.
-        save_steps: steps between checkpoints.
-        eval_steps: steps between validations.
-        eval_examples: validation examples, the first of the part; -1 takes all.
-        logging_steps: steps between lines of the log.
+        num_workers: processes that prepare batches; never more than there are cores (default 4).
+        save_steps: steps between checkpoints (default 1000).
+        eval_steps: steps between validations (default 1000).
+        eval_examples: validation examples, the first of the part; -1 takes all (default -1).
+        logging_steps: steps between lines of the log (default 100).
         fp16: mixed precision (GPU only).
         no_wandb: no Weights & Biases, even where there is a key.
         seed: fixes the first weights and the order of the batches.
     """
-    settings = SumTrainingSettings(
-        model_size=model_size,
-        max_length=max_length,
-        batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        num_epochs=num_epochs,
-        max_steps=max_steps,
-        warmup_steps=warmup_steps,
-        problem_weight=problem_weight,
-        one_column_repeats=one_column_repeats,
-        data_dir=data_dir,
-        output_dir=output_dir,
-        num_workers=num_workers,
-        save_steps=save_steps,
-        eval_steps=eval_steps,
-        eval_examples=eval_examples,
-        logging_steps=logging_steps,
-        fp16=fp16,
-        no_wandb=no_wandb,
-        seed=seed,
-    )
-    return format_evaluation(train_sums(apply_preset(preset, settings)))
+    options = dict(locals())
+    given = {name: value for name, value in options.items() if name != "preset" and value is not None}
+    return format_evaluation(train_sums(apply_preset(preset, given)))
 
 
 def evaluate_arithmetic(

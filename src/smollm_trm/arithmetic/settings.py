@@ -4,7 +4,8 @@ The fast preset is for two CPU cores: a decoder of 0.4M parameters, a high learn
 fixed number of steps. It reaches 99% exact match where the document's defaults are still at their start.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from smollm_trm.arithmetic.model import ARITHMETIC_SIZES
 from smollm_trm.arithmetic.optimizer import SUM_OPTIMIZERS
@@ -112,17 +113,16 @@ class SumTrainingSettings:
         return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
 
 
-def apply_preset(preset: str | None, settings: SumTrainingSettings) -> SumTrainingSettings:
-    """Put a preset's value wherever the document's default still stands; what was set by hand stays.
+def apply_preset(preset: str | None, given: dict[str, Any]) -> SumTrainingSettings:
+    """The settings given by hand, then the preset's, then the document's defaults.
+
+    Args:
+        preset: its name; None for none.
+        given: what was set by hand, by name.
 
     Raises:
         ValueError: there is no such preset.
     """
-    if preset is None:
-        return settings
-    if preset not in ARITHMETIC_PRESETS:
+    if preset not in (None, *ARITHMETIC_PRESETS):
         raise ValueError(f"preset is {preset!r}, but must be one of {', '.join(ARITHMETIC_PRESETS)}")
-    chosen = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    untouched = {field.name for field in fields(settings) if chosen[field.name] == field.default}
-    chosen |= {name: value for name, value in ARITHMETIC_PRESETS[preset].items() if name in untouched}
-    return SumTrainingSettings(**chosen)
+    return SumTrainingSettings(**{**ARITHMETIC_PRESETS.get(preset, {}), **given})

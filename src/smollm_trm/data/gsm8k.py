@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smollm_trm.data.rows import check_row, normalize_question, read_jsonl
+from smollm_trm.records import first_line
 
 gsm8k_log = logging.getLogger("smollm_trm.data.gsm8k")
 
@@ -108,9 +109,8 @@ def download_gsm8k() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     try:
         official = datasets.load_dataset(GSM8K_ON_THE_HUB, "main")
     except Exception as error:  # the libraries below raise many kinds; to the user all mean the same
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"GSM8K could not be loaded from the Hub ({reason}); without a network, {GSM8K_USE_A_FOLDER}."
+            f"GSM8K could not be loaded from the Hub ({first_line(error)}); without a network, {GSM8K_USE_A_FOLDER}."
         ) from error
     train, test = (
         [check_row(row, where=f"{GSM8K_ON_THE_HUB} {part}, row {at}") for at, row in enumerate(rows, start=1)]

@@ -73,7 +73,8 @@ class PromptEncoder:
         tokenizer: of the base model.
         num_latents: slots in the think block; 0 writes `<think></think>`.
         target: "steps" supervises the step-by-step solution and `#### n`; "answer" supervises `#### n` at once.
-        prompt_format: "plain" is `Question: ... Answer:`; "chat" is the tokenizer's chat template, without its date.
+        prompt_format: "plain" is `Question: ... Answer:`; "chat" is the tokenizer's chat template, without its date;
+            "bare" is the question itself, and the answer without `####`, for a vocabulary that has nothing else.
         keep_annotations: leave GSM8K's calculator annotations `<<48/2=24>>` in the completion.
     """
 
@@ -86,13 +87,15 @@ class PromptEncoder:
     def __post_init__(self) -> None:
         if self.target not in ("steps", "answer"):
             raise ValueError(f"target={self.target!r}: choose 'steps' or 'answer'")
-        if self.prompt_format not in ("plain", "chat"):
-            raise ValueError(f"prompt_format={self.prompt_format!r}: choose 'plain' or 'chat'")
+        if self.prompt_format not in ("plain", "chat", "bare"):
+            raise ValueError(f"prompt_format={self.prompt_format!r}: choose 'plain', 'chat' or 'bare'")
 
     def question_text(self, question: str) -> str:
         """The prompt's text up to and including `<think>`."""
         if self.prompt_format == "plain":
             return f"Question: {question}\nAnswer: {THINK_OPEN}"
+        if self.prompt_format == "bare":
+            return question + THINK_OPEN
         messages = [{"role": "user", "content": question}]
         if "/system_override" in (self.tokenizer.chat_template or ""):
             messages.insert(0, {"role": "system", "content": "/system_override"})  # or the date gets in
@@ -106,8 +109,8 @@ class PromptEncoder:
         if slot in ids:
             prompt_log.warning("left the latent slot's own token out of a question: %.60r", question)
             ids = [token for token in ids if token != slot]
-        starts_with_bos = self.prompt_format == "plain" and getattr(self.tokenizer, "add_bos_token", False)
-        return [self.tokenizer.bos_token_id, *ids] if starts_with_bos else ids
+        bos = [self.tokenizer.bos_token_id]  # some tokenizers write it without saying so in add_bos_token
+        return bos + ids if self.prompt_format == "plain" and self.tokenizer("x")["input_ids"][:1] == bos else ids
 
     def encode_span(self) -> list[int]:
         """Ids of the slots and of `</think>`."""
@@ -121,7 +124,7 @@ class PromptEncoder:
     def completion_text(self, answer: str) -> str:
         """What the model is to write after `</think>`, without the end of text."""
         if self.target == "answer":
-            return f" #### {gold_answer(answer)}"
+            return gold_answer(answer) if self.prompt_format == "bare" else f" #### {gold_answer(answer)}"
         return " " + (answer if self.keep_annotations else strip_annotations(answer)).strip()
 
     def encode_completion(self, answer: str) -> list[int]:

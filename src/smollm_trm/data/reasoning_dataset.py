@@ -16,6 +16,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from smollm_trm.data.rows import check_row, read_csv, read_json_list, read_jsonl
+from smollm_trm.records import first_line
 
 OWN_DATA_READERS = {".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv}
 _BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\d+)?\s?%?\.?")
@@ -71,9 +72,8 @@ def rows_on_the_hub(name: str, *, hub_config: str | None, hub_split: str) -> Ite
     try:
         part = datasets.load_dataset(name, hub_config, split=hub_split)
     except Exception as error:  # the libraries below raise many kinds; to the user all mean the same
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"{name}: could not be loaded from the Hub ({reason}); without a network, name a local file."
+            f"{name}: could not be loaded from the Hub ({first_line(error)}); without a network, name a local file."
         ) from error
     return ((f"{name} {hub_split}, row {at}", row) for at, row in enumerate(part, start=1))
 

@@ -14,6 +14,7 @@ from smollm_trm.evaluation.statistics import PairedDifference, paired_difference
 
 SHUFFLED_SUFFIX = ", latents shuffled"
 LATENTS_MATTER_BELOW = 0.01  # p-value of "shuffling changes nothing"
+CUT_OFF_NOTED_ABOVE = 0.02
 _TABLE_HEAD = ("arm", "n", "accuracy [95%]", "strict", "difference [95%]", "p", "latents")
 
 
@@ -37,6 +38,8 @@ class ComparedArm:
     """This arm minus the baseline, paired; None for the baseline."""
     against_shuffled: PairedDifference | None
     """Its shuffled twin minus this arm, paired; None without a twin."""
+    cut_off: float = 0.0
+    """Share of its texts that used all tokens without ending."""
 
     @property
     def latents_are_used(self) -> bool | None:
@@ -100,9 +103,11 @@ class Comparison:
         return rows
 
     def _legend(self) -> str:
+        cut = [f" {arm.name}: {100 * arm.cut_off:.0f}%" for arm in self.arms if arm.cut_off > CUT_OFF_NOTED_ABOVE]
+        note = f" Texts cut off by max_new_tokens:{','.join(cut)}." if cut else ""
         return (
             f"Differences from '{self.baseline}', paired by problem (Newcombe); p: exact McNemar test. "
-            f"Latents are ignored where shuffling them between problems leaves p > {LATENTS_MATTER_BELOW}."
+            f"Latents are ignored where shuffling them between problems leaves p > {LATENTS_MATTER_BELOW}.{note}"
         )
 
 
@@ -152,6 +157,7 @@ def compare_arms(
     for name, result in loaded.items():
         correct, total = sum(grades[name]), len(grades[name])
         against = None if name == baseline else paired_difference(grades[name], grades[baseline])
+        texts = total * result.get("settings", {}).get("samples_per_problem", 1)
         twin = paired_difference(grades[shuffled[name]], grades[name]) if name in shuffled else None
         arms.append(
             ComparedArm(
@@ -163,6 +169,7 @@ def compare_arms(
                 strict_accuracy=result.get("strict_accuracy"),
                 against_baseline=against,
                 against_shuffled=twin,
+                cut_off=result.get("cut_off", 0) / texts,
             )
         )
     return Comparison(arms=tuple(arms), baseline=baseline)

@@ -62,8 +62,8 @@ def evaluate_gsm8k(
 
     Returns:
         `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `examples` (the first 10),
-        `tokens_per_second`, `seconds`, `correct_by_problem`, `settings` (with the problems' fingerprint), `device`,
-        `precision` and more; all of it JSON.
+        `tokens_per_second`, `seconds`, `cut_off` (texts that used all tokens without ending), `correct_by_problem`,
+        `settings` (with the problems' fingerprint), `device`, `precision` and more; all of it JSON.
 
     Raises:
         ValueError: no problems, a row without a final number, an impossible setting, or another evaluation's file.
@@ -76,6 +76,7 @@ def evaluate_gsm8k(
     generation_kwargs["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
     sampled = generation_kwargs["do_sample"]
+    exact = device_and_precision(model)["precision"] in (None, "float32")
     settings = {
         "problems": split_fingerprint(rows),
         "total": len(rows),
@@ -84,7 +85,7 @@ def evaluate_gsm8k(
         "num_latents": getattr(model, "num_latents", None),
         "samples_per_problem": samples_per_problem,
         "seed": seed if sampled or donors else None,
-        "batch_size": batch_size if sampled else None,  # greedy texts do not depend on it
+        "batch_size": batch_size if sampled or not exact else None,  # what greedy texts in fp32 do not depend on
         "generation": {name: _as_json(value) for name, value in sorted(generation_kwargs.items())},
     }
     file = PredictionFile(settings=settings, path=predictions_path)
@@ -194,9 +195,11 @@ def _answer(
     lines = []
     for at, row in enumerate(rows):
         own = texts[at * samples : (at + 1) * samples]
-        tokens = sum(len(ids) + 1 for ids in model.tokenizer(own)["input_ids"])  # and its end of text
+        lengths = [len(ids) for ids in model.tokenizer(own, add_special_tokens=False)["input_ids"]]
+        cut_off = sum(length >= options["max_new_tokens"] for length in lengths)
+        counts = {"tokens": sum(lengths) + samples, "cut_off": cut_off}  # each with its end of text
         line = {"question": row["question"], "gold": gold_answer(row["answer"]), "texts": own}
-        lines.append({**line, "tokens": tokens, "seconds": seconds})
+        lines.append({**line, **counts, "seconds": seconds})
     return lines
 
 

@@ -43,7 +43,8 @@ def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right
         was_right: their grades, after all supervision steps.
 
     Returns:
-        `auroc` of the last step's probability against the grades (0.5: knows nothing), `base_rate` of right answers,
+        `auroc` of the last step's probability against the grades (0.5: knows nothing; under `target="steps"` the head
+        was trained on the loss of its step, not on right and wrong), `base_rate` of right answers,
         `steps` of a full thought, `mean_steps` until the first probability of one half, and `steps_saved` as a share.
     """
     probabilities = halting_probabilities(model, [row["question"] for row in rows[: len(was_right)]])

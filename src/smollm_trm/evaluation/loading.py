@@ -1,6 +1,6 @@
 """The model and the problems that a command names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from huggingface_hub import file_exists
 
 from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
+from smollm_trm.models.assembly import local_folder
 from smollm_trm.models.loading import default_device, default_dtype
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import SETTINGS_FILE, ModelSettings, read_notes
@@ -19,19 +20,24 @@ def saved_folder(model: str) -> Path | None:
     return next((folder for folder in candidates if (folder / SETTINGS_FILE).is_file()), None)
 
 
-def load_for_evaluation(model: str, *, target: str = "steps") -> SmolLMv3WithTRM:
+def saved_or_downloaded(model: str) -> Path | None:
+    """The folder of a saved model here or on the Hub; None for a base model."""
+    if (folder := saved_folder(model)) is not None or Path(model).exists():
+        return folder
+    return local_folder(model) if is_saved_on_the_hub(model) else None
+
+
+def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str = "plain") -> SmolLMv3WithTRM:
     """A saved model (a folder, or a name on the Hub), or an untuned base by name or folder (then without latents).
 
     Args:
         model: a folder that `save_pretrained` or training wrote, a saved model on the Hub, or a base model.
         target: what an untuned base is expected to write.
+        prompt_format: how an untuned base is asked.
     """
-    saved: str | Path | None = saved_folder(model)
-    if saved is None and not Path(model).exists() and is_saved_on_the_hub(model):
-        saved = model
-    if saved is not None:
+    if (saved := saved_or_downloaded(model)) is not None:
         return SmolLMv3WithTRM.from_pretrained(saved)
-    settings = ModelSettings(base_training="frozen", reasoner=None, target=target)
+    settings = ModelSettings(base_training="frozen", reasoner=None, target=target, prompt_format=prompt_format)
     return SmolLMv3WithTRM.from_base(model, settings=settings, dtype=default_dtype()).to(default_device()).eval()
 
 
@@ -45,10 +51,19 @@ def is_saved_on_the_hub(name: str) -> bool:
 
 def trained_split(model: str) -> dict[str, Any] | None:
     """The split that a saved model was trained on: source, seed and fingerprint; None where it does not say."""
-    folder = saved_folder(model)
-    if folder is None:
+    folder = saved_or_downloaded(model)
+    return None if folder is None else read_notes(folder).get("training", {}).get("split")
+
+
+def split_as_trained(
+    rows: Sequence[Mapping[str, str]], split: Mapping[str, Any]
+) -> tuple[list[dict[str, str]], list[dict[str, str]]] | None:
+    """Rows as (train, dev) where a model was trained on just these, wherever they lay; None where it was not."""
+    try:
+        parts = split_gsm8k(rows, seed=split["seed"])
+    except ValueError:  # too few to have been split
         return None
-    return read_notes(folder).get("training", {}).get("split")
+    return parts if split_fingerprint(*parts) == split["fingerprint"] else None
 
 
 def problems_of(
@@ -63,7 +78,7 @@ def problems_of(
         data_dir: GSM8K's folder.
         dataset_path: own data in place of GSM8K; of a file that was trained on, only its dev part.
         seed: of the split, for models that do not say on which they were trained.
-        models: their folders; a dev part that is not the one they were trained beside is refused.
+        models: their folders or names on the Hub; a dev part that is not the one they were trained beside is refused.
     """
     if part not in ("dev", "test"):
         raise ValueError(f"part={part!r}: choose 'dev' or 'test'")
@@ -72,12 +87,15 @@ def problems_of(
     if dataset_path is not None:
         rows = list(ReasoningDataset(dataset_path))
         whole = {"source": dataset_path, "seed": None, "fingerprint": split_fingerprint(rows)}
-        if all(split["source"] != dataset_path for split in splits.values()):
-            return rows, whole
-        if part == "test" or len(seeds) > 1:
+        trained: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {}
+        for model, split in splits.items():
+            if (parts := split_as_trained(rows, split)) is not None:
+                trained[split["fingerprint"]] = parts[1], {**whole, **split, "source": dataset_path}
+            elif split["source"] == dataset_path:
+                raise ValueError(f"{model} was trained on {dataset_path}, which holds other problems now: give another")
+        if len(trained) > 1 or (trained and part == "test"):
             raise ValueError(f"{dataset_path} was trained on: evaluate its dev part, or give a file of test problems")
-        train, dev = split_gsm8k(rows, seed=min(seeds))
-        return dev, {**whole, "seed": min(seeds), "fingerprint": split_fingerprint(train, dev)}
+        return next(iter(trained.values()), (rows, whole))
     loaded = load_gsm8k(data_dir, seed=min(seeds))
     if part == "test":
         return loaded.gsm8k_final_test, loaded.summary

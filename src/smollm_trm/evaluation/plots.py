@@ -5,7 +5,6 @@ colour-blind readers can tell apart; arms and runs differ in more than colour.
 """
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from smollm_trm.evaluation.compare import Comparison
+from smollm_trm.records import write_whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -153,14 +153,6 @@ def _curve(columns: Mapping[str, list[tuple[int, float]]], names: Sequence[str])
 
 def _saved(figure: Figure, path: str | Path | None) -> Figure:
     """Write the figure as a PNG, if a path is given: the old file or the whole new one, never a part."""
-    if path is None:
-        return figure
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        FigureCanvasAgg(figure).print_png(str(unfinished))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    if path is not None:
+        write_whole(Path(path), lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
     return figure

@@ -42,7 +42,7 @@ def model_fingerprint(model: object) -> str:
 
 
 def graded_prediction(
-    index: int, question: str, gold: str, texts: Sequence[str], *, tokens: int, seconds: float
+    index: int, question: str, gold: str, texts: Sequence[str], *, tokens: int, seconds: float, cut_off: int = 0
 ) -> dict:
     """One problem's line: its texts, the answer that most of them give, and its grades.
 
@@ -53,6 +53,7 @@ def graded_prediction(
         texts: what the model wrote: one text, or several to vote.
         tokens: generated, over all texts.
         seconds: this problem's share of its batch's time.
+        cut_off: texts that had not ended when their tokens were used up.
     """
     answer = _majority([extract_answer(text) for text in texts])
     strict_answer = _majority([extract_strict_answer(text) for text in texts])
@@ -66,6 +67,7 @@ def graded_prediction(
         "strict_correct": strict_answer == gold,
         "tokens": tokens,
         "seconds": round(seconds, 6),
+        "cut_off": cut_off,
     }
 
 
@@ -159,6 +161,7 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
         "strict_accuracy": strict / total,
         "strict_correct": strict,
         "without_answer": sum(line["answer"] is None for line in lines),
+        "cut_off": sum(line.get("cut_off", 0) for line in lines),
         "seconds": seconds,
         "problems_per_second": total / seconds if seconds else None,
         "tokens": tokens,

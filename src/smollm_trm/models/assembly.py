@@ -23,6 +23,7 @@ from smollm_trm.models.storage import (
     write_settings,
 )
 from smollm_trm.models.tiny import build_tiny_model
+from smollm_trm.records import first_line
 
 SAVED_BASE = "base"
 """Folder in a saved model for a base that is nowhere else."""
@@ -72,11 +73,13 @@ def fresh_parts(
 ) -> ModelParts:
     """A base with a fresh adapter and a fresh reasoner; see `SmolLMv3WithTRM.from_base`."""
     if isinstance(model_name, str):
-        local = model_name != "tiny" and Path(model_name).exists()
-        settings = replace(settings, base=str(Path(model_name).resolve()) if local else model_name)
         base, tokenizer = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
+        name = model_name
     else:
         base, tokenizer = model_name
+        name = base.config.name_or_path or (settings.base if settings.base != ModelSettings.base else "")
+    local = name not in ("", "tiny") and Path(name).exists()
+    settings = replace(settings, base=str(Path(name).resolve()) if local else name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reasoner = reasoner_for(base, tokenizer, settings)
@@ -96,8 +99,7 @@ def local_folder(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(UPLOADED)))
     except Exception as error:  # whatever the Hub's client and its transport raise, by version
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name}: no such folder, and the Hub did not give it: {reason}") from error
+        raise ValueError(f"{name}: no such folder, and the Hub did not give it: {first_line(error)}") from error
 
 
 def saved_parts(
@@ -112,6 +114,8 @@ def saved_parts(
     settings, notes = read_settings(folder), read_notes(folder)
     beside = settings.base_training == "full" or settings.base == "tiny"
     model_name = model_name or (str(folder / SAVED_BASE) if beside else settings.base)
+    if not model_name:
+        raise ValueError(f"{folder} was trained on a base without a name: give it as model_name=(model, tokenizer)")
     if isinstance(model_name, str):
         dtype = default_dtype() if dtype == "auto" else dtype
         base, tokenizer = load_base(model_name, dtype=dtype)
@@ -129,8 +133,7 @@ def saved_parts(
     try:
         adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder}: the adapter does not fit this base: {reason}") from error
+        raise ValueError(f"{folder}: the adapter does not fit this base: {first_line(error)}") from error
     return ModelParts(adapted, tokenizer, reasoner, settings, notes)
 
 

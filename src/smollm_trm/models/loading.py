@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
+from smollm_trm.records import first_line
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 GPT2_ATTENTION = r".*\.attn\.(c_attn|c_proj)"
@@ -28,8 +30,9 @@ class LoraSettings:
     """Names of the linear layers to adapt; None takes the q, k, v and o projections."""
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"lora r={self.r}: must be at least 1")
+        for name in ("r", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"lora {name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora dropout={self.dropout}: must be in [0, 1)")
 
@@ -58,6 +61,20 @@ def device_and_precision(model: object) -> dict[str, str | None]:
     return {"device": device, "precision": str(first.dtype).removeprefix("torch.")}
 
 
+def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
+    """`kind.from_pretrained` of a base on the Hub or in a local folder; a refusal is one line."""
+    looks_local = model_name.startswith((".", "/", "~")) or Path(model_name).exists()
+    if looks_local and not (Path(model_name).expanduser() / "config.json").is_file():
+        raise ValueError(f"model_name={model_name!r}: no config.json in that folder; give a folder with a saved model")
+    try:
+        return kind.from_pretrained(str(Path(model_name).expanduser()) if looks_local else model_name, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"could not load the base model {model_name!r}: {first_line(error)} "
+            "(without a network, give model_name a local folder)"
+        ) from error
+
+
 def load_base(
     model_name: str, *, dtype: torch.dtype = torch.float32, tiny_texts: list[str] | None = None, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -77,20 +94,8 @@ def load_base(
             raise ValueError("model_name='tiny' makes its tokenizer from the training texts: pass a dataset")
         tokenizer = train_tiny_tokenizer(tiny_texts)
         return build_tiny_model(tokenizer, seed=seed).to(dtype), tokenizer
-    looks_local = model_name.startswith((".", "/", "~")) or Path(model_name).exists()
-    if looks_local and not (Path(model_name).expanduser() / "config.json").is_file():
-        raise ValueError(f"model_name={model_name!r}: no config.json in that folder; give a folder with a saved model")
-    source = str(Path(model_name).expanduser()) if looks_local else model_name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"could not load the base model {model_name!r}: {reason} "
-            "(without a network, give model_name a local folder)"
-        ) from error
-    return model, tokenizer
+    tokenizer = part_of_base(AutoTokenizer, model_name)
+    return part_of_base(AutoModelForCausalLM, model_name, dtype=dtype), tokenizer
 
 
 def adapt_base(base: PreTrainedModel, *, training: str, lora: LoraSettings) -> nn.Module:

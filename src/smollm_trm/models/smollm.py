@@ -339,7 +339,7 @@ class SmolLMv3WithTRM(nn.Module):
             generate_kwargs: anything `generate()` takes; greedy unless `do_sample=True`.
 
         Returns:
-            What was written after the think block, without special tokens: a text, or a list of them.
+            What was written after the think block, without special tokens: a text, or a list of several.
 
         Raises:
             ValueError: a question too long for the context; `rethink=True` with beams or a streamer.
@@ -347,4 +347,4 @@ class SmolLMv3WithTRM(nn.Module):
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
         options = {"latents_from": latents_from, "rethink": rethink, "n_steps": n_steps, "halting": halting}
         texts = generate_texts(self, questions, max_new_tokens=max_new_tokens, **options, **generate_kwargs)
-        return texts[0] if isinstance(prompts, str) else texts
+        return texts[0] if isinstance(prompts, str) and len(texts) == 1 else texts

@@ -18,6 +18,7 @@ SPECIAL_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",
 )
+TINY_HIDDEN_SIZE = 128
 WORD_PATTERN = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 
 
@@ -56,7 +57,7 @@ def train_tiny_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Pre
 def build_tiny_model(
     tokenizer: PreTrainedTokenizerFast,
     *,
-    hidden_size: int = 128,
+    hidden_size: int = TINY_HIDDEN_SIZE,
     n_layers: int = 2,
     n_heads: int = 4,
     intermediate_size: int = 384,

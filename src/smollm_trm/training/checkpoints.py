@@ -20,7 +20,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from smollm_trm.records import write_whole
+from smollm_trm.records import first_line, remove_path, write_whole
 from smollm_trm.training.watch import require_finite
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # whatever a damaged or foreign file makes the reader raise
             raise ValueError(f"{path}: not a checkpoint of this program ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """An error's message without its explanations."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
@@ -165,4 +160,4 @@ class BestAndLatest(Checkpoint):
         if trainer.is_global_zero:
             for step, path in checkpoints_by_step(self.folder).items():
                 if step < trainer.global_step and step not in needed:
-                    path.unlink(missing_ok=True)
+                    remove_path(path)

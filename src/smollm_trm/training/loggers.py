@@ -1,10 +1,11 @@
 """Where a run's figures go, and what of Lightning's own talk the user is spared."""
 
 import csv
+import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,14 @@ class KeptCSVLogger(CSVLogger):
         ]
 
 
-def build_loggers(folder: Path, *, first_step: int, wandb_project: str | None, wandb_name: str | None) -> list[Logger]:
+def build_loggers(folder: Path, *, first_step: int, wandb: tuple[str | None, str | None], seed: int) -> list[Logger]:
     """CSV always, TensorBoard where installed, Weights & Biases only where a key is set: nothing ever asks for one.
 
     Args:
         folder: of the run.
         first_step: optimizer steps made in earlier sittings.
-        wandb_project: project at Weights & Biases; None for none.
-        wandb_name: the run's name there.
+        wandb: project at Weights & Biases (None for none) and the run's name there.
+        seed: of the run; its sittings in a folder are one run there.
     """
     loggers: list[Logger] = [KeptCSVLogger(folder, first_step=first_step)]
     try:
@@ -95,13 +96,23 @@ def build_loggers(folder: Path, *, first_step: int, wandb_project: str | None, w
     except ModuleNotFoundError:
         logger.info("tensorboard is not installed: losses go to logs/metrics.csv only")
     missing = None if os.environ.get("WANDB_API_KEY") else "WANDB_API_KEY is not"
-    if wandb_project and missing is None:
+    if wandb[0] and missing is None:
         from pytorch_lightning.loggers import WandbLogger
 
         try:
-            loggers.append(WandbLogger(project=wandb_project, name=wandb_name, save_dir=str(folder)))
+            identity = hashlib.sha256(f"{folder.resolve()} {seed}".encode()).hexdigest()[:16]
+            run = {"project": wandb[0], "name": wandb[1], "id": identity, "resume": "allow"}
+            loggers.append(WandbLogger(save_dir=str(folder), **run))
         except ModuleNotFoundError:
             missing = "wandb is not installed"
-    if wandb_project and missing is not None:
+    if wandb[0] and missing is not None:
         logger.warning("wandb_project is set but %s: losses go to %s/logs/metrics.csv", missing, folder)
     return loggers
+
+
+def finish_wandb(loggers: Iterable[Logger]) -> None:
+    """End the run at Weights & Biases, or the next training of this process lands in it."""
+    for one in loggers:
+        if type(one).__name__ == "WandbLogger":
+            one.experiment.finish()
+            one._experiment = None  # `trainer.test` opens the run again

@@ -120,21 +120,21 @@ class SmolLMTRMLightningModule(LightningModule):
         else:
             step = self.draw_step()
             thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], n_steps=step)[-1:]
+        has_head = bool(thoughts) and thoughts[0].halting_logit is not None and self.model.encoder.target == "steps"
+        by_step = self.losses_by_step(batch) if has_head and batch_idx % HALTING_EVERY == 0 else None
         losses, halting = [], []
         for number, thought in enumerate(thoughts or [None], start=step or 1):
             output = self.model(**batch, thought=thought)
             supervised = output.labels != IGNORED_LABEL
             losses.append(self.global_mean(token_losses(output.logits, output.labels), supervised))
-            halting.append(self.halting_part(batch, batch_idx, output, number))
+            halting.append(self.halting_part(output, number, by_step))
         loss = torch.stack(losses).mean()
         self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
         if thoughts and len(batch["input_ids"]) > 1:
             self.log("latent_variation", latent_variation(thoughts[-1].latents))
         return loss + sum(halting) / len(halting)
 
-    def halting_part(
-        self, batch: dict[str, Tensor], batch_idx: int, output: ReasoningOutput, step: int
-    ) -> Tensor | float:
+    def halting_part(self, output: ReasoningOutput, step: int, by_step: Tensor | None) -> Tensor | float:
         """The halting head's loss, where there is one.
 
         Under `target="answer"` a row should stop where all its answer tokens are right. Under `target="steps"` it
@@ -142,18 +142,16 @@ class SmolLMTRMLightningModule(LightningModule):
         trained on every 16th batch only.
 
         Args:
-            batch: see `training_step`.
-            batch_idx: of the batch in its epoch.
             output: of the supervision step in training.
             step: its number, from 1.
+            by_step: see `losses_by_step`; None on the other batches.
         """
         if output.halting_logit is None:
             return 0.0
         if self.model.encoder.target == "answer":
             target = rows_all_right(output.logits.detach(), output.labels)
-        elif batch_idx % HALTING_EVERY == 0:
-            losses = self.losses_by_step(batch)
-            target = losses[step - 1] <= HALTING_TOLERANCE * losses.amin(0)
+        elif by_step is not None:
+            target = by_step[step - 1] <= HALTING_TOLERANCE * by_step.amin(0)
         else:
             return 0.0 * output.halting_logit.sum()  # so that the head has a gradient in every step, as DDP asks
         real = (output.labels != IGNORED_LABEL).any(1)
@@ -197,9 +195,10 @@ class SmolLMTRMLightningModule(LightningModule):
         path = Path(self.trainer.default_root_dir) / "evaluation" / f"trainer_test{f'_{share}' if share else ''}.jsonl"
         data = self.trainer.datamodule
         size, split = (32, None) if data is None else (data.eval_batch_size, data.splits.summary)
-        result = evaluate_gsm8k(
-            self.model, rows, batch_size=size, max_new_tokens=self.max_new_tokens, predictions_path=path
-        )
+        with torch.autocast(self.device.type, enabled=False):  # as elsewhere
+            result = evaluate_gsm8k(
+                self.model, rows, batch_size=size, max_new_tokens=self.max_new_tokens, predictions_path=path
+            )
         write_json(path.with_suffix(".json"), {"part": "test", "split": split, **result, **run_record()})
         self.log_mean("test_accuracy", result["accuracy"], len(rows))
 

@@ -15,8 +15,8 @@ class OptimizerSettings:
     learning_rate: float = 2e-4
     """Peak rate of the LoRA adapter (of all base weights, where those are trained)."""
     trm_learning_rate: float | None = None
-    """Peak rate of the reasoner; None takes `learning_rate`. The recursion's network, called many times per step, gets
-    this divided by its calls with gradient."""
+    """Peak rate of the reasoner; None takes five times `learning_rate`. The recursion's network, called many times per
+    step, gets this divided by its calls with gradient."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -36,6 +36,11 @@ class OptimizerSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: must be between 0 and 1")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay={self.weight_decay}: must be 0 or more")
+
+    @property
+    def reasoner_rate(self) -> float:
+        """Peak rate of the reasoner, which starts from nothing; the adapter starts from a trained model."""
+        return self.trm_learning_rate or 5 * self.learning_rate
 
 
 def schedule_factor(step: int, *, total_steps: int, settings: OptimizerSettings) -> float:
@@ -72,13 +77,13 @@ def build_optimizer(*, base: nn.Module, reasoner: nn.Module | None, settings: Op
 
     Args:
         base: its trainable parameters get `learning_rate`.
-        reasoner: its parameters get `trm_learning_rate`, see `reasoner_rates`; None for the baseline.
+        reasoner: its parameters get `reasoner_rate`, see `reasoner_rates`; None for the baseline.
         settings: rates, decay and betas.
     """
     groups = []
     parts = [("lora", list(base.parameters()), settings.learning_rate)]
     if reasoner is not None:
-        parts += reasoner_rates(reasoner, settings.trm_learning_rate or settings.learning_rate)
+        parts += reasoner_rates(reasoner, settings.reasoner_rate)
     for name, part, rate in parts:
         trainable = [parameter for parameter in part if parameter.requires_grad]
         matrices = [parameter for parameter in trainable if parameter.ndim >= 2]

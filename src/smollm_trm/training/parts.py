@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
+from transformers import AutoConfig
 
 from smollm_trm.data.answers import strip_annotations
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
-from smollm_trm.models.loading import default_dtype
+from smollm_trm.models.loading import default_dtype, part_of_base
+from smollm_trm.models.reasoners import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.tiny import TINY_HIDDEN_SIZE
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.loggers import build_loggers
@@ -23,6 +26,21 @@ from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import CollapseWarning, NonFiniteGuard, Speedometer
 
 Rows = Sequence[Mapping[str, str]]
+
+
+def check_fits(settings: TrainSettings) -> None:
+    """Refuse a reasoner that cannot be, by one line, before anything is loaded but the base's configuration."""
+    if not settings.use_trm:
+        return
+    if settings.num_latents >= settings.max_length:
+        raise ValueError(
+            f"num_latents={settings.num_latents}: max_length={settings.max_length} leaves no room for more"
+        )
+    name, trm = settings.model_name, settings.model_settings().trm
+    size = TINY_HIDDEN_SIZE if name == "tiny" else part_of_base(AutoConfig, name).hidden_size
+    with torch.device("meta"):
+        sizes = {"num_latents": settings.num_latents, "hidden_size": size, "anchor": torch.empty(size)}
+        build_reasoner(settings.reasoner, settings=trm, table_rms=1.0, **sizes)
 
 
 def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | None) -> GSM8KSplits:
@@ -172,7 +190,7 @@ def build_trainer(settings: TrainSettings, folder: Path, *, precision: str, n_ba
         callbacks=callbacks,
         plugins=[WholeCheckpointIO()],
         logger=build_loggers(
-            folder, first_step=first_step, wandb_project=settings.wandb_project, wandb_name=settings.wandb_name
+            folder, first_step=first_step, wandb=(settings.wandb_project, settings.wandb_name), seed=settings.seed
         ),
         default_root_dir=str(folder),
         use_distributed_sampler=False,

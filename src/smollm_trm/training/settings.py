@@ -41,7 +41,8 @@ class TrainSettings:
     target: str = "steps"
     """"steps" trains on the solution and `#### n`, "answer" on `#### n` at once."""
     prompt_format: str = "plain"
-    """"plain" (`Question: ... Answer:`) or "chat" (the tokenizer's chat template, without its date)."""
+    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template, without its date) or "bare" (the
+    question itself, and the answer without `####`: for the arithmetic model)."""
     keep_annotations: bool = False
     """Train on GSM8K's calculator annotations (`<<48/2=24>>`) too, in place of leaving them out."""
     batch_size: int = 2
@@ -55,7 +56,7 @@ class TrainSettings:
     learning_rate: float = 2e-4
     """Peak rate of the adapter."""
     trm_learning_rate: float | None = None
-    """Peak rate of the reasoner; None takes learning_rate."""
+    """Peak rate of the reasoner; None takes five times learning_rate."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     warmup_fraction: float = 0.1
@@ -117,13 +118,15 @@ class TrainSettings:
             "reasoner": ("trm", "compressor", "static"),
             "base_training": ("lora", "frozen", "full"),
             "target": ("steps", "answer"),
-            "prompt_format": ("plain", "chat"),
+            "prompt_format": ("plain", "chat", "bare"),
             "supervise": ("one", "all"),
             "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if "fsdp" in self.strategy or "deepspeed" in self.strategy:  # weights must be whole to be averaged and saved
+            raise ValueError(f"strategy={self.strategy!r}: it cuts weights into parts; choose 'ddp'")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         for name in ("val_check_interval", "gradient_clip"):

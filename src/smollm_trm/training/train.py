@@ -21,9 +21,17 @@ from smollm_trm.records import (
     write_whole,
 )
 from smollm_trm.training.checkpoints import WholeCheckpointIO, newest_good_checkpoint
-from smollm_trm.training.loggers import quiet_lightning
+from smollm_trm.training.loggers import finish_wandb, quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
-from smollm_trm.training.parts import Rows, build_data, build_module, build_trainer, gather_splits, pick_precision
+from smollm_trm.training.parts import (
+    Rows,
+    build_data,
+    build_module,
+    build_trainer,
+    check_fits,
+    gather_splits,
+    pick_precision,
+)
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
 
@@ -31,6 +39,7 @@ MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
     *("gradient_checkpointing", "eval_batch_size", "patience"),
 )
+ONLY_WITH_TRM = ("reasoner", "num_latents", "trm_kwargs", "trm_learning_rate", "supervise", "read_with_adapter")
 OUT_OF_MEMORY = (
     "out of memory: set gradient_checkpointing=True, then lower batch_size (and raise accumulate_grad_batches), "
     "num_latents or max_length"
@@ -48,7 +57,8 @@ def checkpoint_to_resume(settings: TrainSettings, folder: Path, *, split: str) -
     noted = {**asdict(settings), "split": split}
     begun = any((folder / "checkpoints").glob("*.ckpt")) or (folder / "results.json").is_file()
     if settings.resume != "never" and begun:
-        refuse_other_settings(folder / "settings.json", noted, ignored=MAY_CHANGE)
+        ignored = MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
+        refuse_other_settings(folder / "settings.json", noted, ignored=ignored)
     prepare_folder(folder, noted, anew=settings.resume == "never")
     if settings.resume == "never":
         return None
@@ -110,6 +120,7 @@ def train_gsm8k(
     settings = settings_from(TrainSettings, config, "train_gsm8k")
     if torch.cuda.is_available() and settings.devices > torch.cuda.device_count():
         raise ValueError(f"devices={settings.devices}: this machine has {torch.cuda.device_count()} GPU(s)")
+    check_fits(settings)
     folder = Path(settings.output_dir)
     splits = gather_splits(settings, train_dataset, test_dataset)
     checkpoint = checkpoint_to_resume(settings, folder, split=splits.fingerprint)
@@ -136,6 +147,8 @@ def fit(trainer: Trainer, module: SmolLMTRMLightningModule, data: GSM8KDataModul
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves Ctrl-C switched off
         raise KeyboardInterrupt from None
+    finally:
+        finish_wandb(trainer.loggers)
 
 
 def finish_run(
