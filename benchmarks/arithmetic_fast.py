@@ -11,7 +11,6 @@ the last figure is the decoded test part. Minutes count from the start of traini
 import json
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from _record import benchmark_options, record
 
 from smollm_trm.arithmetic.commands import generate_arithmetic
 from smollm_trm.arithmetic.optimizer import SUM_OPTIMIZERS
-from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
+from smollm_trm.arithmetic.settings import apply_preset
 from smollm_trm.arithmetic.training import train_sums
 
 
@@ -36,10 +35,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(generate_arithmetic(max_digits=options.max_digits, max_operands=options.max_operands, output_dir=folder))
-        folders = SumTrainingSettings(data_dir=folder, output_dir=f"{folder}/run", seed=options.seed, no_wandb=True)
         names = ("max_steps", "optimizer", "problem_weight", "one_column_repeats")
         changed = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-        settings = replace(apply_preset("fast", folders), **changed)
+        given = {"data_dir": folder, "output_dir": f"{folder}/run", "seed": options.seed, "no_wandb": True, **changed}
+        settings = apply_preset("fast", given)
         wall, cpu = time.perf_counter(), time.process_time()
         results = train_sums(settings)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
