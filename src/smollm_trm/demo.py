@@ -32,10 +32,12 @@ class DemoSize:
     """Held-out problems that every arm answers."""
     base_steps: int = 1500
     """Training steps of the base from scratch."""
-    arm_steps: int = 400
+    arm_steps: int = 900
     """Training steps of LoRA only and of LoRA + TRM."""
     batch_size: int = 32
-    """Rows per step."""
+    """Rows per step of the base."""
+    arm_batch_size: int = 16
+    """Rows per step of the arms: answering at once is learned in steps rather than in rows."""
     num_latents: int = 8
     """M."""
 
@@ -87,7 +89,7 @@ def run_demo(
     for number, (name, use_trm) in enumerate(arms.items(), start=2):
         print(f"{number}/4  {name}, answering at once: {size.arm_steps} steps")
         train_gsm8k(
-            **common,
+            **{**common, "batch_size": size.arm_batch_size},
             model_name=str(folder / "base" / "model" / "base"),
             use_trm=use_trm,
             target="answer",
