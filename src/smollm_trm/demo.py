@@ -32,12 +32,10 @@ class DemoSize:
     """Held-out problems that every arm answers."""
     base_steps: int = 1500
     """Training steps of the base from scratch."""
-    arm_steps: int = 900
+    arm_steps: int = 700
     """Training steps of LoRA only and of LoRA + TRM."""
     batch_size: int = 32
-    """Rows per step of the base."""
-    arm_batch_size: int = 16
-    """Rows per step of the arms: answering at once is learned in steps rather than in rows."""
+    """Rows per step."""
     num_latents: int = 8
     """M."""
 
@@ -71,7 +69,7 @@ def run_demo(
         "progress": progress,
         "num_latents": size.num_latents,
         "lora_kwargs": {"dropout": 0.0},  # of so small a model nothing can be spared
-        "trm_kwargs": {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2},
+        "trm_kwargs": {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1},  # few steps, few calls
     }
     print(f"1/4  a base from scratch: {size.base_steps} steps on {size.train_problems} word problems")
     train_gsm8k(
@@ -89,12 +87,12 @@ def run_demo(
     for number, (name, use_trm) in enumerate(arms.items(), start=2):
         print(f"{number}/4  {name}, answering at once: {size.arm_steps} steps")
         train_gsm8k(
-            **{**common, "batch_size": size.arm_batch_size},
+            **common,
             model_name=str(folder / "base" / "model" / "base"),
             use_trm=use_trm,
             target="answer",
             learning_rate=1e-3,
-            trm_learning_rate=2e-3,
+            trm_learning_rate=3e-3,
             max_steps=size.arm_steps,
             val_check_interval=size.arm_steps // 2,
             save_every_n_steps=size.arm_steps // 2,
