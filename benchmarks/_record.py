@@ -73,7 +73,7 @@ def _commit() -> str:
         found = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True)
         return found.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results.jsonl")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results.jsonl")
     return (git("rev-parse", "--short", "HEAD") or "none") + ("+" if changed else "")
 
 
