@@ -20,6 +20,11 @@ RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lig
 
 UNFINISHED = ".part"
 
+
+class UserMistake(ValueError):
+    """A mistake of the user's: one line that says what was wrong, where, and what to do."""
+
+
 Settings = TypeVar("Settings")
 
 
@@ -40,11 +45,11 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(names)}"
-            raise ValueError(f"{where}: unknown setting {name!r}; {hint}")
+            raise UserMistake(f"{where}: unknown setting {name!r}; {hint}")
         hint = get_type_hints(kind)[name]
         if not is_of_type(values[name], hint):
             wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-            raise ValueError(f"{where}: {name}={values[name]!r} must be {wanted}, found {type(values[name]).__name__}")
+            raise UserMistake(f"{where}: {name}={values[name]!r} must be {wanted}, found {type(values[name]).__name__}")
     return kind(**values)
 
 
@@ -152,11 +157,11 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tupl
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: choose another output_dir, or resume='never' to start anew") from error
+        raise UserMistake(f"{path} is damaged: choose another output_dir, or resume='never' to start anew") from error
     now = json.loads(json.dumps(settings))
     for name in now:
         if name not in ignored and name in before and before[name] != now[name]:
-            raise ValueError(
+            raise UserMistake(
                 f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now[name]!r}: "
                 "choose another output_dir, or resume='never' to start anew"
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from smollm_trm.data.prompts import EncodedExample
+from smollm_trm.records import UserMistake
 
 IGNORED_LABEL = -100
 
@@ -43,6 +44,11 @@ def collate_examples(examples: Sequence[EncodedExample], padding: int) -> dict[s
     }
 
 
+def supervised_columns(labels: Tensor) -> int:
+    """How many of the last columns need logits: from the one before the first label of any row."""
+    return labels.shape[1] - max(1, int((labels != IGNORED_LABEL).any(0).int().argmax())) + 1
+
+
 class LengthGroupedBatches(Sampler[list[int]]):
     """Batches of indices whose examples have similar lengths, in an order fixed by seed and epoch.
 
@@ -57,6 +63,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         seed: of the order.
         world_size: number of processes.
         rank: this process's number.
+        accumulate: batches of an optimizer step; the last step of an epoch may have fewer.
         stretch: batches per stretch; more means less padding and less chance.
     """
 
@@ -68,15 +75,17 @@ class LengthGroupedBatches(Sampler[list[int]]):
         seed: int = 0,
         world_size: int = 1,
         rank: int = 0,
+        accumulate: int = 1,
         stretch: int = 50,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+            raise UserMistake(f"batch_size={batch_size}: must be at least 1")
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
         self.world_size = world_size
         self.rank = rank
+        self.accumulate = accumulate
         self.stretch = stretch
         self.epoch = 0
         self.first_batch = 0
@@ -102,6 +111,12 @@ class LengthGroupedBatches(Sampler[list[int]]):
             stretch = sorted(order[start : start + size * self.stretch], key=lambda index: self.lengths[index])
             batches += [stretch[at : at + size] for at in range(0, len(stretch), size)]
         return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def rows_by_step(self) -> list[list[int]]:
+        """The rows of each optimizer step of the epoch, over all processes and accumulated batches."""
+        batches = self.global_batches()
+        steps = (batches[at : at + self.accumulate] for at in range(0, len(batches), self.accumulate))
+        return [[row for batch in step for row in batch] for step in steps]
 
     def __iter__(self) -> Iterator[list[int]]:
         first, self.first_batch = self.first_batch, 0

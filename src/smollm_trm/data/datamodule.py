@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from smollm_trm.data.batching import IGNORED_LABEL, LengthGroupedBatches, collate_examples
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k
 from smollm_trm.data.prompts import EncodedExample, PromptEncoder, padding_token_id
+from smollm_trm.records import UserMistake
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class GSM8KDataset(Dataset):
         self.dropped = len(encoded) - len(self.examples)
         if not self.examples:
             shortest = min((len(example) for example in encoded), default=0)
-            raise ValueError(
+            raise UserMistake(
                 f"no row fits max_length={max_length}: the shortest of {len(encoded)} has {shortest} tokens, "
                 f"{encoder.num_latents} latents included; raise max_length or lower num_latents"
             )
@@ -51,6 +52,11 @@ class GSM8KDataset(Dataset):
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return [len(example) for example in self.examples]
+
+    def totals(self, rows: list[int]) -> dict[str, int]:
+        """Supervised tokens and examples of these rows, which a batch's loss is divided by."""
+        tokens = sum(len(self.examples[row].completion) for row in rows)
+        return {"num_items_in_batch": tokens, "num_examples_in_batch": len(rows)}
 
     def __getitem__(self, index: int | list[int]) -> EncodedExample | dict[str, Tensor]:
         """One encoded row, or the batch of a list of them.
@@ -66,18 +72,34 @@ class GSM8KDataset(Dataset):
 
 
 class ResumableLoader(DataLoader):
-    """A loader of whole batches that can say and be told how far it is."""
+    """A loader of whole batches that can say and be told how far it is.
 
-    def __init__(self, dataset: GSM8KDataset, *, batches: LengthGroupedBatches, num_workers: int = 0) -> None:
+    Args:
+        dataset: `dataset[rows]` is a batch, a dictionary.
+        batches: which rows, in which order.
+        num_workers: loader processes.
+        totals: from the rows of a whole optimizer step to what each of its batches is told about that step.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batches: LengthGroupedBatches,
+        num_workers: int = 0,
+        totals: Callable[[list[int]], dict[str, int]] | None = None,
+    ) -> None:
         super().__init__(dataset, sampler=batches, batch_size=None, num_workers=num_workers)
         self.batches = batches
+        self.totals = totals
         self.given = 0
 
     def __iter__(self) -> Iterator[Any]:
         self.given = self.batches.first_batch
+        steps = [] if self.totals is None else [self.totals(rows) for rows in self.batches.rows_by_step()]
         for batch in super().__iter__():
             self.given += 1
-            yield batch
+            yield {**batch, **steps[(self.given - 1) // self.batches.accumulate]} if steps else batch
 
     def state_dict(self) -> dict[str, int]:
         """Batches given in this epoch."""
@@ -148,7 +170,7 @@ class GSM8KDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of similar lengths, in this process's share."""
-        self.train_loader = self._loader(self.train_set, self.batch_size, seed=self.seed)
+        self.train_loader = self._loader(self.train_set, self.batch_size, seed=self.seed, totals=self.train_set.totals)
         if self.position is not None:
             self.train_loader.load_state_dict(self.position)
             self.position = None
@@ -166,7 +188,7 @@ class GSM8KDataModule(LightningDataModule):
         """
         rows = self.splits.gsm8k_final_test
         if not rows:
-            raise ValueError(f"{self.splits.source} has no test part: evaluate it with evaluate_gsm8k")
+            raise UserMistake(f"{self.splits.source} has no test part: evaluate it with evaluate_gsm8k")
         trainer = self.trainer
         share = rows[trainer.global_rank :: trainer.world_size] if trainer else rows
         return DataLoader([share], batch_size=None)
@@ -180,7 +202,7 @@ class GSM8KDataModule(LightningDataModule):
         """Let the next training loader begin there."""
         self.position = state_dict
 
-    def _loader(self, dataset: GSM8KDataset, batch_size: int, *, seed: int) -> ResumableLoader:
+    def _loader(self, dataset: GSM8KDataset, batch_size: int, *, seed: int, totals: Any = None) -> ResumableLoader:
         trainer = self.trainer
         batches = LengthGroupedBatches(
             lengths=dataset.lengths,
@@ -188,5 +210,6 @@ class GSM8KDataModule(LightningDataModule):
             seed=seed,
             world_size=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
+            accumulate=trainer.accumulate_grad_batches if trainer else 1,
         )
-        return ResumableLoader(dataset, batches=batches, num_workers=self.num_workers)
+        return ResumableLoader(dataset, batches=batches, num_workers=self.num_workers, totals=totals)

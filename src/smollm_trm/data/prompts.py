@@ -3,23 +3,39 @@
     Question: {question}
     Answer: <think> [slot] * M </think> {completion} <end of text>
 
-The latents stand inside the think block, where SmolLM3's own no-think format has nothing: the untrained base already
-knows what to do after it. Slots are ordinary placeholder tokens, as in vision models, so that masks, positions, beams
-and caches need no special case.
+The latents stand inside the think block. Slots are ordinary placeholder tokens at ordinary positions, as in vision
+models, so that masks, beams and caches need no special case. The prompt is written by a chat template, and that
+template is saved with the model's tokenizer: whoever asks by it (`pipeline`, TRL, lm-eval) has the span.
 """
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from smollm_trm.data.answers import gold_answer, strip_annotations
+from smollm_trm.records import UserMistake
 
 prompt_log = logging.getLogger("smollm_trm.data.prompts")
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 ADDED_SLOT = "<|latent|>"
+SPARE_TOKENS = (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>", "<empty_output>")
+PROMPT_FORMATS = {
+    "plain": ("Question: ", "\nAnswer:", " "),
+    "bare": ("", "", ""),
+    "chat": None,
+}
+"""What stands before the question, behind it, and between that and `<think>`; "chat" takes the tokenizer's template."""
+OWN_TEMPLATE = "{#- a question, then a latent span -#}"
+SPAN_BELOW = "{#- the latent span -#}"
+UNDATED = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{%- set messages = [{'role': 'system', 'content': '/system_override'}] + messages -%}{%- endif -%}"
+)
+"""SmolLM3's own template puts the date of today into the system prompt, unless this stands there."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +61,8 @@ def reserved_token_id(tokenizer: PreTrainedTokenizerBase, contents: tuple[str, .
 
 
 def slot_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the placeholder that marks a latent slot: a reserved token, or `<|latent|>`, added where there is none.
-
-    It never stands in a question, and the base never sees it: its embedding is replaced by a latent, so the base's
-    embedding table needs no row for it.
-    """
-    reserved = reserved_token_id(tokenizer, (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>"))
+    """Id of the placeholder that marks a latent slot: a reserved token, or `<|latent|>`, added where there is none."""
+    reserved = reserved_token_id(tokenizer, SPARE_TOKENS)
     if reserved is None:
         tokenizer.add_tokens([ADDED_SLOT], special_tokens=True)
         reserved = tokenizer.convert_tokens_to_ids(ADDED_SLOT)
@@ -67,59 +79,82 @@ def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns questions and answers into ids, in one place for training, generation and evaluation.
-
-    Args:
-        tokenizer: of the base model.
-        num_latents: slots in the think block; 0 writes `<think></think>`.
-        target: "steps" supervises the step-by-step solution and `#### n`; "answer" supervises `#### n` at once.
-        prompt_format: "plain" is `Question: ... Answer:`; "chat" is the tokenizer's chat template, without its date;
-            "bare" is the question itself, and the answer without `####`, for a vocabulary that has nothing else.
-        keep_annotations: leave GSM8K's calculator annotations `<<48/2=24>>` in the completion.
-    """
+    """Turns questions and answers into ids, in one place for training, generation and evaluation."""
 
     tokenizer: PreTrainedTokenizerBase
+    """Of the base model."""
     num_latents: int
+    """Slots in the think block; 0 writes `<think></think>`."""
     target: str = "steps"
+    """"steps" supervises the step-by-step solution and `#### n`; "answer" supervises `#### n` at once."""
     prompt_format: str = "plain"
+    """"plain" is `Question: ... Answer:`; "chat" is the tokenizer's chat template, without its date; "bare" is the
+    question itself, and the answer without `####`, for a vocabulary that has nothing else."""
     keep_annotations: bool = False
+    """Leave GSM8K's calculator annotations `<<48/2=24>>` in the completion."""
+    think: bool = True
+    """Whether there is a think block at all; an untuned base is asked without one."""
 
     def __post_init__(self) -> None:
         if self.target not in ("steps", "answer"):
-            raise ValueError(f"target={self.target!r}: choose 'steps' or 'answer'")
-        if self.prompt_format not in ("plain", "chat", "bare"):
-            raise ValueError(f"prompt_format={self.prompt_format!r}: choose 'plain', 'chat' or 'bare'")
+            raise UserMistake(f"target={self.target!r}: choose 'steps' or 'answer'")
+        if self.prompt_format not in PROMPT_FORMATS:
+            raise UserMistake(f"prompt_format={self.prompt_format!r}: choose one of {', '.join(PROMPT_FORMATS)}")
+        if self.prompt_format == "chat" and not self.tokenizer.chat_template:
+            raise UserMistake("prompt_format='chat': this tokenizer has no chat template; choose 'plain'")
 
-    def question_text(self, question: str) -> str:
-        """The prompt's text up to and including `<think>`."""
-        if self.prompt_format == "plain":
-            return f"Question: {question}\nAnswer: {THINK_OPEN}"
-        if self.prompt_format == "bare":
-            return question + THINK_OPEN
-        messages = [{"role": "user", "content": question}]
-        if "/system_override" in (self.tokenizer.chat_template or ""):
-            messages.insert(0, {"role": "system", "content": "/system_override"})  # or the date gets in
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text + THINK_OPEN
+    @cached_property
+    def slot_token(self) -> str:
+        """The placeholder's text; empty without latents."""
+        return self.tokenizer.convert_ids_to_tokens(slot_token_id(self.tokenizer)) if self.num_latents else ""
 
-    def encode_question(self, question: str) -> list[int]:
-        """Ids up to and including `<think>`. The slot's token, should it stand in the question, is left out."""
-        text, slot = self.question_text(question), slot_token_id(self.tokenizer)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if slot in ids:
+    @cached_property
+    def span_text(self) -> str:
+        """The think block with its slots; empty without one."""
+        return f"{THINK_OPEN}{self.slot_token * self.num_latents}{THINK_CLOSE}" if self.think else ""
+
+    @cached_property
+    def template(self) -> str:
+        """The chat template (Jinja) that writes a prompt; it is saved with the model's tokenizer."""
+        if self.prompt_format == "chat":
+            return self._chat_template(self.tokenizer.chat_template)
+        before, behind, gap = PROMPT_FORMATS[self.prompt_format]
+        starts_with_bos = self.prompt_format == "plain" and self.tokenizer("x")["input_ids"][:1] == [
+            self.tokenizer.bos_token_id
+        ]  # some tokenizers write it without saying so in add_bos_token
+        bos = "{{ bos_token }}" if starts_with_bos else ""
+        behind = (behind + gap if self.think else behind).replace("\n", "\\n")
+        span = self.span_text.replace("'", "\\'")
+        return (
+            f"{OWN_TEMPLATE}{bos}"
+            "{%- for message in messages -%}"
+            f"{{%- if message['role'] == 'user' -%}}{{{{ '{before}' + message['content'] + '{behind}{span}' }}}}"
+            "{%- elif message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}{%- endif -%}"
+            "{%- endfor -%}"
+        )
+
+    def _chat_template(self, given: str) -> str:
+        """The base's own template with the span where the answer begins, and without the date of today."""
+        body = given.removeprefix(OWN_TEMPLATE).removeprefix(UNDATED).partition(SPAN_BELOW)[0]
+        head = UNDATED if "/system_override" in body else ""
+        tail = f"{{%- if add_generation_prompt -%}}{{{{ '{self.span_text}' }}}}{{%- endif -%}}" if self.think else ""
+        return f"{OWN_TEMPLATE}{head}{body}{SPAN_BELOW}{tail}"
+
+    def prompt_text(self, question: str) -> str:
+        """The whole prompt as text: question, slots, `</think>`. The slot's token in a question is left out."""
+        if self.slot_token and self.slot_token in question:
             prompt_log.warning("left the latent slot's own token out of a question: %.60r", question)
-            ids = [token for token in ids if token != slot]
-        bos = [self.tokenizer.bos_token_id]  # some tokenizers write it without saying so in add_bos_token
-        return bos + ids if self.prompt_format == "plain" and self.tokenizer("x")["input_ids"][:1] == bos else ids
-
-    def encode_span(self) -> list[int]:
-        """Ids of the slots and of `</think>`."""
-        closing = self.tokenizer(THINK_CLOSE, add_special_tokens=False)["input_ids"]
-        return [slot_token_id(self.tokenizer)] * self.num_latents + closing
+            question = question.replace(self.slot_token, "")
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
 
     def encode_prompt(self, question: str) -> list[int]:
-        """Ids of the whole prompt: question, slots, `</think>`."""
-        return self.encode_question(question) + self.encode_span()
+        """Ids of the whole prompt."""
+        return self.tokenizer(self.prompt_text(question), add_special_tokens=False)["input_ids"]
 
     def completion_text(self, answer: str) -> str:
         """What the model is to write after `</think>`, without the end of text."""

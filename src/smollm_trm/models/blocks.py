@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smollm_trm.records import UserMistake
+
 
 def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
     """Scale the last dimension to root mean square 1, computed in fp32, without a weight.
@@ -23,16 +25,22 @@ def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
     Returns:
         The same shape and dtype.
     """
-    wide = states.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(states.dtype)
+    return F.rms_norm(states.float(), states.shape[-1:], eps=eps).to(states.dtype)
+
+
+def truncated_normal(*shape: int, std: float = 1.0) -> Tensor:
+    """A tensor from a normal cut at two deviations, with this standard deviation after the cut.
+
+    Cutting shrinks the spread to 0.8796; dividing by that restores what is asked for.
+    """
+    wide = std / 0.87962566
+    return nn.init.trunc_normal_(torch.empty(*shape), std=wide, a=-2 * wide, b=2 * wide)
 
 
 def lecun_linear(in_features: int, out_features: int) -> nn.Linear:
     """A linear map without bias, weights from a truncated normal of variance `1 / in_features`."""
     linear = nn.Linear(in_features, out_features, bias=False)
-    std = 1 / math.sqrt(in_features)
-    # Cutting a normal at two deviations shrinks its spread to 0.8796; dividing by that restores the variance asked for.
-    nn.init.trunc_normal_(linear.weight, std=std / 0.87962566, a=-2 * std / 0.87962566, b=2 * std / 0.87962566)
+    linear.weight = nn.Parameter(truncated_normal(out_features, in_features, std=1 / math.sqrt(in_features)))
     return linear
 
 
@@ -70,7 +78,7 @@ class SelfAttention(nn.Module):
     def __init__(self, *, dim: int, n_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % n_heads or dim // n_heads % 2:
-            raise ValueError(
+            raise UserMistake(
                 f"n_heads={n_heads} must divide the width {dim} into heads of even size: choose another n_heads or dim"
             )
         self.n_heads = n_heads
@@ -181,7 +189,7 @@ class TinyRecursiveNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if n_layers < 1:
-            raise ValueError(f"n_layers={n_layers}: the recursion needs a network of at least 1 layer")
+            raise UserMistake(f"n_layers={n_layers}: the recursion needs a network of at least 1 layer")
         self.dim = dim
         self.layers = nn.ModuleList(
             TransformerBlock(dim=dim, n_heads=n_heads, dropout=dropout, mlp_width=mlp_width, branch_scale=branch_scale)

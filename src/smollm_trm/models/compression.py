@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smollm_trm.models.blocks import lecun_linear, rms_norm
+from smollm_trm.records import UserMistake
 
 
 class LatentAttentionCompressor(nn.Module):
@@ -28,9 +29,9 @@ class LatentAttentionCompressor(nn.Module):
     ) -> None:
         super().__init__()
         if num_latents < 1:
-            raise ValueError(f"num_latents={num_latents}: must be at least 1")
+            raise UserMistake(f"num_latents={num_latents}: must be at least 1")
         if dim % n_heads:
-            raise ValueError(f"compression_heads={n_heads} must divide the latent width {dim}")
+            raise UserMistake(f"compression_heads={n_heads} must divide the latent width {dim}")
         self.num_latents = num_latents
         self.n_heads = n_heads
         self.query_scale = query_scale

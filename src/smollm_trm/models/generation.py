@@ -1,63 +1,70 @@
-"""From questions to texts: the prompt format, the context budget, and a model that starts to think again.
+"""From questions to texts: the context budget, and a model that starts to think again.
 
 Everything here stands on `SmolLMv3WithTRM.generate`, which is Hugging Face's own.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import THINK_OPEN, PromptEncoder, padding_token_id
-from smollm_trm.models.reasoners import Thought
+from smollm_trm.models.reasoners.reasoner import Thought
+from smollm_trm.records import UserMistake
 
 SINK_TOKENS = 4
 
 
-def fit_to_context(
-    question_ids: list[int], *, encoder: PromptEncoder, max_new_tokens: int, context_length: int
-) -> list[int]:
-    """Make room for latents and new tokens: the prompt's oldest tokens go, but the first 4 stay as sinks.
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote behind one prompt."""
+
+    text: str
+    """Without special tokens."""
+    n_tokens: int
+    """Generated, the end of text included."""
+    cut_off: bool
+    """All tokens were used and the text had not ended."""
+
+
+def fit_to_context(prompt: list[int], *, frame: int, max_new_tokens: int, context_length: int) -> list[int]:
+    """Make room for new tokens: the prompt's oldest tokens go, but the first 4 (attention sinks) stay.
 
     A prompt that fits is never touched.
 
     Args:
-        question_ids: ids up to and including `<think>`.
-        encoder: gives the span and the frame around a question.
+        prompt: ids, with the span.
+        frame: tokens of a prompt without a question.
         max_new_tokens: tokens to be generated.
         context_length: the base's positions.
 
     Raises:
-        ValueError: the question would be eaten whole.
+        UserMistake: the question would be truncated whole.
     """
-    needed = len(question_ids) + len(encoder.encode_span()) + max_new_tokens
-    excess = needed - context_length
+    excess = len(prompt) + max_new_tokens - context_length
     if excess <= 0:
-        return question_ids
-    frame = len(encoder.encode_question(""))
-    if len(question_ids) - excess <= SINK_TOKENS + frame:
-        raise ValueError(
-            f"the question needs {needed} tokens with {encoder.num_latents} latents and {max_new_tokens} new tokens, "
-            f"the model has {context_length}: nothing of it would be left; lower max_new_tokens or num_latents"
+        return prompt
+    if len(prompt) - excess <= SINK_TOKENS + frame:
+        raise UserMistake(
+            f"the question needs {len(prompt) + max_new_tokens} tokens with its latents and {max_new_tokens} new "
+            f"tokens, the model has {context_length}: nothing of it would be left; lower max_new_tokens or num_latents"
         )
-    return question_ids[:SINK_TOKENS] + question_ids[SINK_TOKENS + excess :]
+    return prompt[:SINK_TOKENS] + prompt[SINK_TOKENS + excess :]
 
 
 def encode_prompts(
     encoder: PromptEncoder, questions: Sequence[str], *, max_new_tokens: int, context_length: int
 ) -> tuple[Tensor, Tensor]:
     """Prompts as a left-padded batch: ids and attention mask, `(B, L)`."""
+    frame = len(encoder.encode_prompt(""))
     rows = [
         fit_to_context(
-            encoder.encode_question(question),
-            encoder=encoder,
-            max_new_tokens=max_new_tokens,
-            context_length=context_length,
+            encoder.encode_prompt(question), frame=frame, max_new_tokens=max_new_tokens, context_length=context_length
         )
-        + encoder.encode_span()
         for question in questions
     ]
     return pad_left(rows, padding_token_id(encoder.tokenizer))
@@ -84,31 +91,8 @@ def chosen_latents(thoughts: list[Thought], *, halting: bool) -> Tensor:
     return torch.stack([thought.latents for thought in thoughts], 1)[torch.arange(len(chosen)), chosen]
 
 
-def generate_filled(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, latents: Tensor | None, given: Mapping[str, Any]
-) -> Tensor:
-    """Hugging Face's `generate()` of the base with the latents in their slots; see `SmolLMv3WithTRM.generate`."""
-    stops = {"pad_token_id": padding_token_id(model.tokenizer), "eos_token_id": model.tokenizer.eos_token_id}
-    options = {"do_sample": False, **stops, **given}
-    if not options["do_sample"]:  # a checkpoint's own sampling defaults would only bring warnings
-        options = {"temperature": None, "top_p": None, "top_k": None} | options
-    span = model.span_of(input_ids, attention_mask)
-    embedding = model.causal_lm.get_input_embeddings()
-    with nullcontext() if latents is None else span.filled(embedding, latents):
-        output = model.base_model.generate(
-            input_ids=input_ids.masked_fill(span.slots, model.stand_in_id),
-            attention_mask=attention_mask,
-            position_ids=span.positions(attention_mask),
-            **options,
-        )
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    repeats = sequences.shape[0] // input_ids.shape[0]
-    sequences[:, : input_ids.shape[1]] = input_ids.repeat_interleave(repeats, dim=0)
-    return output
-
-
 def think_again(
-    model: nn.Module,
+    model: PreTrainedModel,
     row: list[int],
     latents: Tensor,
     *,
@@ -116,7 +100,7 @@ def think_again(
     max_new_tokens: int,
     n_steps: int | None,
     halting: bool,
-    **generate_kwargs,
+    **generate_kwargs: Any,
 ) -> list[int]:
     """Go on with a row for as long as it ends in a `<think>` of its own: append a span, fill it, generate.
 
@@ -134,24 +118,27 @@ def think_again(
         The row with what was added, spans included.
     """
     generate_kwargs.pop("min_new_tokens", None)
-    span, context = model.encoder.encode_span(), model.config.max_position_embeddings
+    whole_span = model.encoder.tokenizer(model.encoder.span_text, add_special_tokens=False)["input_ids"]
+    span, context = whole_span[1:], model.config.max_position_embeddings
     while row[-1] == think_id and (room := min(max_new_tokens, context - len(row) - len(span))) > 0:
-        ids = torch.tensor([row], device=model.device)
-        states = model.read(ids, torch.ones_like(ids), earlier_latents=latents)
-        thoughts = model.reasoner.think(states, torch.ones_like(ids, dtype=torch.bool), n_steps=n_steps)
+        ids = torch.tensor([row + span], device=model.device)
+        slots = torch.zeros_like(ids, dtype=torch.bool)
+        slots[:, len(row) : len(row) + model.num_latents] = True
+        backbone = model.model
+        prompt = backbone.prompt_before(ids, torch.ones_like(ids), slots, earlier_latents=latents)
+        thoughts = backbone.reasoner.think(prompt, n_steps=n_steps)
         latents = torch.cat([latents, chosen_latents(thoughts, halting=halting)], dim=1)
-        prompt = torch.tensor([row + span], device=model.device)
         output = model.generate(
-            prompt, torch.ones_like(prompt), latents=latents, max_new_tokens=room, **generate_kwargs
+            ids, attention_mask=torch.ones_like(ids), latents=latents, max_new_tokens=room, **generate_kwargs
         )
         row = output[0].tolist()
-        max_new_tokens -= len(row) - prompt.shape[1]
+        max_new_tokens -= len(row) - ids.shape[1]
     return row
 
 
 @torch.no_grad()
-def generate_texts(
-    model: nn.Module,
+def generate_completions(
+    model: PreTrainedModel,
     questions: Sequence[str],
     *,
     max_new_tokens: int,
@@ -159,38 +146,48 @@ def generate_texts(
     rethink: bool | None,
     n_steps: int | None,
     halting: bool,
-    **generate_kwargs,
-) -> list[str]:
+    **generate_kwargs: Any,
+) -> list[Completion]:
     """See `SmolLMv3WithTRM.generate_with_thinking`."""
     encoder, thinking = model.encoder, {"n_steps": n_steps, "halting": halting}
     budget = {"max_new_tokens": max_new_tokens, "context_length": model.config.max_position_embeddings}
     ids, mask = (part.to(model.device) for part in encode_prompts(encoder, questions, **budget))
     latents = None
-    if model.reasoner is not None:
+    if model.use_trm:
         donor_ids, donor_mask = (ids, mask) if latents_from is None else (
             part.to(model.device) for part in encode_prompts(encoder, latents_from, **budget)
         )  # fmt: skip
         latents = model.latents_for(donor_ids, donor_mask, **thinking)
     special = generate_kwargs.get("num_beams", 1) > 1 or generate_kwargs.get("streamer") is not None
     if rethink and special:
-        raise ValueError("rethink=True works neither with beams nor with a streamer: leave num_beams and streamer out")
+        raise UserMistake("rethink=True works neither with beams nor with a streamer: leave num_beams and streamer out")
     think_id = None
     if rethink is not False and not special and generate_kwargs.get("num_return_sequences", 1) == 1 and model.use_trm:
         think_id = single_think_token(encoder)
+    ends = generate_kwargs.get("eos_token_id", model.generation_config.eos_token_id)
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
     if think_id is not None:
-        stops = generate_kwargs.get("eos_token_id", encoder.tokenizer.eos_token_id)
-        stops = [stops] if isinstance(stops, int) else stops or []
-        generate_kwargs["eos_token_id"] = [*stops, think_id]
-    output = model.generate(ids, mask, latents=latents, max_new_tokens=max_new_tokens, **generate_kwargs)
-    completions = output[:, ids.shape[1] :].tolist()
-    for index, completion in enumerate(completions if think_id is not None else []):
-        if think_id in completion:
-            written = completion[: completion.index(think_id) + 1]
+        generate_kwargs["eos_token_id"] = [*ends, think_id]
+    given = {} if latents is None else {"latents": latents}
+    output = model.generate(ids, attention_mask=mask, **given, max_new_tokens=max_new_tokens, **generate_kwargs)
+    completions = [ended_at(row, [*ends, think_id]) for row in output[:, ids.shape[1] :].tolist()]
+    for index, written in enumerate(completions if think_id is not None else []):
+        if written and written[-1] == think_id:
             row = ids[index][mask[index].bool()].tolist() + written
             left = {"max_new_tokens": max_new_tokens - len(written), "think_id": think_id}
             whole = think_again(model, row, latents[index : index + 1], **left, **thinking, **generate_kwargs)
             completions[index] = written + whole[len(row) :]
-    return [
-        encoder.tokenizer.decode([token for token in completion if token != model.slot_id], skip_special_tokens=True)
-        for completion in completions
-    ]
+    slot = model.config.slot_token_id if model.use_trm else None
+    return [as_completion(encoder, [one for one in row if one != slot], ends) for row in completions]
+
+
+def ended_at(row: list[int], ends: Sequence[int | None]) -> list[int]:
+    """What was generated up to and including the first of these tokens; padding behind it goes."""
+    first = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
+    return row[: first + 1]
+
+
+def as_completion(encoder: PromptEncoder, row: list[int], ends: Sequence[int]) -> Completion:
+    """Generated ids as text."""
+    text = encoder.tokenizer.decode(row, skip_special_tokens=True)
+    return Completion(text, n_tokens=len(row), cut_off=not row or row[-1] not in ends)

@@ -1,40 +1,28 @@
-"""The base model: loaded by name or folder, and adapted by LoRA, trained whole, or frozen."""
+"""The base model: by a name on the Hub, from a folder or a GGUF file, or the tiny twin made on the spot."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from smollm_trm.models.configuration import refuse_unsupported
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
-from smollm_trm.records import first_line
-
-ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-GPT2_ATTENTION = r".*\.attn\.(c_attn|c_proj)"
+from smollm_trm.records import UserMistake, first_line
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """The LoRA adapter on the base's attention projections."""
+class LoadedBase(NamedTuple):
+    """A base taken apart."""
 
-    r: int = 16
-    """Rank of each update."""
-    alpha: int = 32
-    """The update is scaled by alpha / r."""
-    dropout: float = 0.1
-    """Dropout probability on an update's input."""
-    target_modules: list[str] | None = None
-    """Names of the linear layers to adapt; None takes the q, k, v and o projections."""
-
-    def __post_init__(self) -> None:
-        for name in ("r", "alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"lora {name}={getattr(self, name)}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora dropout={self.dropout}: must be in [0, 1)")
+    decoder: PreTrainedModel
+    """Without its head."""
+    head: nn.Linear
+    """To the vocabulary; it shares the embedding table where the base ties them."""
+    tokenizer: PreTrainedTokenizerBase
+    """Of the base."""
+    name: str
+    """Hub name or folder to load it from again; empty where there is none."""
 
 
 def default_device() -> torch.device:
@@ -42,12 +30,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def default_dtype() -> torch.dtype:
+def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """Of weights that are not trained: bf16 on GPUs of compute capability 8 and up, fp16 below, fp32 on a CPU.
 
     A T4 claims bf16 but only emulates it.
     """
-    if not torch.cuda.is_available():
+    if torch.device(device or default_device()).type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
@@ -61,69 +49,103 @@ def device_and_precision(model: object) -> dict[str, str | None]:
     return {"device": device, "precision": str(first.dtype).removeprefix("torch.")}
 
 
+def is_local(model_name: str) -> bool:
+    """Whether a base's name means a place on this machine."""
+    return model_name.startswith((".", "/", "~")) or Path(model_name).expanduser().exists()
+
+
 def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of a base on the Hub or in a local folder; a refusal is one line."""
-    looks_local = model_name.startswith((".", "/", "~")) or Path(model_name).exists()
-    if looks_local and not (Path(model_name).expanduser() / "config.json").is_file():
-        raise ValueError(f"model_name={model_name!r}: no config.json in that folder; give a folder with a saved model")
+    """`kind.from_pretrained` of a base on the Hub, in a folder or in a GGUF file; no remote code, no pickle.
+
+    Raises:
+        UserMistake: one line that says why it could not be loaded and what to do.
+    """
+    place = Path(model_name).expanduser()
+    if place.suffix == ".gguf":
+        if not place.is_file():
+            raise UserMistake(f"model_name={model_name!r}: no such file")
+        model_name, options = str(place.parent), {**options, "gguf_file": place.name}
+    elif is_local(model_name):
+        if not (place / "config.json").is_file():
+            raise UserMistake(
+                f"model_name={model_name!r}: no config.json in that folder; give a folder with a saved model"
+            )
+        model_name = str(place)
     try:
-        return kind.from_pretrained(str(Path(model_name).expanduser()) if looks_local else model_name, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"could not load the base model {model_name!r}: {first_line(error)} "
+        return kind.from_pretrained(model_name, trust_remote_code=False, **options)
+    except ImportError as error:
+        raise UserMistake(
+            f"model_name={str(place)!r}: a GGUF file needs `pip install gguf` ({first_line(error)})"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserMistake(
+            f"could not load the base model {str(place)!r}: {first_line(error)} "
             "(without a network, give model_name a local folder)"
         ) from error
 
 
+def base_config(model_name: str) -> Any:
+    """The configuration of a base, before its weights are loaded.
+
+    Raises:
+        UserMistake: not found, or not a supported kind.
+    """
+    config = part_of_base(AutoConfig, model_name).get_text_config()
+    refuse_unsupported(config.model_type)
+    return config
+
+
+def without_quantization(causal_lm: PreTrainedModel) -> PreTrainedModel:
+    """An ordinary model with the weights that came from a GGUF file, which transformers refuses to save."""
+    config = causal_lm.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = type(causal_lm)(config)
+    plain.load_state_dict(causal_lm.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = causal_lm.generation_config
+    return plain
+
+
+def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedBase:
+    """A Hugging Face causal LM as decoder, head and tokenizer. One of ours without a reasoner is a base as well.
+
+    Raises:
+        UserMistake: an unsupported kind, or a model that has a reasoner already.
+    """
+    refuse_unsupported(causal_lm.config.get_text_config().model_type)
+    if getattr(causal_lm.config, "reasoner", None) is not None:
+        raise UserMistake(f"model_name={name!r} has a reasoner already: give the base that it was trained from")
+    backbone = causal_lm.base_model
+    return LoadedBase(getattr(backbone, "language_model", backbone), causal_lm.get_output_embeddings(), tokenizer, name)
+
+
 def load_base(
     model_name: str, *, dtype: torch.dtype = torch.float32, tiny_texts: list[str] | None = None, seed: int = 0
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Hugging Face decoder and its tokenizer.
+) -> LoadedBase:
+    """A Hugging Face decoder, its head and its tokenizer.
 
     Args:
-        model_name: a name on the Hub, a local folder, or "tiny" for a small SmolLM3 with random weights.
+        model_name: a name on the Hub, a local folder, a GGUF file, or "tiny": a small SmolLM3 with random weights.
         dtype: of the weights.
         tiny_texts: what the tokenizer of "tiny" is trained on.
         seed: of the weights of "tiny".
 
     Raises:
-        ValueError: one line that says why the model could not be loaded and what to do.
+        UserMistake: one line that says why the model could not be loaded and what to do.
     """
     if model_name == "tiny":
         if not tiny_texts:
-            raise ValueError("model_name='tiny' makes its tokenizer from the training texts: pass a dataset")
+            raise UserMistake("model_name='tiny' makes its tokenizer from the training texts: pass a dataset")
         tokenizer = train_tiny_tokenizer(tiny_texts)
-        return build_tiny_model(tokenizer, seed=seed).to(dtype), tokenizer
+        return take_apart(build_tiny_model(tokenizer, seed=seed).to(dtype), tokenizer, "")
+    base_config(model_name)
     tokenizer = part_of_base(AutoTokenizer, model_name)
-    return part_of_base(AutoModelForCausalLM, model_name, dtype=dtype), tokenizer
-
-
-def adapt_base(base: PreTrainedModel, *, training: str, lora: LoraSettings) -> nn.Module:
-    """Prepare the base for training.
-
-    Args:
-        base: the Hugging Face model.
-        training: "lora" puts a fresh adapter on it, "frozen" trains none of it, "full" trains all of it.
-        lora: settings of the adapter.
-
-    Returns:
-        The base, wrapped by PEFT for "lora". Adapter weights are fp32 whatever the base is.
-    """
-    if training == "full":
-        return base
-    base.requires_grad_(False)
-    if training == "frozen":
-        return base
-    if training != "lora":
-        raise ValueError(f"base_training={training!r}: choose 'lora', 'frozen' or 'full'")
-    is_gpt2 = base.config.model_type == "gpt2"
-    targets = lora.target_modules or (GPT2_ATTENTION if is_gpt2 else list(ATTENTION_PROJECTIONS))
-    settings = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        fan_in_fan_out=is_gpt2,
+    if model_name.endswith(".gguf"):
+        return take_apart(
+            without_quantization(part_of_base(AutoModelForCausalLM, model_name, dtype=dtype)), tokenizer, model_name
+        )
+    return take_apart(
+        part_of_base(AutoModelForCausalLM, model_name, dtype=dtype, use_safetensors=True), tokenizer, model_name
     )
-    return get_peft_model(base, settings)

@@ -15,7 +15,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import TinyRecursiveNetwork
+from smollm_trm.models.blocks import TinyRecursiveNetwork, truncated_normal
+from smollm_trm.records import UserMistake
 
 
 def check_recursion_counts(n_latent_steps: int, n_deep_recursions: int, n_supervision_steps: int) -> None:
@@ -27,7 +28,7 @@ def check_recursion_counts(n_latent_steps: int, n_deep_recursions: int, n_superv
     }
     for name, value in counts.items():
         if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
+            raise UserMistake(f"{name}={value}: must be at least 1")
 
 
 class RecursiveReasoningBase(nn.Module):
@@ -60,8 +61,8 @@ class RecursiveReasoningBase(nn.Module):
         self.n_supervision_steps = n_supervision_steps
         self.from_question = from_question
         # Buffers: with T > 1 no gradient ever reaches them, so as parameters they would be dead weight.
-        self.register_buffer("initial_answer", nn.init.trunc_normal_(torch.empty(network.dim)))  # y0
-        self.register_buffer("initial_latent", nn.init.trunc_normal_(torch.empty(network.dim)))  # z0
+        self.register_buffer("initial_answer", truncated_normal(network.dim))  # y0
+        self.register_buffer("initial_latent", truncated_normal(network.dim))  # z0
 
     @property
     def calls_with_gradient(self) -> int:

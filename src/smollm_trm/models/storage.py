@@ -1,110 +1,108 @@
-"""A trained model on disk: adapter, reasoner, tokenizer and one JSON file; no pickle, no copy of the base.
-
-adapter_config.json, adapter_model.safetensors    the LoRA adapter, as PEFT writes it
-reasoner.safetensors                              the reasoner's weights and buffers
-smollm_trm.json                                   how the parts go together
-tokenizer files
-"""
+"""A saved model's folder: found, read, checked. What transformers does itself is left to it."""
 
 import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from smollm_trm.models.reasoners import Reasoner, TRMSettings
-from smollm_trm.records import write_json
+from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.records import UserMistake, first_line
 
-SETTINGS_FILE = "smollm_trm.json"
-REASONER_FILE = "reasoner.safetensors"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Everything needed to put a saved model together again."""
-
-    base: str = "HuggingFaceTB/SmolLM3-3B"
-    """Name or folder of the base; a folder relative to the saved model where the base was trained whole."""
-    base_training: str = "lora"
-    """"lora", "frozen" or "full"."""
-    reasoner: str | None = "trm"
-    """"trm", "compressor", "static" or None."""
-    num_latents: int = 256
-    """M."""
-    trm: TRMSettings = field(default_factory=TRMSettings)
-    """Settings of the reasoner."""
-    read_with_adapter: bool = True
-    """Whether the read pass uses the adapter."""
-    target: str = "steps"
-    """What the model was trained to write."""
-    prompt_format: str = "plain"
-    """How the prompt is written."""
-    keep_annotations: bool = False
-    """Whether calculator annotations stay in what the model is to write."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_heads", "compression_heads", "dim"):
-            if getattr(self.trm, name) is not None and getattr(self.trm, name) < 1:
-                raise ValueError(f"trm_kwargs: {name}={getattr(self.trm, name)}: must be at least 1")
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+EARLIER_FORMAT = "smollm_trm.json"
+SHARED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
+REASONER_PREFIX = "model.reasoner."
 
 
-def write_settings(settings: ModelSettings, folder: Path, extra: dict[str, Any]) -> None:
-    """Write `smollm_trm.json`."""
-    write_json(folder / SETTINGS_FILE, {"format_version": FORMAT_VERSION, **asdict(settings), **extra})
-
-
-def read_settings(folder: Path) -> ModelSettings:
-    """Read `smollm_trm.json`.
-
-    Raises:
-        ValueError: one line: no such file, not JSON, or of another format.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder}: no {SETTINGS_FILE} there; give a folder that save_pretrained wrote")
+def is_saved_model(folder: Path) -> bool:
+    """Whether a folder holds a model of ours (readable or not)."""
+    path = folder / CONFIG_FILE
+    if (folder / EARLIER_FORMAT).is_file():
+        return True
     try:
-        content = json.loads(path.read_text())
-        if content.pop("format_version") != FORMAT_VERSION:
-            raise ValueError("it has another format version")
-        known = {name: content[name] for name in ModelSettings.__dataclass_fields__ if name in content}
-        return ModelSettings(**{**known, "trm": TRMSettings(**known["trm"])})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a smollm-trm configuration ({error})") from error
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type") == LatentReasoningConfig.model_type
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
-def read_notes(folder: Path) -> dict[str, Any]:
-    """What else stands in `smollm_trm.json`: what the model was trained on ("training") and its "evaluations"."""
-    content = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    return {name: content[name] for name in content.keys() - {"format_version", *ModelSettings.__dataclass_fields__}}
-
-
-def save_reasoner(reasoner: Reasoner, folder: Path) -> None:
-    """Write the reasoner's weights and buffers."""
-    save_file({name: tensor.contiguous() for name, tensor in reasoner.state_dict().items()}, folder / REASONER_FILE)
-
-
-def load_reasoner(reasoner: Reasoner, folder: Path) -> None:
-    """Put saved weights into a reasoner of the same build.
+def saved_model_folder(name: str | Path) -> Path:
+    """The folder of a saved model: as given, `model/` in a training run's folder, or downloaded from the Hub.
 
     Raises:
-        ValueError: one line naming the first missing, extra or differently shaped tensor.
+        UserMistake: neither a folder nor a name that the Hub knows.
     """
-    path = folder / REASONER_FILE
+    for folder in (Path(name), Path(name) / "model"):
+        if is_saved_model(folder):
+            return folder
+    looks_like_a_hub_name = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    if Path(name).exists() or not looks_like_a_hub_name:
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(SHARED_FILES)))
+    except Exception as error:  # whatever the Hub's client and its transport raise, by version
+        raise UserMistake(f"{name}: no such folder, and the Hub did not give it: {first_line(error)}") from error
+
+
+def read_config(folder: Path) -> LatentReasoningConfig:
+    """The configuration of a saved model.
+
+    Raises:
+        UserMistake: no such file, not JSON, of the version before, or a value of a wrong type.
+    """
+    path = folder / CONFIG_FILE
+    if (folder / EARLIER_FORMAT).is_file():
+        raise UserMistake(
+            f"{folder} was saved by an earlier version, whose latents stood at other positions: train the model again"
+        )
+    if not path.is_file():
+        raise UserMistake(f"{folder}: no {CONFIG_FILE} there; give a folder that save_pretrained wrote")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("model_type", None) != LatentReasoningConfig.model_type:
+            raise ValueError("its model_type is another")
+        values.pop("auto_map", None)
+        return LatentReasoningConfig(**values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserMistake(f"{path}: not a configuration of this program ({first_line(error)})") from error
+
+
+def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """What `model.safetensors` holds: the reasoner, and the base only where it is nowhere else."""
+    state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
+    if model.config.base_model:
+        return {name: value for name, value in state.items() if name.startswith(REASONER_PREFIX)}
+    tied = model.config.tie_word_embeddings
+    return {name: v for name, v in state.items() if ".lora_" not in name and not (tied and name.startswith("lm_head."))}
+
+
+def read_weights(folder: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `model.safetensors`, just those that are wanted.
+
+    Args:
+        folder: of the saved model.
+        wanted: tensors of the same names and shapes.
+
+    Raises:
+        UserMistake: damaged, or the first missing, unknown or differently shaped tensor.
+    """
+    path = folder / WEIGHTS_FILE
+    if not wanted and not path.is_file():
+        return {}
     try:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); save or download the model again") from error
-    wanted = reasoner.state_dict()
+        raise UserMistake(f"{path}: cannot be read ({first_line(error)}); save or download the model again") from error
     for name, tensor in wanted.items():
         if name not in saved:
-            raise ValueError(f"{path}: the tensor {name} is missing; it belongs to another configuration")
+            raise UserMistake(f"{path}: the tensor {name} is missing; it belongs to another configuration")
         if saved[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(saved[name].shape)}, the configuration asks for {tuple(tensor.shape)}"
-            )
+            shapes = tuple(saved[name].shape), tuple(tensor.shape)
+            raise UserMistake(f"{path}: {name} has shape {shapes[0]}, the configuration asks for {shapes[1]}")
     if extra := sorted(saved.keys() - wanted.keys()):
-        raise ValueError(f"{path}: unknown tensor {extra[0]}; it belongs to another configuration")
-    reasoner.load_state_dict(saved)
+        raise UserMistake(f"{path}: unknown tensor {extra[0]}; it belongs to another configuration")
+    return saved

@@ -5,20 +5,17 @@ step k per batch is unbiased for the mean over steps: the steps before k run wit
 and Lightning's automatic optimization, accumulation and clipping work as they are.
 """
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from smollm_trm.data.batching import IGNORED_LABEL
-from smollm_trm.evaluation.evaluate import evaluate_gsm8k
-from smollm_trm.models.output import ReasoningOutput, token_losses
-from smollm_trm.models.reasoners import Thought
+from smollm_trm.data.batching import IGNORED_LABEL, supervised_columns
+from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.span import latent_variation
-from smollm_trm.records import run_record, write_json
+from smollm_trm.records import UserMistake
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
 
 HALTING_WEIGHT = 0.5
@@ -26,28 +23,31 @@ HALTING_TOLERANCE = 1.01
 HALTING_EVERY = 16
 
 
-def rows_all_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which rows have the right token at every supervised position, `(B,)` of bool.
+def predicted_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `(B, K - 1, V)` beside the labels `(B, K - 1)` that they predict.
 
     Args:
-        logits: `(B, K, V)`.
-        labels: `(B, K)`, -100 where nothing is supervised.
+        logits: `(B, K, V)` of the last K columns.
+        labels: `(B, L)`, aligned with the input ids.
     """
+    return logits[:, :-1], labels[:, labels.shape[1] - logits.shape[1] + 1 :]
+
+
+def rows_all_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which rows have the right token at every supervised position, `(B,)` of bool; see `predicted_and_labels`."""
     return ((logits.argmax(-1) == labels) | (labels == IGNORED_LABEL)).all(1)
 
 
 def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of each row's supervised tokens, `(B,)`."""
-    return token_losses(logits, labels).sum(1) / (labels != IGNORED_LABEL).sum(1).clamp_min(1)
+    """Mean loss of each row's supervised tokens in nats, `(B,)`; see `predicted_and_labels`."""
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return losses.view_as(labels).sum(1) / (labels != IGNORED_LABEL).sum(1).clamp_min(1)
 
 
 def halting_losses(logit: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of each row, `(B,)`: should it have stopped at this step?
-
-    Args:
-        logit: `(B,)`.
-        target: `(B,)` of bool.
-    """
+    """Binary cross-entropy of each row, `(B,)`: should it have stopped at this step?"""
     return F.binary_cross_entropy_with_logits(logit.float(), target.float(), reduction="none")
 
 
@@ -56,10 +56,10 @@ class SmolLMTRMLightningModule(LightningModule):
 
     Args:
         model: base, adapter and reasoner.
-        optimizer_settings: rates and schedule.
+        optimizer_settings: learning rates and schedule.
         supervise: "one" draws a supervision step per batch; "all" makes a pass of the base per step.
         seed: of everything random in a step; a step's randomness depends on it and on the step's number only.
-        max_new_tokens: limit of the answers in `trainer.test`; None makes room for the longest gold solution.
+        answer_test: what `trainer.test` does with a list of official test problems; returns its accuracy.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class SmolLMTRMLightningModule(LightningModule):
         optimizer_settings: OptimizerSettings | None = None,
         supervise: str = "one",
         seed: int = 0,
-        max_new_tokens: int | None = None,
+        answer_test: Callable[["SmolLMTRMLightningModule", Sequence[dict[str, str]], int], float] | None = None,
     ) -> None:
         super().__init__()
         if supervise not in ("one", "all"):
-            raise ValueError(f"supervise={supervise!r}: choose 'one' or 'all'")
+            raise UserMistake(f"supervise={supervise!r}: choose 'one' or 'all'")
         self.model = model
         self.optimizer_settings = optimizer_settings or OptimizerSettings()
         self.supervise = supervise
         self.seed = seed
-        self.max_new_tokens = max_new_tokens
+        self.answer_test = answer_test
         self.strict_loading = False  # checkpoints leave the frozen base out
 
-    def forward(self, *args, **kwargs) -> ReasoningOutput:
+    def forward(self, *args, **kwargs):
         """The model's forward."""
         return self.model(*args, **kwargs)
 
@@ -97,85 +97,102 @@ class SmolLMTRMLightningModule(LightningModule):
             return None
         return int(torch.randint(1, self.model.reasoner.n_supervision_steps + 1, (), generator=self.step_generator))
 
-    def global_mean(self, values: Tensor, counted: Tensor) -> Tensor:
-        """The mean over all processes' batches of the values that count, as this process's part of the loss.
-
-        Gradients are averaged over processes, so the sum is multiplied by their number: two processes then give the
-        gradient of one with both batches.
-
-        Args:
-            values: of any shape.
-            counted: of the same shape, True where a value counts.
-        """
-        count, world = counted.sum(), self.trainer.world_size
-        if world > 1:
-            count = self.all_gather(count).sum()
-        return values.masked_fill(~counted, 0).sum() * world / count.clamp_min(1)
+    def share_of_step(self) -> int:
+        """What a batch's sum is multiplied by: gradients are averaged over processes and accumulated batches."""
+        return self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One drawn supervision step, or all of them."""
+        """One drawn supervision step, or all of them.
+
+        The loss is a sum over supervised tokens, divided by those of the whole optimizer step: over all processes
+        and accumulated batches (`num_items_in_batch`).
+        """
+        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
         step = None
         if self.supervise == "all" and self.model.reasoner is not None:
-            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], gradient_at_every_step=True)
+            thoughts = self.model.think(ids, mask, gradient_at_every_step=True)
         else:
             step = self.draw_step()
-            thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], n_steps=step)[-1:]
-        has_head = bool(thoughts) and thoughts[0].halting_logit is not None and self.model.encoder.target == "steps"
-        by_step = self.losses_by_step(batch) if has_head and batch_idx % HALTING_EVERY == 0 else None
+            thoughts = self.model.think(ids, mask, n_steps=step)[-1:]
+        has_head = bool(thoughts) and thoughts[0].halting_logit is not None
+        compares = has_head and self.model.config.target == "steps" and batch_idx % HALTING_EVERY == 0
+        by_step = self.losses_by_step(batch) if compares else None
         losses, halting = [], []
         for number, thought in enumerate(thoughts or [None], start=step or 1):
-            output = self.model(**batch, thought=thought)
-            supervised = output.labels != IGNORED_LABEL
-            losses.append(self.global_mean(token_losses(output.logits, output.labels), supervised))
-            halting.append(self.halting_part(output, number, by_step))
+            output = self.answer_from(batch, thought, num_items_in_batch=batch["num_items_in_batch"])
+            losses.append(output.loss)
+            if thought is not None and thought.halting_logit is not None:
+                logits, expected = predicted_and_labels(output.logits.detach(), labels)
+                halting.append(self.halting_part(thought.halting_logit, logits, expected, number, by_step))
         loss = torch.stack(losses).mean()
-        self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
-        if thoughts and len(batch["input_ids"]) > 1:
-            self.log("latent_variation", latent_variation(thoughts[-1].latents))
-        return loss + sum(halting) / len(halting)
+        self.log_training(loss.detach(), batch, thoughts)
+        total = loss + HALTING_WEIGHT * sum(halting) / (len(halting) * batch["num_examples_in_batch"]) if halting else loss
+        return total * self.share_of_step()
 
-    def halting_part(self, output: ReasoningOutput, step: int, by_step: Tensor | None) -> Tensor | float:
-        """The halting head's loss, where there is one.
+    def answer_from(self, batch: dict[str, Tensor], thought: Thought | None, **options):
+        """One pass over a batch with latents made before; logits where labels are."""
+        return self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+            latents=None if thought is None else thought.latents,
+            logits_to_keep=supervised_columns(batch["labels"]),
+            use_cache=False,
+            **options,
+        )
+
+    def log_training(self, loss: Tensor, batch: dict[str, Tensor], thoughts: list[Thought]) -> None:
+        """The mean loss per supervised token of this batch, over all processes, and what the reasoner has to say."""
+        count = (batch["labels"] != IGNORED_LABEL).sum()
+        if self.trainer.world_size > 1:
+            count = self.all_gather(count).sum()
+        mean = loss * batch["num_items_in_batch"] * self.trainer.world_size / count.clamp_min(1)
+        self.log("train_loss", mean, prog_bar=True, sync_dist=True)
+        if thoughts and len(batch["input_ids"]) > 1:
+            for name, value in self.model.reasoner.logs(thoughts[-1]).items():
+                self.log(name, value)
+
+    def halting_part(
+        self, halting_logit: Tensor, logits: Tensor, labels: Tensor, step: int, by_step: Tensor | None
+    ) -> Tensor:
+        """The halting head's loss, summed over rows.
 
         Under `target="answer"` a row should stop where all its answer tokens are right. Under `target="steps"` it
         should stop where its loss is within 1% of its best step's; that takes the other steps' losses, so it is
         trained on every 16th batch only.
 
         Args:
-            output: of the supervision step in training.
-            step: its number, from 1.
+            halting_logit: `(B,)`.
+            logits: see `predicted_and_labels`.
+            labels: see `predicted_and_labels`.
+            step: the supervision step in training, from 1.
             by_step: see `losses_by_step`; None on the other batches.
         """
-        if output.halting_logit is None:
-            return 0.0
-        if self.model.encoder.target == "answer":
-            target = rows_all_right(output.logits.detach(), output.labels)
+        if self.model.config.target == "answer":
+            target = rows_all_right(logits, labels)
         elif by_step is not None:
             target = by_step[step - 1] <= HALTING_TOLERANCE * by_step.amin(0)
         else:
-            return 0.0 * output.halting_logit.sum()  # so that the head has a gradient in every step, as DDP asks
-        real = (output.labels != IGNORED_LABEL).any(1)
-        return HALTING_WEIGHT * self.global_mean(halting_losses(output.halting_logit, target), real)
+            return 0.0 * halting_logit.sum()  # so that the head has a gradient in every step, as DDP asks
+        real = (labels != IGNORED_LABEL).any(1)
+        return halting_losses(halting_logit, target).masked_fill(~real, 0).sum()
 
     @torch.no_grad()
     def losses_by_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Each row's loss after each supervision step, `(S, B)`, without dropout, whose noise is more than 1%."""
 
         def losses_after(thought: Thought) -> Tensor:  # its logits, the largest thing in memory, go as it returns
-            output = self.model(**batch, thought=thought)
-            return row_losses(output.logits, output.labels)
+            return row_losses(*predicted_and_labels(self.answer_from(batch, thought).logits, batch["labels"]))
 
         self.model.eval()
-        thoughts = self.model.think(batch["input_ids"], batch["attention_mask"])
-        losses = [losses_after(thought) for thought in thoughts]
+        losses = [losses_after(thought) for thought in self.model.think(batch["input_ids"], batch["attention_mask"])]
         self.model.train()
         return torch.stack(losses)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss per supervised token on the dev part, after all supervision steps."""
-        output = self.model(**batch)
-        count = int((output.labels != IGNORED_LABEL).sum())
-        self.log_mean("dev_loss", output.loss, count)
+        output = self.answer_from(batch, None)
+        self.log_mean("dev_loss", output.loss, int((batch["labels"] != IGNORED_LABEL).sum()))
 
     def log_mean(self, name: str, mean: Tensor | float, count: int) -> None:
         """Log the mean over an evaluation, of all processes.
@@ -187,25 +204,24 @@ class SmolLMTRMLightningModule(LightningModule):
             mean: over this batch.
             count: how much this batch weighs.
         """
+        mean = mean if count else 0.0  # the mean over nothing is not a number
         self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
 
     def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:
-        """Answer this process's share of the official test problems; `evaluation/` in the run's folder keeps it."""
-        share = self.global_rank + batch_idx * self.trainer.world_size
-        path = Path(self.trainer.default_root_dir) / "evaluation" / f"trainer_test{f'_{share}' if share else ''}.jsonl"
-        data = self.trainer.datamodule
-        size, split = (32, None) if data is None else (data.eval_batch_size, data.splits.summary)
+        """Answer this process's share of the official test problems."""
+        if self.answer_test is None:
+            raise UserMistake("trainer.test needs a module made by train_gsm8k, which knows how to answer")
         with torch.autocast(self.device.type, enabled=False):  # as elsewhere
-            result = evaluate_gsm8k(
-                self.model, rows, batch_size=size, max_new_tokens=self.max_new_tokens, predictions_path=path
-            )
-        write_json(path.with_suffix(".json"), {"part": "test", "split": split, **result, **run_record()})
-        self.log_mean("test_accuracy", result["accuracy"], len(rows))
+            self.log_mean("test_accuracy", self.answer_test(self, rows, batch_idx), len(rows))
 
     def configure_optimizers(self) -> dict:
         """AdamW, and its schedule stepped once per optimizer step."""
         settings = self.optimizer_settings
-        optimizer = build_optimizer(base=self.model.base_model, reasoner=self.model.reasoner, settings=settings)
+        optimizer = build_optimizer(
+            base=[p for name, p in self.model.named_parameters() if ".reasoner." not in name],
+            reasoner=self.model.reasoner,
+            settings=settings,
+        )
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = build_schedule(optimizer, total_steps=total, settings=settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -213,9 +229,10 @@ class SmolLMTRMLightningModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Leave the frozen base out."""
         trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        reasoner = {name for name in checkpoint["state_dict"] if name.startswith("model.reasoner.")}
         checkpoint["state_dict"] = {
-            name: tensor for name, tensor in checkpoint["state_dict"].items() if name in trainable | reasoner
+            name: tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name in trainable or ".reasoner." in name
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
@@ -225,9 +242,9 @@ class SmolLMTRMLightningModule(LightningModule):
             if not parameter.requires_grad:
                 continue
             if name not in found:
-                raise ValueError(f"the checkpoint has no {name}: it was made by another configuration")
+                raise UserMistake(f"the checkpoint has no {name}: it was made by another configuration")
             if found[name].shape != parameter.shape:
-                raise ValueError(
+                raise UserMistake(
                     f"the checkpoint's {name} has shape {tuple(found[name].shape)}, this model's has "
                     f"{tuple(parameter.shape)}: it was made by another configuration"
                 )

@@ -7,15 +7,14 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from smollm_trm.models.storage import SETTINGS_FILE, read_notes, read_settings
-from smollm_trm.records import first_line, write_json, write_text
-
-PACKAGE = "smollm_trm"
-UPLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
+from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.loading import is_local
+from smollm_trm.models.storage import CONFIG_FILE, SHARED_FILES, read_config
+from smollm_trm.records import UserMistake, first_line, write_json, write_text
 
 
 def measured_lines(notes: Mapping[str, Any]) -> list[str]:
-    """What `smollm_trm.json` holds of training and evaluation, as the card's bullet points."""
+    """What a model's notes hold of training and evaluation, as the card's bullet points."""
     lines = []
     training = notes.get("training", {})
     if training:
@@ -35,54 +34,47 @@ def measured_lines(notes: Mapping[str, Any]) -> list[str]:
     return lines or ["nothing was measured yet"]
 
 
-def model_card(folder: str | Path) -> str:
-    """The card of a saved model as Markdown: what it is, what was measured, how to use it."""
-    folder = Path(folder)
-    settings = read_settings(folder)
-    notes = read_notes(folder)
-    span = (
-        f"a latent span of {settings.num_latents} slots filled by the reasoner `{settings.reasoner}`"
-        if settings.reasoner
-        else "no latent span (the baseline)"
-    )
-    base = Path(settings.base).name or "a base of its own"
+def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository") -> str:
+    """The card of a model as Markdown: what it is, what was measured, how to use it."""
+    span = f"a latent span of {config.num_latents} slots filled by the reasoner `{config.reasoner}`"
+    base = config.base_model if config.base_model and not is_local(config.base_model) else ""
     header = {
-        "base_model": settings.base,
-        "library_name": "smollm-trm",
+        "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["latent-reasoning", "trm", "peft"],
-        "datasets": ["openai/gsm8k"],
     }
-    if "/" not in settings.base or settings.base.startswith((".", "/")):
-        del header["base_model"]  # a local folder means nothing on the Hub
-    if "gsm8k" not in notes.get("training", {}).get("split", {}).get("source", ""):
-        del header["datasets"]
-    measured = "\n".join(f"- {line}" for line in measured_lines(notes))
+    if base:
+        header["base_model"] = base
+    if "gsm8k" in config.notes.get("training", {}).get("split", {}).get("source", ""):
+        header["datasets"] = ["openai/gsm8k"]
+    measured = "\n".join(f"- {line}" for line in measured_lines(config.notes))
+    title = base.rpartition("/")[2] or "a base of its own"
     return (
         f"---\n{json.dumps(header, indent=2)}\n---\n\n"
-        f"# Latent reasoning with {base}\n\n"
-        f"{base} with {span}, base weights: {settings.base_training}, "
-        f"target: {settings.target}.\n\n"
+        f"# Latent reasoning with {title}\n\n"
+        f"{title} with {span if config.reasoner else 'no latent span (the baseline)'}, base weights: "
+        f"{config.base_training}, target: {config.target}.\n\n"
         f"## What was measured\n\n{measured}\n\nThe dev part may have picked the checkpoint; only a figure named "
         "`test` is the official test set.\n\n"
-        f"## Use\n\n```python\nfrom {PACKAGE} import SmolLMv3WithTRM\n\n"
-        'model = SmolLMv3WithTRM.from_pretrained("this/repository")\n'
+        "## Use\n\n```python\nfrom smollm_trm " + "import SmolLMv3WithTRM\n\n"
+        f'model = SmolLMv3WithTRM.from_pretrained("{repo_id}")\n'
         'print(model.generate_with_thinking("Tom has 3 bags of 4 apples. How many apples is that?"))\n```\n'
     )
 
 
 def add_evaluation(folder: str | Path, part: str, result: Mapping[str, Any]) -> None:
-    """Note an evaluation in a saved model's settings file, for its card.
+    """Note an evaluation in a saved model's configuration, for its card.
 
     Args:
         folder: what `save_pretrained` wrote.
         part: "dev" or "test", with the arm's name if need be.
         result: what `evaluate_gsm8k` returned.
     """
-    path = Path(folder) / SETTINGS_FILE
+    path = Path(folder) / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
     kept = {name: result[name] for name in ("accuracy", "correct", "total", "interval")}
-    content.setdefault("evaluations", {})[part] = kept
+    content["notes"] = content.get("notes") or {}
+    content["notes"].setdefault("evaluations", {})[part] = kept
     write_json(path, content)
 
 
@@ -102,19 +94,25 @@ def push_model(
         Names of the files.
 
     Raises:
-        ValueError: not a saved model, or the Hub refused; one line.
+        UserMistake: not a saved model, a base that is only here, or the Hub refused.
     """
     folder = Path(folder)
-    write_text(folder / "README.md", model_card(folder))
-    files = sorted({path.relative_to(folder).as_posix() for pattern in UPLOADED for path in folder.rglob(pattern)})
+    config = read_config(folder)
+    if config.base_model and is_local(config.base_model):
+        raise UserMistake(
+            f"{folder}: its base lies on this machine only, so nobody could load it; train from a base on the Hub, or "
+            "save the model after merge_and_unload()"
+        )
+    write_text(folder / "README.md", model_card(config, repo_id=repo_id))
+    files = sorted({path.relative_to(folder).as_posix() for pattern in SHARED_FILES for path in folder.rglob(pattern)})
     if dry_run:
         return files
     api = HfApi(endpoint=endpoint)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(UPLOADED))
+        api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(SHARED_FILES))
     except Exception as error:  # whatever the Hub's client and its transport raise, by version
-        raise ValueError(
+        raise UserMistake(
             f"could not push to {repo_id}: {first_line(error)}; log in with `hf auth login` or set HF_TOKEN"
         ) from error
     return files

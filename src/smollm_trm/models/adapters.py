@@ -1,0 +1,128 @@
+"""LoRA on the base: injected by PEFT into the decoder in place, saved as PEFT saves it, in a folder of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from smollm_trm.records import UserMistake, first_line
+
+ADAPTER_FOLDER = "adapter"
+"""Not the model's own folder: transformers takes a folder with an adapter_config.json for an adapter and no more."""
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+GPT2_ATTENTION = r".*\.attn\.(c_attn|c_proj)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """The LoRA adapter on the base's attention projections."""
+
+    r: int = 16
+    """Rank of each update."""
+    alpha: int = 32
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.1
+    """Dropout probability on an update's input."""
+    target_modules: list[str] | None = None
+    """Names of the linear layers to adapt; None takes the q, k, v and o projections."""
+
+    def __post_init__(self) -> None:
+        for name in ("r", "alpha"):
+            if getattr(self, name) < 1:
+                raise UserMistake(f"lora {name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserMistake(f"lora dropout={self.dropout}: must be in [0, 1)")
+
+    def to_peft(self, model_type: str) -> LoraConfig:
+        """PEFT's configuration for a decoder of this kind."""
+        is_gpt2 = model_type == "gpt2"
+        return LoraConfig(
+            task_type=TaskType.FEATURE_EXTRACTION,
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules or (GPT2_ATTENTION if is_gpt2 else list(ATTENTION_PROJECTIONS)),
+            fan_in_fan_out=is_gpt2,
+        )
+
+
+def adapter_layers(decoder: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that LoRA adapts, by name."""
+    return {name: module for name, module in decoder.named_modules() if isinstance(module, LoraLayer)}
+
+
+def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
+    """Inject a fresh adapter; its weights are fp32 whatever the base is, the base is frozen.
+
+    Raises:
+        UserMistake: no layer of that name.
+    """
+    decoder.requires_grad_(False)
+    try:
+        decoder.add_adapter(config)
+    except ValueError as error:
+        raise UserMistake(f"lora target_modules={config.target_modules!r}: {first_line(error)}") from error
+    for name, parameter in decoder.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def merge_adapter(decoder: PreTrainedModel) -> bool:
+    """Add the adapter's updates into the base's weights and take it off; False where there was none."""
+    layers = adapter_layers(decoder)
+    for name, layer in layers.items():
+        layer.merge(safe_merge=True)
+        parent, _, last = name.rpartition(".")
+        setattr(decoder.get_submodule(parent), last, layer.get_base_layer())
+    if layers:
+        decoder._hf_peft_config_loaded = False
+        del decoder.peft_config
+    return bool(layers)
+
+
+def save_adapter(decoder: PreTrainedModel, folder: Path, *, base_model: str) -> None:
+    """Write adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        decoder: with its adapter.
+        folder: made if need be.
+        base_model: the base's name on the Hub, or empty; a local path would mean nothing elsewhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = decoder.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base_model or None, False
+    config.save_pretrained(str(folder))
+    weights = get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)
+    save_file(
+        {f"{ADAPTER_PREFIX}{name}": weight.contiguous() for name, weight in weights.items()}, folder / ADAPTER_FILE
+    )
+
+
+def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
+    """Put a saved adapter on a base.
+
+    Raises:
+        UserMistake: a file is missing or damaged, or the adapter does not fit this base.
+    """
+    try:
+        weights = load_file(folder / ADAPTER_FILE)
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        reason = f"the adapter cannot be read ({first_line(error)}); save or download it again"
+        raise UserMistake(f"{folder}: {reason}") from error
+    add_adapter(decoder, config)
+    named = {name.removeprefix(ADAPTER_PREFIX): weight for name, weight in weights.items()}
+    expected = get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)
+    for name in sorted(named.keys() | expected.keys()):
+        if name not in named or name not in expected or named[name].shape != expected[name].shape:
+            raise UserMistake(f"{folder}: the adapter does not fit this base ({name})")
+    with torch.no_grad():
+        set_peft_model_state_dict(decoder, named, adapter_name="default")

@@ -1,0 +1,106 @@
+"""The configuration of a latent-reasoning model: its base's configuration, a reasoner, and how questions are asked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from smollm_trm.models.reasoners.known import complete_settings
+from smollm_trm.records import UserMistake
+
+SUPPORTED_BASES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2", "arcee")
+"""Decoders whose head is one linear layer and nothing else; many others scale or cap their logits."""
+BASE_TRAININGS = ("lora", "frozen", "full")
+
+
+def registered_config(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Make `AutoConfig` know a configuration (again, where a notebook's cell is run twice)."""
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    return config_class
+
+
+@registered_config
+class LatentReasoningConfig(PreTrainedConfig):
+    """Hugging Face's layout of a vision-language model, with a reasoner where they have the vision tower.
+
+    `config.json` holds it, `AutoConfig` reads it; values of a wrong type are refused.
+    """
+
+    model_type = "latent_reasoning"
+    sub_configs = {"text_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    """Of the base."""
+    base_model: str = ""
+    """Where the base's weights come from: a Hub name or a folder. Empty: they are saved with the model."""
+    base_training: str = "lora"
+    """What of the base is trained: "lora", "frozen" (nothing) or "full" (everything)."""
+    reasoner: str | None = "trm"
+    """What fills the span, by its name in `REASONERS`; None is the baseline, on `<think></think>`."""
+    reasoner_settings: dict | None = None
+    """Fields of the reasoner's settings; {"preset": "paper"} is TRM as published."""
+    num_latents: int = 256
+    """M, slots in the think block."""
+    slot_token_id: int | None = None
+    """The placeholder that marks a slot."""
+    target: str = "steps"
+    """What is written after `</think>`: "steps" (the solution and `#### n`) or "answer" (`#### n` at once)."""
+    prompt_format: str = "plain"
+    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template) or "bare" (the question itself)."""
+    keep_annotations: bool = False
+    """Whether calculator annotations stay in what the model is to write."""
+    think: bool = True
+    """Whether there is a think block; an untuned base is asked without."""
+    notes: dict | None = None
+    """Plain values that are kept with the model: what it was trained on, how it was evaluated."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, Mapping):
+            kind = self.text_config.get("model_type")
+            refuse_unsupported(kind)
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        elif self.text_config is None:
+            self.text_config = AutoConfig.for_model("smollm3")
+        refuse_unsupported(self.text_config.model_type)
+        if self.base_training not in BASE_TRAININGS:
+            raise UserMistake(f"base_training={self.base_training!r}: choose one of {', '.join(BASE_TRAININGS)}")
+        if self.reasoner is not None:
+            self.reasoner_settings = complete_settings(self.reasoner, self.reasoner_settings)
+        else:
+            self.reasoner_settings, self.num_latents = {}, 0
+        self.notes = dict(self.notes or {})
+        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(self.text_config, name, None))
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """D of the base."""
+        return self.text_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the base."""
+        return self.text_config.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the base's embedding table."""
+        return self.text_config.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Positions of the base."""
+        return self.text_config.max_position_embeddings
+
+
+def refuse_unsupported(model_type: str | None) -> None:
+    """Refuse a base whose head would be dropped.
+
+    Raises:
+        UserMistake: the kinds that work.
+    """
+    if model_type not in SUPPORTED_BASES:
+        kinds = ", ".join(SUPPORTED_BASES)
+        raise UserMistake(f"a base of the kind {model_type!r} is not supported: choose one of {kinds}")

@@ -1,0 +1,210 @@
+"""A Hugging Face decoder that thinks in latent space before it answers.
+
+    embed the prompt -> the reasoner thinks about what stands before the span -> latents into the slots -> one pass
+
+Hugging Face's layout of vision-language models, with a reasoner where they have the vision tower. Because nothing
+about the pass is special, `generate()`, every cache, every attention implementation, gradient checkpointing, PEFT and
+TRL work as they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, Cache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from smollm_trm.models.adapters import merge_adapter
+from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.prompt import Prompt, positions_of
+from smollm_trm.models.reasoners.known import build_reasoner
+from smollm_trm.models.reasoners.reasoner import Thought
+from smollm_trm.models.span import fill_slots, given_slots, whole_spans
+
+CALIBRATION_QUESTIONS = (
+    "Tom has 4 bags with 6 pears in each bag. He eats 5 of the pears. How many pears does he have now?",
+    "A train goes 60 miles an hour for 3 hours and then 40 miles an hour for 2 hours. How far does it go?",
+    "Mia saves 15 dollars a week. How much has she saved after 8 weeks if she spends 30 dollars on a present?",
+    "There are 24 children in a class. A third of them walk to school and the others take the bus. How many take it?",
+)
+"""What a fresh reasoner's statistics are measured on, until training measures them on its own questions."""
+
+
+@dataclass
+class LatentModelOutput(BaseModelOutputWithPast):
+    """The decoder's output, and what was put into the slots."""
+
+    latents: Tensor | None = None
+    halting_logit: Tensor | None = None
+
+
+@dataclass
+class LatentCausalLMOutput(CausalLMOutputWithPast):
+    """A causal LM's output, and what was put into the slots: `latents` `(B, M, D)`, `halting_logit` `(B,)`."""
+
+    latents: Tensor | None = None
+    halting_logit: Tensor | None = None
+
+
+class LatentReasoningPreTrainedModel(PreTrainedModel):
+    """What backbone and causal LM share."""
+
+    config_class = LatentReasoningConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = "past_key_values"
+    _keep_in_fp32_modules_strict = ["reasoner"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave the reasoner as its constructor made it; the base initialises itself."""
+
+    def print_trainable_parameters(self) -> None:
+        """What is trained, in PEFT's words."""
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+
+
+def registered_for(auto_class: type) -> Callable[[type], type]:
+    """Make one of transformers' `Auto*` classes know a model (again, where a notebook's cell is run twice)."""
+
+    def register(model_class: type) -> type:
+        auto_class.register(model_class.config_class, model_class, exist_ok=True)
+        return model_class
+
+    return register
+
+
+@registered_for(AutoModel)
+class LatentReasoningModel(LatentReasoningPreTrainedModel):
+    """The backbone: a decoder without its head, and a reasoner that fills the latent span of a prompt."""
+
+    def __init__(self, config: LatentReasoningConfig) -> None:
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.reasoner = None
+        if config.reasoner is not None:
+            self.reasoner = build_reasoner(
+                config.reasoner,
+                config.reasoner_settings,
+                num_latents=config.num_latents,
+                hidden_size=config.hidden_size,
+                depth=config.num_hidden_layers,
+            )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's embedding table."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the base's embedding table."""
+        self.language_model.set_input_embeddings(value)
+
+    def merge_and_unload(self) -> "LatentReasoningModel":
+        """Add the adapter into the base's weights, which are saved with the model from then on."""
+        if merge_adapter(self.language_model):
+            self.config.base_training, self.config.base_model = "full", ""
+        return self
+
+    def prompt_before(
+        self, input_ids: Tensor, attention_mask: Tensor, slots: Tensor, earlier_latents: Tensor | None = None
+    ) -> Prompt:
+        """What stands before the slots, moved so that all rows end in the last column.
+
+        Args:
+            input_ids: `(B, L)`.
+            attention_mask: `(B, L)`.
+            slots: `(B, L)` of bool, the span that is to be filled.
+            earlier_latents: `(B, K, D)` of spans before it.
+        """
+        starts = slots.int().argmax(1)  # (B,)
+        longest = int(starts.max())
+        columns = starts[:, None] - longest + torch.arange(longest, device=starts.device)  # (B, longest)
+        taken = columns.clamp_min(0)
+        ids = input_ids.gather(1, taken)
+        mask = attention_mask.bool().gather(1, taken) & (columns >= 0)
+        embeddings = self.get_input_embeddings()(ids)
+        if earlier_latents is not None:
+            filled = given_slots(ids, self.config.slot_token_id, earlier_latents.shape[1])
+            embeddings = fill_slots(embeddings, filled, earlier_latents)
+        return Prompt(decoder=self.language_model, embeddings=embeddings, mask=mask, n_slots=slots.sum(1))
+
+    def think(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> list[Thought]:
+        """Read what stands before the span and think about it: one `Thought` per supervision step.
+
+        Args:
+            input_ids: `(B, L)`; what follows the first span is not looked at.
+            attention_mask: `(B, L)`; all real when None.
+            options: `n_steps` and `gradient_at_every_step`, see `Reasoner.think`.
+
+        Returns:
+            An empty list for the baseline, which has nothing to think with.
+        """
+        if self.reasoner is None:
+            return []
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        slots = whole_spans(input_ids, self.config.slot_token_id)
+        return self.reasoner.think(self.prompt_before(input_ids, mask, slots), **options)
+
+    @torch.no_grad()
+    def fit_reasoner(self, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Let the reasoner measure the statistics it keeps, on some prompts `(B, L)` with their spans."""
+        if self.reasoner is not None:
+            slots = whole_spans(input_ids, self.config.slot_token_id)
+            self.reasoner.fit(self.prompt_before(input_ids, attention_mask, slots))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        latents: Tensor | None = None,
+        n_steps: int | None = None,
+        **kwargs: Any,
+    ) -> LatentModelOutput:
+        """One pass of the base with the latents in their slots.
+
+        Args:
+            input_ids: `(B, L)`; a prompt must have a latent span, what goes on from a cache has none.
+            attention_mask: `(B, L)`, left- or right-padded; all real when None.
+            position_ids: `(B, L)`; counted from a 2-D mask when None.
+            past_key_values: cache of what came before.
+            inputs_embeds: `(B, L, D)` in place of `input_ids`; no thinking then.
+            latents: `(B, M, D)` made before, in place of thinking here.
+            n_steps: supervision steps to make; the last of them carries gradients. All when None.
+            kwargs: for the decoder.
+
+        Raises:
+            UserMistake: a prompt without a span.
+        """
+        halting_logit = None
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            goes_on = past_key_values is not None and (input_ids.shape[1] == 1 or past_key_values.get_seq_length() > 0)
+            if self.reasoner is not None and not goes_on:
+                if latents is None:
+                    slots = whole_spans(input_ids, self.config.slot_token_id)
+                    latents, halting_logit = self.think(input_ids, attention_mask, n_steps=n_steps)[-1]
+                else:
+                    slots = given_slots(input_ids, self.config.slot_token_id, latents.shape[1])
+                inputs_embeds = fill_slots(inputs_embeds, slots, latents)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = positions_of(attention_mask)[:, -inputs_embeds.shape[1] :]
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return LatentModelOutput(**output, latents=latents, halting_logit=halting_logit)

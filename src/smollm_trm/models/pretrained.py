@@ -1,0 +1,293 @@
+"""A model that is saved without its base: made on one, saved beside it, put together again.
+
+A saved folder holds `config.json`, the reasoner in `model.safetensors`, the LoRA adapter in `adapter/`, the tokenizer
+(whose chat template writes the latent span) and a card; the base only where it is nowhere else. No pickle.
+"""
+
+import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import torch
+from peft import PeftConfig
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from smollm_trm.data.prompts import PromptEncoder, padding_token_id, slot_token_id
+from smollm_trm.models.adapters import (
+    ADAPTER_FOLDER,
+    LoraSettings,
+    adapter_layers,
+    add_adapter,
+    load_adapter,
+    save_adapter,
+)
+from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.hub import model_card, push_model
+from smollm_trm.models.loading import (
+    LoadedBase,
+    default_device,
+    default_dtype,
+    is_local,
+    load_base,
+    part_of_base,
+    take_apart,
+)
+from smollm_trm.models.modeling import (
+    CALIBRATION_QUESTIONS,
+    LatentReasoningPreTrainedModel,
+)
+from smollm_trm.models.reasoners.known import build_reasoner
+from smollm_trm.models.storage import REASONER_PREFIX, read_config, read_weights, saved_model_folder, weights_to_save
+from smollm_trm.records import UserMistake, first_line, write_text
+
+ANCHOR_TEXT = "."
+"""The token whose embedding a fresh latent is near: of those tried on a real base, one of the least disturbing."""
+BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+class SavedBesideItsBase(LatentReasoningPreTrainedModel):
+    """`from_base`, and transformers' `from_pretrained`, `save_pretrained` and `push_to_hub` for such a model."""
+
+    @classmethod
+    def assemble(cls, base: LoadedBase, config: LatentReasoningConfig) -> Self:
+        """A model around a loaded base, which is taken as it is, not copied; the reasoner is fresh."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.model.language_model, model.lm_head = base.decoder, base.head
+        if config.reasoner is not None:
+            model.model.reasoner = build_reasoner(
+                config.reasoner,
+                config.reasoner_settings,
+                num_latents=config.num_latents,
+                hidden_size=config.hidden_size,
+                depth=config.num_hidden_layers,
+            ).to(base.head.weight.device)
+        model.use_tokenizer(base.tokenizer)
+        return model
+
+    @classmethod
+    def from_base(
+        cls,
+        model_name: str | BaseAndTokenizer = "HuggingFaceTB/SmolLM3-3B",
+        *,
+        lora: LoraSettings | None = None,
+        dtype: torch.dtype = torch.float32,
+        tiny_texts: list[str] | None = None,
+        seed: int = 0,
+        **config: Any,
+    ) -> Self:
+        """A base with a fresh adapter and a fresh reasoner.
+
+        Args:
+            model_name: see `load_base`, or a model and its tokenizer, which are taken over as they are.
+            lora: the adapter's settings.
+            dtype: of the base's weights; adapter and reasoner are fp32.
+            tiny_texts: see `load_base`.
+            seed: of every new weight; the global random state is left as it was.
+            config: fields of `LatentReasoningConfig`, such as `reasoner`, `num_latents`, `target`.
+        """
+        if isinstance(model_name, str):
+            base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
+        else:
+            base = take_apart(*model_name, model_name[0].config.name_or_path)
+        training = config.setdefault("base_training", "lora")
+        config.setdefault("base_model", "" if training == "full" else base.name)
+        if config.get("reasoner", "trm") is not None:
+            base = base._replace(tokenizer=copy.deepcopy(base.tokenizer))
+            config["slot_token_id"] = slot_token_id(base.tokenizer)
+            base = with_rows(base, config["slot_token_id"] + 1)
+        text_config = copy.deepcopy(base.decoder.config)
+        text_config.name_or_path = ""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls.assemble(base, LatentReasoningConfig(text_config=text_config, **config))
+            if training == "lora":
+                add_adapter(base.decoder, (lora or LoraSettings()).to_peft(text_config.model_type))
+        model.freeze_base()
+        if model.reasoner is not None:
+            table = base.decoder.get_input_embeddings().weight.detach()
+            anchor = base.tokenizer(ANCHOR_TEXT, add_special_tokens=False)["input_ids"] if has_anchor(base) else []
+            model.reasoner.start_near(table, table[anchor[-1]] if anchor else table.mean(0))
+            model.fit_reasoner(CALIBRATION_QUESTIONS)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        model_name: str | BaseAndTokenizer | None = None,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str = "auto",
+        **kwargs: Any,
+    ) -> Self:
+        """Load a saved model, on the base it names.
+
+        Args:
+            pretrained_model_name_or_path: what `save_pretrained` or a training run wrote, or a name on the Hub.
+            args: as in transformers; none is used.
+            model_name: another place of the same base, or the loaded base and its tokenizer, which stay as they are.
+            dtype: of the base's weights; "auto" is bf16 or fp16 by the GPU's capability, and fp32 on a CPU.
+            device: where to; "auto" is the GPU where there is one.
+            kwargs: what transformers' own loading passes on.
+
+        Raises:
+            UserMistake: not such a folder, a tensor missing, unknown or of another shape.
+        """
+        folder = saved_model_folder(pretrained_model_name_or_path)
+        config = read_config(folder)
+        device = default_device() if device == "auto" else torch.device(device)
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        dtype = dtype or default_dtype(device)
+        with torch.random.fork_rng():
+            if model_name is None and not config.base_model:
+                model = cls._with_saved_base(folder, config, dtype)
+            else:
+                model = cls._with_named_base(folder, config, dtype, model_name or config.base_model)
+            if config.base_training == "lora":
+                load_adapter(model.model.language_model, folder / ADAPTER_FOLDER)
+        model.use_tokenizer(part_of_base(AutoTokenizer, str(folder)))
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.freeze_base()
+        return model.to(device).eval()
+
+    @classmethod
+    def _with_saved_base(cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype) -> Self:
+        """A model whose base was saved with it: transformers' own loading, checked."""
+        try:
+            model, found = super().from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserMistake(
+                f"{folder}: cannot be read ({first_line(error)}); save or download the model again"
+            ) from error
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if found[kind]:
+                name = sorted(map(str, found[kind]))[0]
+                raise UserMistake(f"{folder}: {kind.replace('_', ' ')}: {name}; it belongs to another configuration")
+        return model
+
+    @classmethod
+    def _with_named_base(
+        cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype, model_name: str | BaseAndTokenizer
+    ) -> Self:
+        """A model on a base that lies elsewhere, with the reasoner from its folder."""
+        if isinstance(model_name, str):
+            base = load_base(model_name, dtype=dtype)
+        else:
+            base = take_apart(*model_name, config.base_model)
+        base = with_rows(base, config.vocab_size)
+        found, wanted = base.decoder.config, config.text_config
+        for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+            if getattr(found, name) != getattr(wanted, name):
+                values = f"{getattr(found, name)}, not {getattr(wanted, name)}"
+                raise UserMistake(
+                    f"{folder}: the base {base.name!r} is not the one it was trained on: {name} is {values}"
+                )
+        model = cls.assemble(base, config)
+        reasoner = {name: v for name, v in model.state_dict().items() if name.startswith(REASONER_PREFIX)}
+        model.load_state_dict(read_weights(folder, reasoner), strict=False)
+        return model
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take a tokenizer; its chat template becomes the one that writes this model's prompts."""
+        config = self.config
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self.encoder = PromptEncoder(
+            tokenizer=self.tokenizer,
+            num_latents=config.num_latents,
+            target=config.target,
+            prompt_format=config.prompt_format,
+            keep_annotations=config.keep_annotations,
+            think=config.think,
+        )
+        self.tokenizer.chat_template = self.encoder.template
+        self.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=padding_token_id(tokenizer),
+            suppress_tokens=[config.slot_token_id] if config.reasoner else None,
+        )
+
+    def freeze_base(self) -> None:
+        """Train of the base what the configuration says, and the reasoner."""
+        full = self.config.base_training == "full"
+        for name, parameter in self.named_parameters():
+            if ".reasoner." not in name and "lora_" not in name:
+                parameter.requires_grad_(full)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write configuration, reasoner, adapter, tokenizer and card; the base only where it is nowhere else.
+
+        Args:
+            save_directory: made if need be.
+            args: as in transformers.
+            kwargs: as in transformers.
+        """
+        folder = Path(save_directory)
+        kwargs["state_dict"] = weights_to_save(self)
+        super().save_pretrained(folder, *args, **kwargs)
+        if adapter_layers(self.model.language_model):
+            public = "" if is_local(self.config.base_model) else self.config.base_model
+            save_adapter(self.model.language_model, folder / ADAPTER_FOLDER, base_model=public)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder))
+        write_text(folder / "README.md", model_card(self.config))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> list[str]:
+        """Save to a temporary folder and upload it, with a card that states what was measured.
+
+        Args:
+            repo_id: "owner/name".
+            private: whether a new repository is private.
+            kwargs: for `push_model`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_model(folder, repo_id, private=private, **kwargs)
+
+    def merge_and_unload(self) -> Self:
+        """Add the adapter into the base's weights, which are saved with the model from then on."""
+        self.model.merge_and_unload()
+        return self
+
+    def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
+        """PEFT's `add_adapter`, on the base only; the adapter is fp32."""
+        add_adapter(self.model.language_model, adapter_config)
+        self.config.base_training = "lora"
+        self.freeze_base()
+
+
+def has_anchor(base: LoadedBase) -> bool:
+    """Whether the tokenizer has the anchor's text (a closed vocabulary may refuse it)."""
+    try:
+        return bool(base.tokenizer(ANCHOR_TEXT, add_special_tokens=False)["input_ids"])
+    except Exception:  # what a tokenizer without an unknown token raises
+        return False
+
+
+def with_rows(base: LoadedBase, n_rows: int) -> LoadedBase:
+    """A base whose embedding table has at least so many rows; new ones are the mean of the old."""
+    if base.head.out_features >= n_rows:
+        return base
+    decoder, old = base.decoder, base.head.weight
+    tied = old is decoder.get_input_embeddings().weight
+    table = decoder.resize_token_embeddings(n_rows, mean_resizing=False)
+    head = nn.Linear(old.shape[1], n_rows, bias=False, device=old.device, dtype=old.dtype)
+    with torch.no_grad():
+        table.weight[len(old) :] = table.weight[: len(old)].mean(0)
+        head.weight.copy_(torch.cat([old, old.mean(0, keepdim=True).expand(n_rows - len(old), -1)]))
+    if tied:
+        head.weight = table.weight
+    return base._replace(head=head)

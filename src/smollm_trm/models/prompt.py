@@ -1,0 +1,97 @@
+"""What a reasoner may ask for: a prompt as the base sees it, each part computed only if asked.
+
+Static latents and pause tokens ask for nothing and cost nothing. The TRM and the compressor ask for the hidden states
+of some layers, a *read pass* without gradient. Coconut asks for a step of the base over a growing cache, with gradient.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Position ids `(B, L)` of left- or right-padded rows: real tokens count from 0, padding gets what is near.
+
+    Args:
+        mask: `(B, L)`, nonzero = real.
+    """
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> list[Tensor]:
+    """The hidden states that `output_hidden_states=True` has at these depths, without keeping the others in memory.
+
+    Args:
+        decoder: a Hugging Face decoder without its head.
+        depths: rising; k is what layer k (from 0) gets, and the last is what the decoder returns, normed.
+        inputs: for the decoder.
+
+    Returns:
+        A tensor `(B, L, D)` per depth.
+    """
+    stacks = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
+    layers = next(stack for stack in stacks if len(stack) == depths[-1])
+    states: list[Tensor] = []
+    hooks = [layers[k].register_forward_pre_hook(lambda _, given: states.append(given[0])) for k in depths[:-1]]
+    try:
+        last = decoder(**inputs).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*states, last]
+
+
+class Prompt:
+    """A batch of prompts up to and including `<think>`, their last tokens in the last column.
+
+    Args:
+        decoder: the base without its head.
+        embeddings: `(B, L, D)`.
+        mask: `(B, L)` of bool, True = real.
+        n_slots: `(B,)`, slots that each row has behind the prompt.
+    """
+
+    def __init__(self, *, decoder: nn.Module, embeddings: Tensor, mask: Tensor, n_slots: Tensor) -> None:
+        self.decoder = decoder
+        self.embeddings = embeddings
+        self.mask = mask
+        self.n_slots = n_slots
+
+    @torch.no_grad()
+    def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
+        """The read pass: hidden states `(B, L, D)` of the base at these depths, see `hidden_states_at`."""
+        return hidden_states_at(
+            self.decoder,
+            depths,
+            inputs_embeds=self.embeddings,
+            attention_mask=self.mask.long(),
+            position_ids=positions_of(self.mask),
+            use_cache=False,
+        )
+
+    def extend(self, embeddings: Tensor | None = None, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """One step of the base behind the prompt, with gradient.
+
+        Args:
+            embeddings: `(B, 1, D)`, what stands next; None reads the prompt itself.
+            cache: of the steps before; None with `embeddings` None.
+
+        Returns:
+            The final-norm hidden state `(B, 1, D)` of the last position, and the cache. The cache is written in place.
+        """
+        grown = embeddings is not None
+        embeddings = embeddings if grown else self.embeddings
+        cache = DynamicCache(config=self.decoder.config) if cache is None else cache
+        past = cache.get_seq_length()
+        extra = past + embeddings.shape[1] - self.mask.shape[1]
+        mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), extra)], dim=1)
+        output = self.decoder(
+            inputs_embeds=embeddings,
+            attention_mask=mask.long(),
+            position_ids=positions_of(mask)[:, past:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state[:, -1:], cache

@@ -1,0 +1,139 @@
+"""Control "compressor only": the question as M latents without recursion; also the front and back of the TRM.
+
+The hidden states of a real base have *massive activations*: of SmolLM2's layer 20, five of 576 dimensions hold 99% of
+the energy, the first token's above all. A root-mean-square norm would leave the compressor mostly that constant, so
+every dimension is standardised by its own statistics (measured over real tokens without the first, kept with the
+model), and clamped.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from smollm_trm.models.blocks import lecun_linear, rms_norm
+from smollm_trm.models.compression import LatentAttentionCompressor
+from smollm_trm.models.prompt import Prompt
+from smollm_trm.models.reasoners.reasoner import LatentScale, Reasoner, ScaleSettings, Thought
+from smollm_trm.records import UserMistake
+
+CLAMPED_AT = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorSettings(ScaleSettings):
+    """How the question is read and compressed."""
+
+    compression_heads: int = 8
+    """Attention heads of the compressor."""
+    dim: int | None = None
+    """Width of the latents inside the reasoner; None takes the base's hidden size, at most 512."""
+    n_read_layers: int = 3
+    """Layers of the base that are read, evenly spaced and ending at the last."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("compression_heads", "dim", "n_read_layers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+class StateStandardizer(nn.Module):
+    """Hidden states of several layers side by side, every dimension with mean 0 and deviation 1.
+
+    Args:
+        n_layers: layers read.
+        hidden_size: D.
+    """
+
+    def __init__(self, *, n_layers: int, hidden_size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_layers, hidden_size))
+        self.register_buffer("deviation", torch.ones(n_layers, hidden_size))
+
+    @torch.no_grad()
+    def fit(self, layers: list[Tensor], mask: Tensor) -> None:
+        """Measure over the real tokens, each row's first (an attention sink) left out.
+
+        Args:
+            layers: each `(B, L, D)`.
+            mask: `(B, L)`, True = real.
+        """
+        counted = mask & (mask.cumsum(1) > 1)
+        tokens = torch.stack([layer[counted].float() for layer in layers])  # (n, T, D)
+        if tokens.shape[1] > 1:
+            self.mean.copy_(tokens.mean(1))
+            self.deviation.copy_(tokens.std(1).clamp_min(1e-6))
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        """Map n tensors `(B, L, D)` to one `(B, L, n * D)`."""
+        parts = [
+            ((layer.float() - mean) / deviation).clamp(-CLAMPED_AT, CLAMPED_AT)
+            for layer, mean, deviation in zip(layers, self.mean.float(), self.deviation.float(), strict=True)
+        ]
+        return torch.cat(parts, dim=-1)
+
+
+class CompressedReader(Reasoner):
+    """Read the question, compress it to M latents, hand them back."""
+
+    Settings = CompressorSettings
+
+    def __init__(self, settings: CompressorSettings, *, num_latents: int, hidden_size: int, depth: int) -> None:
+        super().__init__(settings, num_latents=num_latents, hidden_size=hidden_size, depth=depth)
+        n_read = min(settings.n_read_layers, depth)
+        self.read_depths = [round(depth * (index + 1) / n_read) for index in range(n_read)]
+        self.dim = settings.dim or min(512, hidden_size)
+        self.standardize = StateStandardizer(n_layers=n_read, hidden_size=hidden_size)
+        self.compressor = LatentAttentionCompressor(
+            input_dim=n_read * hidden_size, dim=self.dim, num_latents=num_latents, n_heads=settings.compression_heads
+        )
+        self.to_embedding = lecun_linear(self.dim, hidden_size)
+        self.scale = LatentScale(hidden_size=hidden_size, gain=settings.gain)
+
+    def fit(self, prompt: Prompt) -> None:
+        """Measure the statistics of the states that will be read."""
+        self.standardize.fit(prompt.hidden_states(self.read_depths), prompt.mask)
+
+    def compress(self, hidden_states: list[Tensor], mask: Tensor) -> Tensor:
+        """The question as M latents of the reasoner's width, `(B, M, d)`."""
+        weight = self.to_embedding.weight
+        return self.compressor(self.standardize(hidden_states).to(weight.dtype), mask)
+
+    def to_latents(self, states: Tensor) -> Tensor:
+        """Map `(B, M, d)` to latents `(B, M, D)`."""
+        return self.scale(rms_norm(self.to_embedding(states)))
+
+    def reason(
+        self, hidden_states: list[Tensor], mask: Tensor, *, n_steps: int | None, gradient_at_every_step: bool
+    ) -> list[Thought]:
+        """From hidden states to thoughts: here the compressed question itself.
+
+        Args:
+            hidden_states: the layers read, each `(B, L, D)`.
+            mask: `(B, L)`, True = real.
+            n_steps: see `think`.
+            gradient_at_every_step: see `think`.
+        """
+        return [Thought(self.to_latents(self.compress(hidden_states, mask)))]
+
+    def think(
+        self, prompt: Prompt, *, n_steps: int | None = None, gradient_at_every_step: bool = False
+    ) -> list[Thought]:
+        """One read pass of the base, then `reason`."""
+        states = prompt.hidden_states(self.read_depths)
+        return self.reason(states, prompt.mask, n_steps=n_steps, gradient_at_every_step=gradient_at_every_step)
+
+    def forward(
+        self, hidden_states: Tensor | list[Tensor], mask: Tensor, *, return_all_steps: bool = False
+    ) -> Tensor | list[Tensor]:
+        """Latents `(B, M, D)` of the last supervision step, or those of every step.
+
+        Args:
+            hidden_states: the layers read (`read_depths`), each `(B, L, D)`; one tensor where one layer is read.
+            mask: `(B, L)`, True = real.
+            return_all_steps: a tensor per supervision step, each with gradient.
+        """
+        layers = [hidden_states] if isinstance(hidden_states, Tensor) else hidden_states
+        thoughts = self.reason(layers, mask.bool(), n_steps=None, gradient_at_every_step=return_all_steps)
+        return [thought.latents for thought in thoughts] if return_all_steps else thoughts[-1].latents

@@ -1,0 +1,64 @@
+"""Every reasoner by its name: the whole registry."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from smollm_trm.models.reasoners.coconut import Coconut
+from smollm_trm.models.reasoners.compressor import CompressedReader
+from smollm_trm.models.reasoners.reasoner import Reasoner
+from smollm_trm.models.reasoners.static import PauseTokens, StaticLatents
+from smollm_trm.models.reasoners.trm import TRM_PRESETS, HiddenStateTRM
+from smollm_trm.records import UserMistake, settings_from
+
+REASONERS: dict[str, type[Reasoner]] = {
+    "trm": HiddenStateTRM,
+    "compressor": CompressedReader,
+    "static": StaticLatents,
+    "pause": PauseTokens,
+    "coconut": Coconut,
+}
+
+
+def reasoner_class(name: str) -> type[Reasoner]:
+    """The class of a reasoner.
+
+    Raises:
+        UserMistake: there is none of this name.
+    """
+    if name not in REASONERS:
+        raise UserMistake(f"reasoner={name!r}: choose one of {', '.join(REASONERS)}")
+    return REASONERS[name]
+
+
+def complete_settings(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A reasoner's settings as plain values, presets and defaults filled in, each value checked.
+
+    Raises:
+        UserMistake: an unknown name, a wrong type or an impossible value.
+    """
+    given = dict(given or {})
+    preset = given.pop("preset", None)
+    if preset not in (None, *TRM_PRESETS):
+        raise UserMistake(f"trm_kwargs: preset={preset!r}: choose one of {', '.join(TRM_PRESETS)}")
+    values = {**TRM_PRESETS.get(preset, {}), **given}
+    return asdict(settings_from(reasoner_class(name).Settings, values, "trm_kwargs"))
+
+
+def build_reasoner(
+    name: str, settings: Mapping[str, Any], *, num_latents: int, hidden_size: int, depth: int
+) -> Reasoner:
+    """A fresh reasoner.
+
+    Args:
+        name: a key of `REASONERS`.
+        settings: fields of the reasoner's `Settings`.
+        num_latents: M.
+        hidden_size: D of the base.
+        depth: number of the base's layers.
+    """
+    if num_latents < 1:
+        raise UserMistake(f"num_latents={num_latents}: must be at least 1; for no latents at all set use_trm=False")
+    kind = reasoner_class(name)
+    chosen = settings_from(kind.Settings, complete_settings(name, settings), "trm_kwargs")
+    return kind(chosen, num_latents=num_latents, hidden_size=hidden_size, depth=depth)

@@ -1,0 +1,141 @@
+"""The one seam: a reasoner is asked once per prompt and fills the latent span behind it.
+
+    class MyReasoner(Reasoner):
+        def __init__(self, settings, *, num_latents, hidden_size, depth): ...
+        def think(self, prompt, *, n_steps=None, gradient_at_every_step=False):
+            return [Thought(latents)]                                                  # (B, M, D)
+
+Nothing outside `models/reasoners` knows a reasoner's name or attributes: it brings its settings, its parameter groups
+and what is worth logging about it.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from smollm_trm.models.prompt import Prompt
+from smollm_trm.records import UserMistake
+
+
+class Thought(NamedTuple):
+    """What one supervision step of a reasoner leaves."""
+
+    latents: Tensor
+    """`(B, M, D)`, in the scale of the base's embedding table. A row with fewer slots takes the first of them."""
+    halting_logit: Tensor | None = None
+    """`(B,)`, above 0: further steps are not expected to help; None where a reasoner has no such head."""
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that share a learning rate."""
+
+    name: str
+    """For the log."""
+    parameters: list[nn.Parameter]
+    """All trainable."""
+    learning_rate: float
+    """Peak of the schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleSettings:
+    """What every reasoner with learned latents can be told."""
+
+    gain: float = 1.0
+    """Size of the reasoner's part of a latent at the start, relative to the embedding table's rms."""
+
+    def __post_init__(self) -> None:
+        if not self.gain > 0:
+            raise UserMistake(f"gain={self.gain}: must be above 0, or no gradient reaches the reasoner")
+
+
+class Reasoner(nn.Module, ABC):
+    """Fills a latent span.
+
+    Args:
+        settings: an object of the class's `Settings`.
+        num_latents: M.
+        hidden_size: D of the base.
+        depth: number of the base's layers.
+    """
+
+    Settings: ClassVar[type] = ScaleSettings
+    """A frozen dataclass; what a user may set."""
+    n_supervision_steps: int = 1
+
+    def __init__(self, settings: object, *, num_latents: int, hidden_size: int, depth: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def think(
+        self, prompt: Prompt, *, n_steps: int | None = None, gradient_at_every_step: bool = False
+    ) -> list[Thought]:
+        """One `Thought` per supervision step.
+
+        Args:
+            prompt: what stands before the span.
+            n_steps: supervision steps to make; all when None.
+            gradient_at_every_step: False lets only the last step carry gradients.
+        """
+
+    def start_near(self, table: Tensor, anchor: Tensor) -> None:
+        """Called once on a fresh model, so that it starts close to its base.
+
+        Args:
+            table: the base's embedding table `(V, D)`.
+            anchor: embedding `(D,)` of a token that says nothing in this place.
+        """
+        for module in self.modules():
+            if isinstance(module, LatentScale):
+                module.match(table, anchor)
+
+    def fit(self, prompt: Prompt) -> None:
+        """Look at some prompts before training, for statistics that are then kept."""
+
+    def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
+        """What is trained, at which learning rate."""
+        return [ParameterGroup("reasoner", list(self.parameters()), learning_rate)]
+
+    def logs(self, thought: Thought) -> dict[str, Tensor]:
+        """Scalars worth logging; `latent_variation` near 0 means that every problem gets the same latents."""
+        return {"latent_variation": latent_variation(thought.latents)}
+
+
+class LatentScale(nn.Module):
+    """Bring states of root mean square 1 to the scale of the embedding table: `anchor + gain * table_rms * state`.
+
+    States of a normed module are far larger than token embeddings, and all-zero latents are not neutral either (they
+    take attention away): the anchor is the embedding of a token that changes little where it stands.
+
+    Args:
+        hidden_size: D.
+        gain: the start value of the (learned) gain.
+    """
+
+    def __init__(self, *, hidden_size: int, gain: float) -> None:
+        super().__init__()
+        self.register_buffer("anchor", torch.zeros(hidden_size))
+        self.register_buffer("table_rms", torch.ones(()))
+        self.gain = nn.Parameter(torch.tensor(float(gain)))
+
+    @torch.no_grad()
+    def match(self, table: Tensor, anchor: Tensor) -> None:
+        """Take size and anchor from an embedding table, see `Reasoner.start_near`."""
+        self.anchor.copy_(anchor)
+        self.table_rms.copy_(table[:4096].float().square().mean().sqrt())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map `(..., D)` to `(..., D)`."""
+        return self.anchor + self.gain * self.table_rms * states
+
+
+def latent_variation(latents: Tensor) -> Tensor:
+    """How much latents `(B, M, D)` differ between problems: std over the batch divided by their rms, a scalar.
+
+    0 means that every problem gets the same latents: whatever was trained, it is a soft prompt.
+    """
+    wide = latents.detach().float()
+    return wide.std(0, correction=0).square().mean().sqrt() / wide.square().mean().sqrt().clamp_min(1e-12)

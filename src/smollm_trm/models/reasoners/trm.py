@@ -1,0 +1,101 @@
+"""The Tiny Recursive Model: compress the question to M latents, refine them recursively, hand them back."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from smollm_trm.models.blocks import TinyRecursiveNetwork
+from smollm_trm.models.reasoners.compressor import CompressedReader, CompressorSettings
+from smollm_trm.models.reasoners.reasoner import ParameterGroup, Thought
+from smollm_trm.models.recursion import RecursiveReasoningBase, check_recursion_counts
+from smollm_trm.records import UserMistake
+
+# What `{"preset": ...}` stands for; "paper" is TRM as published: six latent steps, free branches, fixed start.
+TRM_PRESETS = {
+    "paper": {
+        "n_latent_steps": 6,
+        "n_deep_recursions": 3,
+        "n_supervision_steps": 16,
+        "branch_scale": None,
+        "start": "fixed",
+    }
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRMSettings(CompressorSettings):
+    """How a `HiddenStateTRM` is built."""
+
+    n_layers: int = 2
+    """Transformer blocks of the recursive network."""
+    n_heads: int = 8
+    """Attention heads of each block."""
+    n_latent_steps: int = 4
+    """n: updates of the latent before the answer is updated (the paper: 6)."""
+    n_deep_recursions: int = 2
+    """T: rounds of a supervision step, all but the last without gradient (the paper: 3)."""
+    n_supervision_steps: int = 4
+    """Steps after which latents may be read off (the paper: 16)."""
+    dropout: float = 0.0
+    """Dropout probability inside the recursive network."""
+    branch_scale: float | None = 0.3
+    """Size of the recursion's residual branches, relative to its state; None leaves them free, as in the paper."""
+    start: str = "question"
+    """What the recursion's answer and latent start as: "question" (the compressed question) or "fixed" (the paper's
+    constants y0 and z0)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_recursion_counts(self.n_latent_steps, self.n_deep_recursions, self.n_supervision_steps)
+        if self.start not in ("question", "fixed"):
+            raise UserMistake(f"start={self.start!r}: choose 'question' or 'fixed'")
+        for name in ("n_layers", "n_heads"):
+            if getattr(self, name) < 1:
+                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserMistake(f"dropout={self.dropout}: must be in [0, 1)")
+
+
+class HiddenStateTRM(CompressedReader):
+    """TRM on a language model's hidden states; its latents are the recursion's answer."""
+
+    Settings = TRMSettings
+
+    def __init__(self, settings: TRMSettings, *, num_latents: int, hidden_size: int, depth: int) -> None:
+        super().__init__(settings, num_latents=num_latents, hidden_size=hidden_size, depth=depth)
+        self.n_supervision_steps = settings.n_supervision_steps
+        self.recursion = RecursiveReasoningBase(
+            network=TinyRecursiveNetwork(
+                dim=self.dim,
+                n_layers=settings.n_layers,
+                n_heads=settings.n_heads,
+                dropout=settings.dropout,
+                branch_scale=settings.branch_scale,
+            ),
+            n_latent_steps=settings.n_latent_steps,
+            n_deep_recursions=settings.n_deep_recursions,
+            n_supervision_steps=settings.n_supervision_steps,
+            from_question=settings.start == "question",
+        )
+        self.halting_head = nn.Linear(self.dim, 1)
+        nn.init.zeros_(self.halting_head.weight)
+        nn.init.constant_(self.halting_head.bias, -5.0)
+
+    def reason(
+        self, hidden_states: list[Tensor], mask: Tensor, *, n_steps: int | None, gradient_at_every_step: bool
+    ) -> list[Thought]:
+        """Latents and halting logit after each supervision step."""
+        question = self.compress(hidden_states, mask)
+        answers = self.recursion(question, n_supervision_steps=n_steps, gradient_at_every_step=gradient_at_every_step)
+        return [Thought(self.to_latents(answer), self.halting_head(answer[:, 0]).squeeze(-1)) for answer in answers]
+
+    def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
+        """The recursion's network gets the learning rate divided by its calls with gradient.
+
+        Adam's step does not shrink with the gradient, so a network that is applied n + 1 times with the same weights
+        moves the answer n + 1 times as far; at the full learning rate it learns to say the same to every problem.
+        """
+        tied = list(self.recursion.parameters())
+        others = [one for one in self.parameters() if all(one is not other for other in tied)]
+        slower = learning_rate / self.recursion.calls_with_gradient
+        return [ParameterGroup("reasoner", others, learning_rate), ParameterGroup("recursion", tied, slower)]
