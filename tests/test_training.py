@@ -41,6 +41,7 @@ from smollm_trm.training.parts import (
     build_data,
     build_module,
     check_fits,
+    describe_run,
     gather_splits,
     pick_intervals,
     pick_precision,
@@ -298,11 +299,10 @@ def test_the_run_says_nothing_but_what_matters(watched):
     assert watched.messages == []
 
 
-def test_the_progress_bar_shows_loss_and_remaining_time(base, tmp_path, capfd):
+def test_the_progress_shows_losses_and_remaining_time(base, tmp_path, capfd):
     train_tiny(base, tmp_path, progress=True, num_epochs=1)
-    shown = capfd.readouterr()
-    last = [line for line in (shown.out + shown.err).replace("\r", "\n").split("\n") if "train_loss=" in line][-1]
-    assert "dev_loss=" in last and "<" in last and "it/s" in last and "v_num" not in last
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert " 3/3 [" in last and "train_loss=" in last and "dev_loss=" in last and "step/s" in last
 
 
 # Going on
@@ -321,7 +321,8 @@ def test_a_finished_run_returns_its_model_without_training(watched, monkeypatch)
 
 def test_without_a_latent_span_its_settings_may_change(base, tmp_path):
     def resumed(**settings: Any) -> Path | None:
-        return checkpoint_to_resume(TrainSettings(model_name=base, **settings), tmp_path, split="rows")
+        chosen = TrainSettings(model_name=base, output_dir=str(tmp_path), **settings)
+        return checkpoint_to_resume(describe_run(chosen), chosen, split="rows")
 
     resumed(use_trm=False)
     (tmp_path / "results.json").write_text("{}")
@@ -548,7 +549,7 @@ class StandInForWandb(Logger):
         pass
 
 
-def test_every_run_at_wandb_is_one_of_its_own_and_one_for_all_its_sittings(base, tmp_path, monkeypatch):
+def test_every_run_at_wandb_is_one_of_its_own_and_one_for_all_its_sessions(base, tmp_path, monkeypatch):
     kind = type("WandbLogger", (StandInForWandb,), {"runs": [], "open_run": None})
     monkeypatch.setenv("WANDB_API_KEY", "a key")
     monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", kind)

@@ -142,7 +142,7 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tupl
     Args:
         path: the settings the run was begun with, as JSON; nothing is refused where it does not exist.
         settings: the settings now.
-        ignored: names that may change between sittings.
+        ignored: names that may change between sessions.
 
     Raises:
         ValueError: one line that names the first difference and both values.
