@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from smollm_trm.evaluation.statistics import halting_report
+from smollm_trm.evaluation.statistics import area_under_roc
 from smollm_trm.models.generation import encode_prompts
 
 
@@ -50,13 +50,12 @@ def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right
     probabilities = halting_probabilities(model, [row["question"] for row in rows[: len(was_right)]])
     if not probabilities:
         return None
-    report = halting_report([steps[-1] for steps in probabilities], was_right)
     total = len(probabilities[0])
     stops = [next((at for at, chance in enumerate(steps, 1) if chance > 0.5), total) for steps in probabilities]
     mean = sum(stops) / len(stops)
     return {
-        "auroc": report.auroc,
-        "base_rate": report.base_rate,
+        "auroc": area_under_roc([steps[-1] for steps in probabilities], was_right),
+        "base_rate": sum(was_right) / len(was_right),
         "steps": total,
         "mean_steps": mean,
         "steps_saved": 1 - mean / total,
