@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -23,6 +24,10 @@ UNFINISHED = ".part"
 Settings = TypeVar("Settings")
 
 
+class UserMistake(ValueError):
+    """What a user can put right: one line that says what was wrong, where, and what to do."""
+
+
 def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where: str) -> Settings:
     """A settings dataclass from a mapping, with unknown names and wrong types refused by name.
 
@@ -32,7 +37,7 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where:
         where: what the mapping is called, for the message.
 
     Raises:
-        ValueError: one line with the nearest right name, or the dataclass's own refusal.
+        UserMistake: one line with the nearest right name, or the dataclass's own refusal.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     values = {name: str(value) if isinstance(value, Path) else value for name, value in (values or {}).items()}
@@ -40,11 +45,11 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(names)}"
-            raise ValueError(f"{where}: unknown setting {name!r}; {hint}")
+            raise UserMistake(f"{where}: unknown setting {name!r}; {hint}")
         hint = get_type_hints(kind)[name]
         if not is_of_type(values[name], hint):
             wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-            raise ValueError(f"{where}: {name}={values[name]!r} must be {wanted}, found {type(values[name]).__name__}")
+            raise UserMistake(f"{where}: {name}={values[name]!r} must be {wanted}, found {type(values[name]).__name__}")
     return kind(**values)
 
 
@@ -71,10 +76,17 @@ def installed_versions() -> dict[str, str]:
 def run_record() -> dict[str, Any]:
     """Command, versions and machine, as plain values."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]),
         "versions": installed_versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
+
+
+def without_local_paths(text: str) -> str:
+    """Absolute paths in a text made relative: below the working folder, below `~`, or else the last name alone."""
+    for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
+        text = re.sub(rf"(?<![\w.~/-]){re.escape(str(folder))}(?![^/\s'\",])/?", short + "/", text)
+    return re.sub(r"(?<![\w.~/-])(?!//)/(?:[^\s'\",=/]+/)*(?=[\w.])", "", text)
 
 
 def first_line(error: Exception) -> str:
@@ -142,21 +154,21 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tupl
     Args:
         path: the settings the run was begun with, as JSON; nothing is refused where it does not exist.
         settings: the settings now.
-        ignored: names that may change between sittings.
+        ignored: names that may change between sessions.
 
     Raises:
-        ValueError: one line that names the first difference and both values.
+        UserMistake: one line that names the first difference and both values.
     """
     if not path.is_file():
         return
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: choose another output_dir, or resume='never' to start anew") from error
+        raise UserMistake(f"{path} is damaged: choose another output_dir, or resume='never' to start anew") from error
     now = json.loads(json.dumps(settings))
     for name in now:
         if name not in ignored and name in before and before[name] != now[name]:
-            raise ValueError(
+            raise UserMistake(
                 f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now[name]!r}: "
                 "choose another output_dir, or resume='never' to start anew"
             )
