@@ -17,6 +17,7 @@ from torch import nn
 
 from smollm_trm.data.answers import extract_answer, extract_strict_answer
 from smollm_trm.evaluation.statistics import wilson_interval
+from smollm_trm.records import UserMistake
 
 NUM_EXAMPLES = 10
 _SAMPLED_FROM_FROZEN = 256  # values of each frozen tensor; adapters and reasoners are hashed whole
@@ -56,7 +57,6 @@ def graded_prediction(
         cut_off: texts that had not ended when their tokens were used up.
     """
     answer = _majority([extract_answer(text) for text in texts])
-    strict_answer = _majority([extract_strict_answer(text) for text in texts])
     return {
         "index": index,
         "question": question,
@@ -64,7 +64,7 @@ def graded_prediction(
         "texts": list(texts),
         "answer": answer,
         "correct": answer == gold,
-        "strict_correct": strict_answer == gold,
+        "strict_correct": _majority([extract_strict_answer(text) for text in texts]) == gold,
         "tokens": tokens,
         "seconds": round(seconds, 6),
         "cut_off": cut_off,
@@ -81,26 +81,29 @@ class PredictionFile:
     """The predictions made so far with these settings, in memory and, if a path is given, on disk.
 
     Args:
-        settings: what produces the predictions; must be JSON.
-        path: file to begin or to go on with; None keeps the predictions in memory.
+        settings: what produces the predictions; objects that are no JSON count as their class's name.
+        path: file to begin or to go on with.
 
     Raises:
-        ValueError: the file is no predictions file, is damaged, or was made with other settings.
+        UserMistake: the file is no predictions file, is damaged, or was made with other settings.
+        OSError: it cannot be written.
     """
 
     def __init__(self, *, settings: dict, path: str | Path | None = None) -> None:
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
         self.path = None if path is None else Path(path)
         self.by_index: dict[int, dict] = {}
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = self.path.read_bytes() if self.path.is_file() else b""
         stored, predictions, whole = _parsed_predictions(content, self.path)
         if stored is None:
             self._write([{"settings": self.settings}], from_byte=0)
             return
-        _refuse_other_settings(stored, self.settings, self.path)
+        if different := [key for key in {**stored, **self.settings} if stored.get(key) != self.settings.get(key)]:
+            now = self.settings
+            changes = ", ".join(f"{key}: {stored.get(key)!r} there, {now.get(key)!r} now" for key in different)
+            raise UserMistake(f"{path} was made with other settings ({changes}); delete it or name another file")
         self._write([], from_byte=whole)
         self.by_index = {line["index"]: line for line in predictions}
 
@@ -112,12 +115,17 @@ class PredictionFile:
         self.by_index.update({prediction["index"]: prediction for prediction in new})
 
     def _write(self, lines: Sequence[dict], *, from_byte: int | None = None) -> None:
-        with open(self.path, "ab") as file:
-            if from_byte is not None:
-                file.truncate(from_byte)
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                if from_byte is not None:
+                    file.truncate(from_byte)
+                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            advice = "free some disk space or choose another output folder; predictions already there are kept"
+            raise OSError(f"could not write {self.path}: {error.strerror}; {advice}") from error
 
 
 def load_predictions(path: str | Path) -> dict:
@@ -125,7 +133,7 @@ def load_predictions(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no predictions file, damaged, or not finished.
+        UserMistake: no predictions file, damaged, or not finished.
     """
     path = Path(path)
     if not path.is_file():
@@ -133,7 +141,7 @@ def load_predictions(path: str | Path) -> dict:
     settings, predictions, _ = _parsed_predictions(path.read_bytes(), path)
     done, total = len(predictions), settings["total"] if settings else "its"
     if done != total:
-        raise ValueError(f"{path} holds {done} of {total} predictions; finish its evaluation first")
+        raise UserMistake(f"{path} holds {done} of {total} predictions; finish its evaluation first")
     return summarised_predictions(predictions, settings, path)
 
 
@@ -144,13 +152,7 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
     strict = sum(line["strict_correct"] for line in lines)
     seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
     shown = [
-        {
-            "question": line["question"],
-            "prediction": line["texts"][0],
-            "answer": line["answer"],
-            "gold": line["gold"],
-            "correct": line["correct"],
-        }
+        {"prediction": line["texts"][0], **{name: line[name] for name in ("question", "answer", "gold", "correct")}}
         for line in lines[:NUM_EXAMPLES]
     ]
     return {
@@ -175,29 +177,22 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
 
 def _parsed_predictions(content: bytes, path: Path) -> tuple[dict | None, list[dict], int]:
     """Settings (None in a file that only began), predictions, and how many bytes are whole lines."""
-    lines = content.split(b"\n")
-    parsed, whole = [], 0
-    for number, line in enumerate(lines[:-1], start=1):
+    *lines, rest = content.split(b"\n")
+    parsed: list[dict] = []
+    for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-            expected = "settings" if number == 1 else "index"
+            expected = "index" if parsed else "settings"
             if not isinstance(value, dict) or expected not in value:
                 raise ValueError(f"no '{expected}'")
         except ValueError as error:
-            torn = number == len(lines) - 1 and not lines[-1] and number > 1
-            if torn:
+            if number == len(lines) > 1 and not rest:  # torn by a crash, then ended
                 break
-            raise ValueError(f"{path}, line {number}: not a line of predictions ({error}); name another file") from None
+            raise UserMistake(
+                f"{path}, line {number}: not a line of predictions ({error}); name another file"
+            ) from None
         parsed.append(value)
-        whole += len(line) + 1
     if not parsed and not b'{"settings": '.startswith(content[:13]):
-        raise ValueError(f"{path} is not a file of predictions; name another file")
+        raise UserMistake(f"{path} is not a file of predictions; name another file")
+    whole = sum(len(line) + 1 for line in lines[: len(parsed)])
     return (parsed[0]["settings"], parsed[1:], whole) if parsed else (None, [], 0)
-
-
-def _refuse_other_settings(stored: dict, wanted: dict, path: Path) -> None:
-    """Never mix predictions of different problems, models or settings."""
-    different = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
-    if different:
-        changes = ", ".join(f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
-        raise ValueError(f"{path} was made with other settings ({changes}); delete it or name another file")
