@@ -20,7 +20,7 @@ class Written:
     """What a model says of one text."""
 
     text: str
-    n_tokens: int
+    n_tokens: int = 1
     cut_off: bool = False
 
 
@@ -158,7 +158,8 @@ def test_a_vote_counts_the_commonest_answer_and_its_seed_fixes_it():
 
 def test_the_majority_wins_and_the_first_of_equals():
     def answer(*texts: str) -> str | None:
-        return graded_prediction(0, "q", "2", texts, tokens=1, seconds=1.0)["answer"]
+        row, written = {"question": "q", "answer": "#### 2"}, [Written(text) for text in texts]
+        return graded_prediction(0, row, written, seconds=1.0)["answer"]
 
     assert answer("#### 1", "#### 2.0", "The answer is 2", "none") == "2"
     assert answer("none", "#### 3", "#### 2", "#### 3", "#### 2") == "3" and answer("none", "") is None

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from smollm_trm.data.answers import gold_answer, strip_annotations
+from smollm_trm.data.answers import strip_annotations
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.data.reasoning_dataset import row_with_final_mark
 from smollm_trm.data.rows import check_row
@@ -96,12 +96,10 @@ def evaluate_gsm8k(
         for batch in _batches(rows, max(1, batch_size // samples_per_problem)):
             if all(index in file.by_index for index in batch):
                 continue
-            lent = None if donors is None else [rows[donors[index]]["question"] for index in batch]
             with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=sampled):
                 if sampled:
                     torch.manual_seed(seed + batch[0])
-                lines = _answer(model, [rows[index] for index in batch], lent, samples_per_problem, options)
-            file.add([graded_prediction(index, **line) for index, line in zip(batch, lines, strict=True)])
+                file.add(_answer(model, rows, batch, donors, samples_per_problem, options))
             bar.update(len(file.by_index) - bar.n)
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right")
@@ -126,12 +124,10 @@ def shuffled_donors(rows: Sequence[Mapping[str, str]], seed: int) -> list[int]:
     """
     draw = random.Random(seed)
     for _ in range(100):
-        donors = list(range(len(rows)))
-        for last in range(len(rows) - 1, 0, -1):  # Sattolo: one cycle through all, so no problem keeps its own
-            other = draw.randrange(last)
-            donors[last], donors[other] = donors[other], donors[last]
-        if all(rows[at]["question"] != rows[donor]["question"] for at, donor in enumerate(donors)):
-            return donors
+        order = draw.sample(range(len(rows)), len(rows))  # one cycle through all, so no problem keeps its own
+        donor_of = dict(zip(order, order[1:] + order[:1], strict=True))
+        if all(rows[at]["question"] != rows[donor]["question"] for at, donor in donor_of.items()):
+            return [donor_of[at] for at in range(len(rows))]
     raise UserMistake(f"cannot shuffle latents between {len(rows)} problems: too few different questions")
 
 
@@ -168,33 +164,28 @@ def _batches(rows: Sequence[Mapping[str, str]], size: int) -> list[list[int]]:
 
 
 def _answer(
-    model: object, rows: Sequence[Mapping[str, str]], lent: Sequence[str] | None, samples: int, options: dict
+    model: object,
+    rows: Sequence[Mapping[str, str]],
+    batch: Sequence[int],
+    donors: Sequence[int] | None,
+    samples: int,
+    options: Mapping[str, object],
 ) -> list[dict]:
-    """Generate for one batch: what `graded_prediction` is to know about each row."""
-    if lent is not None:
-        options = {**options, "latents_from": [question for question in lent for _ in range(samples)]}
-    prompts = [row["question"] for row in rows for _ in range(samples)]
+    """Graded predictions of one batch of indices."""
+
+    def repeated(indices: Sequence[int]) -> list[str]:
+        return [rows[index]["question"] for index in indices for _ in range(samples)]
+
+    lent = {} if donors is None else {"latents_from": repeated([donors[index] for index in batch])}
     start = time.perf_counter()
     try:
-        completions = model.generate_with_thinking(prompts, return_details=True, **options)
+        completions = model.generate_with_thinking(repeated(batch), return_details=True, **lent, **options)
     except torch.OutOfMemoryError as error:
-        advice = f"out of memory with {len(prompts)} texts at once: lower batch_size or max_new_tokens"
+        advice = f"out of memory with {len(batch) * samples} texts at once: lower batch_size or max_new_tokens"
         raise torch.OutOfMemoryError(f"{advice}; predictions already on disk are kept") from error
-    seconds = (time.perf_counter() - start) / len(rows)
-    lines = []
-    for at, row in enumerate(rows):
-        own = completions[at * samples : (at + 1) * samples]
-        lines.append(
-            {
-                "question": row["question"],
-                "gold": gold_answer(row["answer"]),
-                "texts": [completion.text for completion in own],
-                "tokens": sum(completion.n_tokens for completion in own),
-                "cut_off": sum(completion.cut_off for completion in own),
-                "seconds": seconds,
-            }
-        )
-    return lines
+    seconds = (time.perf_counter() - start) / len(batch)
+    own = [completions[at : at + samples] for at in range(0, len(completions), samples)]
+    return [graded_prediction(index, rows[index], its, seconds=seconds) for index, its in zip(batch, own, strict=True)]
 
 
 @contextmanager

@@ -11,13 +11,7 @@ from smollm_trm.models.generation import encode_prompts
 
 @torch.no_grad()
 def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_size: int = 32) -> list[list[float]]:
-    """The halting probability of every question after every supervision step; empty without a halting head.
-
-    Args:
-        model: a `SmolLMv3WithTRM`.
-        questions: bare questions.
-        batch_size: questions read at once.
-    """
+    """The halting probability of every bare question after every supervision step; empty without a halting head."""
     found: list[list[float]] = []
     for at in range(0, len(questions), batch_size):
         ids, mask = encode_prompts(
@@ -35,12 +29,7 @@ def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_s
 
 
 def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right: Sequence[bool]) -> dict | None:
-    """How the halting head did on graded problems; None without such a head.
-
-    Args:
-        model: a `SmolLMv3WithTRM`.
-        rows: the problems, as evaluated.
-        was_right: their grades, after all supervision steps.
+    """How the halting head did on the problems graded `was_right` or not; None without such a head.
 
     Returns:
         `auroc` of the last step's probability against the grades (0.5: knows nothing; under `target="steps"` the head

@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from smollm_trm.data.answers import extract_answer, extract_strict_answer
+from smollm_trm.data.answers import extract_answer, extract_strict_answer, gold_answer
 from smollm_trm.evaluation.statistics import wilson_interval
 from smollm_trm.records import UserMistake
 
@@ -42,32 +43,28 @@ def model_fingerprint(model: object) -> str:
     return digest.hexdigest()
 
 
-def graded_prediction(
-    index: int, question: str, gold: str, texts: Sequence[str], *, tokens: int, seconds: float, cut_off: int = 0
-) -> dict:
-    """One problem's line: its texts, the answer that most of them give, and its grades.
+def graded_prediction(index: int, row: Mapping[str, str], completions: Sequence[Any], *, seconds: float) -> dict:
+    """One problem's line: its texts (several to vote), the answer that most of them give, and its grades.
 
     Args:
         index: position in the dataset.
-        question: the problem.
-        gold: its normalised answer.
-        texts: what the model wrote: one text, or several to vote.
-        tokens: generated, over all texts.
+        row: the problem, its answer ending in `#### n`.
+        completions: objects with `text`, `n_tokens` and `cut_off`.
         seconds: this problem's share of its batch's time.
-        cut_off: texts that had not ended when their tokens were used up.
     """
+    texts, gold = [completion.text for completion in completions], gold_answer(row["answer"])
     answer = _majority([extract_answer(text) for text in texts])
     return {
         "index": index,
-        "question": question,
+        "question": row["question"],
         "gold": gold,
-        "texts": list(texts),
+        "texts": texts,
         "answer": answer,
         "correct": answer == gold,
         "strict_correct": _majority([extract_strict_answer(text) for text in texts]) == gold,
-        "tokens": tokens,
+        "tokens": sum(completion.n_tokens for completion in completions),
         "seconds": round(seconds, 6),
-        "cut_off": cut_off,
+        "cut_off": sum(completion.cut_off for completion in completions),
     }
 
 
@@ -177,22 +174,14 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
 
 def _parsed_predictions(content: bytes, path: Path) -> tuple[dict | None, list[dict], int]:
     """Settings (None in a file that only began), predictions, and how many bytes are whole lines."""
-    *lines, rest = content.split(b"\n")
+    *lines, torn = content.split(b"\n")
+    if not lines and not b'{"settings": '.startswith(torn[:13]):
+        raise UserMistake(f"{path} is not a file of predictions; name another file")
     parsed: list[dict] = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
-            expected = "index" if parsed else "settings"
-            if not isinstance(value, dict) or expected not in value:
-                raise ValueError(f"no '{expected}'")
-        except ValueError as error:
-            if number == len(lines) > 1 and not rest:  # torn by a crash, then ended
-                break
-            raise UserMistake(
-                f"{path}, line {number}: not a line of predictions ({error}); name another file"
-            ) from None
-        parsed.append(value)
-    if not parsed and not b'{"settings": '.startswith(content[:13]):
-        raise UserMistake(f"{path} is not a file of predictions; name another file")
-    whole = sum(len(line) + 1 for line in lines[: len(parsed)])
-    return (parsed[0]["settings"], parsed[1:], whole) if parsed else (None, [], 0)
+            parsed.append(json.loads(line))
+            parsed[-1]["settings" if number == 1 else "index"]
+        except (ValueError, TypeError, LookupError):
+            raise UserMistake(f"{path}, line {number}: not a line of predictions; name another file") from None
+    return (parsed[0]["settings"], parsed[1:], len(content) - len(torn)) if parsed else (None, [], 0)
