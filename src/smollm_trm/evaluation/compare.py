@@ -18,9 +18,6 @@ SHUFFLED_SUFFIX = ", latents shuffled"
 SHUFFLING_MATTERS_AT = 0.01  # p-value of "shuffling changes nothing"
 NEGLIGIBLE_EFFECT = 0.05  # of shuffling on the share solved
 CUT_OFF_NOTED_ABOVE = 0.02
-LATENTS_USED = "latents used"
-LATENTS_IGNORED = "latents ignored"
-TOO_FEW_PROBLEMS = "too few problems to tell"
 _TABLE_HEAD = ("arm", "n", "accuracy [95%]", "strict", "difference [95%]", "p", "latents")
 
 
@@ -54,8 +51,9 @@ class ComparedArm:
         if effect is None:
             return None
         if effect.p_value <= SHUFFLING_MATTERS_AT:
-            return LATENTS_USED
-        return LATENTS_IGNORED if max(-effect.low, effect.high) < NEGLIGIBLE_EFFECT else TOO_FEW_PROBLEMS
+            return "latents used"
+        small = max(-effect.low, effect.high) < NEGLIGIBLE_EFFECT
+        return "latents ignored" if small else "too few problems to tell"
 
     def cells(self) -> tuple[str, ...]:
         """Its row of the table."""
@@ -119,32 +117,22 @@ def p_value_text(p_value: float) -> str:
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.2g}"
 
 
-def compare_arms(
-    results: Mapping[str, dict | str | Path], *, baseline: str | None = None, shuffled: Mapping[str, str] | None = None
-) -> Comparison:
-    """Compare arms that were evaluated on the same problems.
+def compare_arms(results: Mapping[str, dict | str | Path], *, baseline: str | None = None) -> Comparison:
+    """Compare arms that were evaluated on the same problems; `X, latents shuffled` is the shuffled twin of arm `X`.
 
     Args:
         results: per arm what `evaluate_gsm8k` returned, or the path of its predictions.
         baseline: arm to take differences from; the first when None.
-        shuffled: arm -> the arm that is the same with latents shuffled. When None, an arm `X` and an arm
-            `X, latents shuffled` belong together.
 
     Raises:
         UserMistake: no arms, an unknown name, or arms evaluated on different problems.
     """
     if not results:
         raise UserMistake("nothing to compare: give at least one arm")
-    loaded = {
-        name: load_predictions(result) if isinstance(result, (str, Path)) else result
-        for name, result in results.items()
-    }
+    loaded = {name: load_predictions(one) if isinstance(one, (str, Path)) else one for name, one in results.items()}
     baseline = next(iter(loaded)) if baseline is None else baseline
-    if shuffled is None:
-        shuffled = {name: name + SHUFFLED_SUFFIX for name in loaded if name + SHUFFLED_SUFFIX in loaded}
-    for name in (baseline, *shuffled, *shuffled.values()):
-        if name not in loaded:
-            raise UserMistake(f"there is no arm '{name}'; the arms are: {', '.join(loaded)}")
+    if baseline not in loaded:
+        raise UserMistake(f"there is no arm '{baseline}'; the arms are: {', '.join(loaded)}")
     problems = {name: (len(one["correct_by_problem"]), one["settings"]["problems"]) for name, one in loaded.items()}
     for name, its_problems in problems.items():  # grades are paired by position
         if its_problems != problems[baseline]:
@@ -152,10 +140,9 @@ def compare_arms(
                 f"'{name}' ({its_problems[0]} problems) and '{baseline}' ({problems[baseline][0]}) were evaluated on "
                 "different problems; evaluate both on the same ones, in the same order"
             )
-    others = {name: None if name == baseline else loaded[baseline] for name in loaded}
-    twins = {name: loaded[shuffled[name]] if name in shuffled else None for name in loaded}
-    arms = tuple(compared_arm(name, loaded[name], others[name], twins[name]) for name in loaded)
-    return Comparison(arms=arms, baseline=baseline)
+    against = {name: None if name == baseline else loaded[baseline] for name in loaded}
+    arms = [compared_arm(name, loaded[name], against[name], loaded.get(name + SHUFFLED_SUFFIX)) for name in loaded]
+    return Comparison(arms=tuple(arms), baseline=baseline)
 
 
 def compared_arm(name: str, result: dict, baseline: dict | None, shuffled: dict | None) -> ComparedArm:

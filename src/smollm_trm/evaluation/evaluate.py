@@ -166,10 +166,10 @@ def _batches(rows: Sequence[Mapping[str, str]], size: int) -> list[list[int]]:
 def _answer(
     model: object,
     rows: Sequence[Mapping[str, str]],
-    batch: Sequence[int],
-    donors: Sequence[int] | None,
+    batch: list[int],
+    donors: list[int] | None,
     samples: int,
-    options: Mapping[str, object],
+    options: dict,
 ) -> list[dict]:
     """Graded predictions of one batch of indices."""
 

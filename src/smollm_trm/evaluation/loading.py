@@ -34,12 +34,9 @@ def saved_or_downloaded(model: str) -> Path | None:
 
 
 def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str = "plain") -> SmolLMv3WithTRM:
-    """A saved model (a folder, or a name on the Hub), or an untuned base by name or folder (then without latents).
+    """A saved model or a training run (a folder, or a name on the Hub), or an untuned base (then without latents).
 
-    Args:
-        model: a folder that `save_pretrained` or training wrote, a saved model on the Hub, or a base model.
-        target: what an untuned base is expected to write.
-        prompt_format: how an untuned base is asked.
+    `target` and `prompt_format` say what an untuned base is expected to write and how it is asked.
     """
     if (saved := saved_or_downloaded(model)) is not None:
         return SmolLMv3WithTRM.from_pretrained(saved)

@@ -97,9 +97,9 @@ class PredictionFile:
         if stored is None:
             self._write([{"settings": self.settings}], from_byte=0)
             return
-        if different := [key for key in {**stored, **self.settings} if stored.get(key) != self.settings.get(key)]:
-            now = self.settings
-            changes = ", ".join(f"{key}: {stored.get(key)!r} there, {now.get(key)!r} now" for key in different)
+        pairs = {key: (stored.get(key), self.settings.get(key)) for key in {**stored, **self.settings}}
+        if changed := [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in pairs.items() if there != now]:
+            changes = ", ".join(changed)
             raise UserMistake(f"{path} was made with other settings ({changes}); delete it or name another file")
         self._write([], from_byte=whole)
         self.by_index = {line["index"]: line for line in predictions}
