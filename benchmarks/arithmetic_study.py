@@ -37,7 +37,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import latent_variation
 from smollm_trm.models.storage import ModelSettings
 from smollm_trm.training.module import rows_all_right
-from smollm_trm.training.optim import reasoner_rates
+from smollm_trm.training.optim import reasoner_learning_rates
 
 BATCH_SIZE = 64
 NUM_LATENTS = 4
@@ -56,7 +56,7 @@ class Arm:
     """Of the answer."""
     reasoner: str | None = None
     """What fills the latent span; None for no span."""
-    reasoner_rate: float = 2e-3
+    reasoner_learning_rate: float = 2e-3
     """Learning rate of the reasoner (the decoder's is 3e-3)."""
 
 
@@ -111,8 +111,8 @@ def build_optimizers(model: SmolLMv3WithTRM, arm: Arm) -> list[torch.optim.Optim
     decoder = build_sum_optimizer(model.base_model, optimizer="muon", learning_rate=3e-3, weight_decay=0.01)
     if model.reasoner is None:
         return [decoder]
-    rates = reasoner_rates(model.reasoner, arm.reasoner_rate)
-    groups = [{"params": parameters, "lr": rate} for _, parameters, rate in rates]
+    parts = reasoner_learning_rates(model.reasoner, arm.reasoner_learning_rate)
+    groups = [{"params": parameters, "lr": learning_rate} for _, parameters, learning_rate in parts]
     return [decoder, torch.optim.AdamW(groups, betas=ADAM_BETAS)]
 
 

@@ -2,7 +2,7 @@
 
     python killed_runs.py BASE OUTPUT SEED
 
-Every sitting is a fork of this process, so that the imports are paid once; it dies by SIGKILL, at a moment drawn from
+Every session is a fork of this process, so that the imports are paid once; it dies by SIGKILL, at a moment drawn from
 the seed. Each run in PLANS, with LoRA dropout, is trained once unbroken and once through all its deaths. A line of
 JSON tells each death.
 """
@@ -77,7 +77,7 @@ def die_at(site: str, count: int) -> None:
         WholeCheckpointIO.save_checkpoint = write_then_die
 
 
-def sitting(base: str, output_dir: Path, plan: dict, death: tuple[str, int] | None) -> bool:
+def session(base: str, output_dir: Path, plan: dict, death: tuple[str, int] | None) -> bool:
     """Train in a fork until it ends or dies; whether it died."""
     pid = os.fork()
     if pid == 0:
@@ -92,20 +92,20 @@ def sitting(base: str, output_dir: Path, plan: dict, death: tuple[str, int] | No
             os._exit(code)
     _, status = os.waitpid(pid, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"a sitting of {output_dir.name} failed")
+        raise SystemExit(f"a session of {output_dir.name} failed")
     return os.WIFSIGNALED(status)
 
 
 def main(base: str, output: str, seed: str) -> None:
     draw = random.Random(int(seed))
     for name, plan in PLANS.items():
-        sitting(base, Path(output) / name / "unbroken", plan, None)
+        session(base, Path(output) / name / "unbroken", plan, None)
         sites = draw.sample(SITES, 3)
         deaths = [(site, draw.randint(2, 4) if site in ("forward", "backward") else 1) for site in sites]
         for death in [FIRST_DEATHS[name], *deaths]:
-            died = sitting(base, Path(output) / name / "broken", plan, death)
+            died = session(base, Path(output) / name / "broken", plan, death)
             print(json.dumps({"plan": name, "death": death, "died": died}), flush=True)
-        sitting(base, Path(output) / name / "broken", plan, None)
+        session(base, Path(output) / name / "broken", plan, None)
 
 
 if __name__ == "__main__":

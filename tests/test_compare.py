@@ -10,6 +10,7 @@ from smollm_trm.evaluation import arms
 from smollm_trm.evaluation.compare import SHUFFLED_SUFFIX, compare_arms
 from smollm_trm.evaluation.predictions import PredictionFile, graded_prediction
 from smollm_trm.evaluation.statistics import mcnemar_p, paired_difference, wilson_interval
+from smollm_trm.records import UserMistake
 
 
 def result(grades: str, problems: str = "same") -> dict:
@@ -28,6 +29,8 @@ ARMS = {
     "LoRA + TRM, latents shuffled": result("0" * 5 + "1" * 30 + "0" * 65),
     "static": result("1" * 50 + "0" * 50),
     "static, latents shuffled": result("1" * 46 + "0" * 54),
+    "pause": result("1" * 50 + "0" * 50),
+    "pause, latents shuffled": result("1" * 49 + "0" * 51),
 }
 
 
@@ -42,29 +45,41 @@ def test_differences_are_paired_against_the_baseline():
     assert (trm.correct, trm.total, trm.interval) == (60, 100, wilson_interval(60, 100))
 
 
-def test_latents_that_shuffling_does_not_touch_are_called_ignored():
+def test_the_verdict_on_latents_is_used_ignored_or_too_few_problems():
     arms = {arm.name: arm for arm in compare_arms(ARMS).arms}
-    assert arms["LoRA + TRM"].latents_are_used is True
-    assert arms["LoRA + TRM"].verdict().startswith("latents used (-30.0 points [")
-    assert arms["static"].latents_are_used is False  # 4 of 100 changed: p = 0.125
-    assert arms["static"].verdict().startswith("latents ignored (-4.0 points [")
-    assert arms["base"].latents_are_used is None and arms["base"].verdict() == ""
+    assert arms["LoRA + TRM"].latents_verdict == "latents used"
+    assert arms["static"].latents_verdict == "too few problems to tell"  # 4 of 100 changed: p = 0.125, up to 10 points
+    assert arms["pause"].latents_verdict == "latents ignored"
+    assert arms["base"].latents_verdict is None
+    table = str(compare_arms(ARMS))
+    assert "latents used (-30.0 points [" in table and "too few problems to tell (-4.0 points [" in table
+    assert "latents ignored (-1.0 points [" in table
+
+
+def judged(n: int, only_own: int, only_shuffled: int, both: int) -> str | None:
+    own = "1" * both + "1" * only_own + "0" * only_shuffled + "0" * (n - both - only_own - only_shuffled)
+    other = "1" * both + "0" * only_own + "1" * only_shuffled + "0" * (n - both - only_own - only_shuffled)
+    return compare_arms({"x": result(own), "x, latents shuffled": result(other)}).arms[0].latents_verdict
 
 
 @pytest.mark.parametrize(("changed", "used"), [(7, False), (8, True)])  # exact p: 2/2**7 = 0.0156, 2/2**8 = 0.0078
-def test_the_line_between_used_and_ignored_is_one_percent(changed, used):
-    arms = compare_arms(
-        {"x": result("1" * 50 + "0" * 50), "y": result("1" * (50 - changed) + "0" * (50 + changed))},
-        shuffled={"x": "y"},
-    ).arms
-    assert arms[0].latents_are_used is used
+def test_latents_are_used_from_one_percent_on_in_either_direction(changed, used):
+    assert (judged(100, changed, 0, 42) == judged(100, 0, changed, 42) == "latents used") is used
+
+
+def test_latents_are_ignored_only_where_five_points_either_way_are_excluded():
+    assert judged(1000, 20, 20, 500) == "latents ignored"
+    assert judged(5, 0, 0, 0) == judged(60, 2, 2, 20) == "too few problems to tell"
+    for verdict, more, fewer in (("latents ignored", 17, 7), ("too few problems to tell", 18, 7)):
+        assert judged(400, more, fewer, 200) == judged(400, fewer, more, 200) == verdict  # 4.9 or 5.2 points, p > 0.01
+    assert judged(100_000, 500, 300, 50_000) == "latents used"  # 0.2 points, but surely
 
 
 def test_no_number_of_points_stands_without_its_interval():
     comparison = compare_arms(ARMS)
     for table in (str(comparison), comparison.to_markdown()):
         found = re.findall(r"[+-]\d+\.\d points(.{3})", table)
-        assert len(found) == 7 and all(re.match(r" \[[+-]", rest) for rest in found)
+        assert len(found) == 10 and all(re.match(r" \[[+-]", rest) for rest in found)
         assert "latents ignored" in table and "latents used" in table
         for name in ARMS:
             assert name in table
@@ -74,8 +89,8 @@ def test_the_text_table_is_aligned_and_the_markdown_one_is_whole():
     comparison = compare_arms(ARMS)
     lines = str(comparison).splitlines()
     column = lines[0].index("accuracy")
-    assert all(re.match(r"\d+\.\d% \[", line[column:]) for line in lines[2:8])
-    rows = comparison.to_markdown().splitlines()[:8]
+    assert all(re.match(r"\d+\.\d% \[", line[column:]) for line in lines[2:10])
+    rows = comparison.to_markdown().splitlines()[:10]
     assert {row.count("|") for row in rows} == {8}
 
 
@@ -86,8 +101,8 @@ def test_p_values_are_never_rounded_to_nothing():
 
 def test_predictions_on_disk_are_compared_like_results(tmp_path):
     def line(index: int, right: bool) -> dict:
-        text = "#### 1" if right else "#### 2"
-        return graded_prediction(index, f"q{index}", "1", [text], tokens=1, seconds=0.1)
+        written = SimpleNamespace(text="#### 1" if right else "#### 2", n_tokens=1, cut_off=False)
+        return graded_prediction(index, {"question": f"q{index}", "answer": "#### 1"}, [written], seconds=0.1)
 
     for name, grades in (("a", "1100"), ("b", "1000")):
         file = PredictionFile(settings=result(grades)["settings"], path=tmp_path / f"{name}.jsonl")
@@ -99,16 +114,14 @@ def test_predictions_on_disk_are_compared_like_results(tmp_path):
 
 def test_arms_on_different_problems_are_refused_by_name():
     for other in (result("1" * 100, problems="others"), result("1" * 99)):
-        with pytest.raises(ValueError, match=r"'other' \(\d+ problems\) and 'base' \(100\) .* different problems"):
+        with pytest.raises(UserMistake, match=r"'other' \(\d+ problems\) and 'base' \(100\) .* different problems"):
             compare_arms({**ARMS, "other": other}, baseline="base")
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="there is no arm 'bass'; the arms are: base, LoRA"):
+    with pytest.raises(UserMistake, match="there is no arm 'bass'; the arms are: base, LoRA"):
         compare_arms(ARMS, baseline="bass")
-    with pytest.raises(ValueError, match="there is no arm 'nobody'"):
-        compare_arms(ARMS, shuffled={"LoRA": "nobody"})
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(UserMistake, match="nothing to compare"):
         compare_arms({})
 
 

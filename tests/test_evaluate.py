@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 
 import datasets
 import pytest
@@ -11,6 +12,16 @@ from torch import nn
 from smollm_trm.data.reasoning_dataset import create_sample_dataset
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k, longest_completion, shuffled_donors
 from smollm_trm.evaluation.predictions import graded_prediction, load_predictions, model_fingerprint
+from smollm_trm.records import UserMistake
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model says of one text."""
+
+    text: str
+    n_tokens: int = 1
+    cut_off: bool = False
 
 
 class WordTokenizer:
@@ -33,7 +44,8 @@ class Adder(nn.Module):
         self.calls = []
         self.plan = {"breaks_at": breaks_at}
 
-    def generate_with_thinking(self, prompts, *, latents_from=None, **options):
+    def generate_with_thinking(self, prompts, *, return_details, latents_from=None, **options):
+        assert return_details
         self.calls.append({"prompts": prompts, "latents_from": latents_from, **options})
         if self.plan["breaks_at"] and len(self.calls) > self.plan["breaks_at"]:
             raise KeyboardInterrupt
@@ -44,7 +56,7 @@ class Adder(nn.Module):
             noise = int(torch.randint(3, ())) if options.get("do_sample") else 0
             right = total < self.weight.item()
             texts.append(f"It is {total + noise}.\n#### {total + noise}" if right else f"The answer is {total}")
-        return texts
+        return [Written(text, n_tokens=len(text.split()) + 1) for text in texts]
 
 
 def problems(count: int = 23) -> list[dict]:
@@ -146,7 +158,8 @@ def test_a_vote_counts_the_commonest_answer_and_its_seed_fixes_it():
 
 def test_the_majority_wins_and_the_first_of_equals():
     def answer(*texts: str) -> str | None:
-        return graded_prediction(0, "q", "2", texts, tokens=1, seconds=1.0)["answer"]
+        row, written = {"question": "q", "answer": "#### 2"}, [Written(text) for text in texts]
+        return graded_prediction(0, row, written, seconds=1.0)["answer"]
 
     assert answer("#### 1", "#### 2.0", "The answer is 2", "none") == "2"
     assert answer("none", "#### 3", "#### 2", "#### 3", "#### 2") == "3" and answer("none", "") is None
@@ -200,7 +213,7 @@ def test_other_predictions_are_never_mixed_in(tmp_path, changes, named):
     arguments = {"model": Adder(), "dataset": problems(), "predictions_path": path, "progress": False}
     evaluate_gsm8k(**arguments)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"p.jsonl was made with other settings \(.*{named}: .* there, .* now"):
+    with pytest.raises(UserMistake, match=rf"p.jsonl was made with other settings \(.*{named}: .* there, .* now"):
         evaluate_gsm8k(**{**arguments, **changes})
     assert path.read_bytes() == before
 
@@ -209,7 +222,7 @@ def test_other_predictions_are_never_mixed_in(tmp_path, changes, named):
 def test_a_foreign_file_is_refused_and_kept(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="notes.txt"):
+    with pytest.raises(UserMistake, match="notes.txt"):
         evaluate_gsm8k(Adder(), problems(3), predictions_path=path, progress=False)
     assert path.read_bytes() == content
 
@@ -219,7 +232,7 @@ def test_damage_in_the_middle_is_named_by_its_line(tmp_path):
     evaluate_gsm8k(Adder(), problems(), predictions_path=path, progress=False)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]) + "\n")
-    with pytest.raises(ValueError, match="p.jsonl, line 4"):
+    with pytest.raises(UserMistake, match="p.jsonl, line 4"):
         evaluate_gsm8k(Adder(), problems(), predictions_path=path, progress=False)
 
 
@@ -234,7 +247,7 @@ def test_an_unfinished_file_has_no_result(tmp_path):
     path = tmp_path / "p.jsonl"
     with pytest.raises(KeyboardInterrupt):
         evaluate_gsm8k(Adder(breaks_at=1), problems(), batch_size=6, predictions_path=path, progress=False)
-    with pytest.raises(ValueError, match="holds 6 of 23 predictions"):
+    with pytest.raises(UserMistake, match="holds 6 of 23 predictions"):
         load_predictions(path)
     with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
         load_predictions(tmp_path / "nothing.jsonl")
@@ -251,34 +264,53 @@ def test_bad_settings_get_one_clear_line():
         ({"num_return_sequences": 2}, "use samples_per_problem"),
         ({"latents": "shuffled", "max_samples": 1}, "too few different questions"),
     ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises(UserMistake, match=re.escape(message)):
             evaluate_gsm8k(model, rows, progress=False, **bad)
-    with pytest.raises(ValueError, match="no problems"):
+    with pytest.raises(UserMistake, match="no problems"):
         evaluate_gsm8k(model, [], progress=False)
     with pytest.raises(ValueError, match="problem 1 of the dataset"):
         evaluate_gsm8k(model, [rows[0], {"question": "Why?", "answer": "So."}], progress=False)
     model.use_trm = False
-    with pytest.raises(ValueError, match="no latents"):
+    with pytest.raises(UserMistake, match="no latents"):
         evaluate_gsm8k(model, rows, latents="shuffled", progress=False)
     assert not model.calls
 
 
-@pytest.mark.parametrize(("samples", "expected"), [(1, 4), (3, 12)])
-def test_texts_that_were_cut_off_are_counted(tmp_path, samples, expected):
+@pytest.mark.parametrize("samples", [1, 3])
+def test_tokens_and_texts_cut_off_are_counted_as_the_model_says(tmp_path, samples):
     class Talker(Adder):
-        def generate_with_thinking(self, prompts, *, max_new_tokens, **options):
+        def generate_with_thinking(self, prompts, **_):
             number = [int(question.split()[2]) for question in prompts]
-            return ["and " * (max_new_tokens - (one > 4)) for one in number]
+            return [Written("one " * 50, n_tokens=one, cut_off=one > 5) for one in number]
 
     options = {"samples_per_problem": samples, "predictions_path": tmp_path / "p.jsonl", "progress": False}
     result = evaluate_gsm8k(Talker(), problems(9), **options)
-    assert result["cut_off"] == load_predictions(tmp_path / "p.jsonl")["cut_off"] == expected
+    for found in (result, load_predictions(tmp_path / "p.jsonl")):
+        assert (found["cut_off"], found["tokens"]) == (4 * samples, 45 * samples)
+        assert found["tokens_per_second"] == pytest.approx(45 * samples / found["seconds"])
+
+
+def test_a_model_without_a_tokenizer_is_evaluated_where_the_limit_is_given():
+    model = Adder()
+    del model.tokenizer
+    assert evaluate_gsm8k(model, problems(3), max_new_tokens=9, progress=False)["correct"] == 3
+    with pytest.raises(UserMistake, match="max_new_tokens: give a number"):
+        evaluate_gsm8k(model, problems(3), progress=False)
+
+
+def test_an_unwritable_predictions_file_is_one_line_that_says_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OSError, match="^could not write .*p.jsonl: .*; free some disk space or choose another"
+    ) as found:
+        evaluate_gsm8k(Adder(), problems(3), predictions_path=tmp_path / "file" / "p.jsonl", progress=False)
+    assert found.value.errno is None and "\n" not in str(found.value)
 
 
 def test_in_half_precision_another_batch_size_is_another_evaluation(tmp_path):
     options = {"predictions_path": tmp_path / "p.jsonl", "progress": False}
     evaluate_gsm8k(Adder().to(torch.bfloat16), problems(), batch_size=4, **options)
-    with pytest.raises(ValueError, match="batch_size: 4 there, 5 now"):
+    with pytest.raises(UserMistake, match="batch_size: 4 there, 5 now"):
         evaluate_gsm8k(Adder().to(torch.bfloat16), problems(), batch_size=5, **options)
 
 

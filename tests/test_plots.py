@@ -9,6 +9,7 @@ from test_compare import ARMS
 
 from smollm_trm.evaluation.compare import compare_arms
 from smollm_trm.evaluation.plots import plot_comparison, plot_losses
+from smollm_trm.records import UserMistake
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -44,6 +45,11 @@ def test_a_run_without_latents_has_no_empty_panel(tmp_path):
     assert len(plot_losses({"LoRA": write_metrics(tmp_path / "a.csv", latents=False)}).axes) == 1
 
 
+def test_a_run_without_validations_has_no_dev_curve(tmp_path):
+    (losses,) = plot_losses({"short": write_metrics(tmp_path / "a.csv", steps=40, latents=False)}).axes
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["short, train"]
+
+
 def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path):
     file = write_metrics(tmp_path / "a.csv")
     file.write_text(file.read_text() + ",0,0.5,0.001,200,-")
@@ -54,9 +60,9 @@ def test_files_without_losses_are_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.csv"):
         plot_losses({"a": tmp_path / "gone.csv"})
     (tmp_path / "other.csv").write_text("step,speed\n1,2\n")
-    with pytest.raises(ValueError, match="other.csv holds no loss: expected a column train_loss"):
+    with pytest.raises(UserMistake, match="other.csv holds no loss: expected a column train_loss"):
         plot_losses({"a": tmp_path / "other.csv"})
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(UserMistake, match="at least one"):
         plot_losses({})
 
 
@@ -70,7 +76,8 @@ def test_every_bar_has_its_interval_and_its_verdict(tmp_path):
         assert bar.get_width() == pytest.approx(100 * arm.accuracy)
         assert sorted(interval[:, 0]) == pytest.approx([100 * arm.interval[0], 100 * arm.interval[1]])
     texts = [text.get_text() for text in axes.texts]
-    assert "latents used" in texts[2] and "latents ignored" in texts[4] and texts[0] == "40.0%"
+    assert texts[0] == "40.0%" and "latents used" in texts[2]
+    assert "too few problems to tell" in texts[4] and "latents ignored" in texts[6]
     assert "n = 100" in axes.get_xlabel() and "95%" in axes.get_xlabel()
     assert (tmp_path / "arms.png").read_bytes().startswith(PNG)
 

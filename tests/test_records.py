@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.records import (
+    UserMistake,
     first_line,
     refuse_other_settings,
     remove_path,
@@ -41,9 +43,9 @@ def test_settings_are_taken_by_name_and_an_unknown_one_names_the_nearest():
     assert (
         settings_from(Shape, {"height": 5}, "shape") == Shape(1, 5) and settings_from(Shape, None, "shape") == Shape()
     )
-    with pytest.raises(ValueError, match="^shape: unknown setting 'hieght'; did you mean 'height'\\?$"):
+    with pytest.raises(UserMistake, match="^shape: unknown setting 'hieght'; did you mean 'height'\\?$"):
         settings_from(Shape, {"hieght": 5}, "shape")
-    with pytest.raises(ValueError, match="^shape: unknown setting 'q'; known are width, height$"):
+    with pytest.raises(UserMistake, match="^shape: unknown setting 'q'; known are width, height$"):
         settings_from(Shape, {"q": 5}, "shape")
 
 
@@ -115,10 +117,10 @@ def test_a_run_begun_with_other_settings_is_refused_by_the_first_difference(tmp_
     write_json(path, {"a": 1, "b": (2, 3), "old": 0})
     refuse_other_settings(path, {"a": 1, "b": (2, 3), "new": 0}, ignored=())
     refuse_other_settings(path, {"a": 9}, ignored=("a",))
-    with pytest.raises(ValueError, match="holds a run with b=\\[2, 3\\], now it is \\[2, 4\\]: .*resume='never'"):
+    with pytest.raises(UserMistake, match="holds a run with b=\\[2, 3\\], now it is \\[2, 4\\]: .*resume='never'"):
         refuse_other_settings(path, {"a": 1, "b": (2, 4)}, ignored=())
     path.write_text("{")
-    with pytest.raises(ValueError, match="settings.json is damaged: choose another output_dir, or resume='never'"):
+    with pytest.raises(UserMistake, match="settings.json is damaged: choose another output_dir, or resume='never'"):
         refuse_other_settings(path, {"a": 1}, ignored=())
 
 
@@ -126,6 +128,22 @@ def test_a_run_records_what_made_it():
     record = run_record()
     assert {"python", "torch", "transformers", "peft", "pytorch-lightning"} <= record["versions"].keys()
     assert record["machine"]["cores"] and record["command"] and json.dumps(record)
+
+
+def test_the_recorded_command_holds_no_local_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    arguments = [
+        "evaluate", f"{tmp_path}/runs/one", "--data_dir=/mnt/data/gsm8k", "--output_dir", "/home/somebody/out",
+        f'--models={{"a": "{tmp_path}", "b": "/home/somebodyelse/b", "c": "me/model"}}', "--target", "answer",
+        "What is 6/2 and 6 / 2? See https://huggingface.co/me/model",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/bin/smollm-trm", *arguments])
+    assert run_record()["command"] == (
+        "smollm-trm evaluate ./runs/one --data_dir=gsm8k --output_dir ~/out "
+        '--models={"a": "./", "b": "b", "c": "me/model"} --target answer '
+        "What is 6/2 and 6 / 2? See https://huggingface.co/me/model"
+    )
 
 
 # Files

@@ -36,11 +36,12 @@ from smollm_trm.evaluation.predictions import load_predictions
 from smollm_trm.training.checkpoints import BestAndLatest
 from smollm_trm.training.loggers import build_loggers
 from smollm_trm.training.module import SmolLMTRMLightningModule
-from smollm_trm.training.optim import OptimizerSettings, build_optimizer, schedule_factor
+from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
 from smollm_trm.training.parts import (
     build_data,
     build_module,
     check_fits,
+    describe_run,
     gather_splits,
     pick_intervals,
     pick_precision,
@@ -199,12 +200,24 @@ def test_rates_are_separate_and_follow_warm_up_and_cosine_in_optimizer_steps(wat
         assert seen["rates"]["trm"] == seen["rates"]["trm_no_decay"] == pytest.approx(0.05 * factor)
 
 
-def test_the_rate_begins_low_peaks_after_the_warm_up_and_ends_at_its_final_share():
-    settings = OptimizerSettings(warmup_fraction=0.1, final_fraction=0.05)
-    factors = [schedule_factor(step, total_steps=100, settings=settings) for step in range(101)]
-    assert factors[0] == pytest.approx(1 / 11) and factors[10] == 1 and factors[100] == pytest.approx(0.05)
-    assert factors[55] == pytest.approx(0.05 + 0.95 / 2)
-    assert factors[:11] == sorted(factors[:11]) and factors[10:] == sorted(factors[10:], reverse=True)
+@pytest.mark.parametrize(("total", "warmup"), [(100, 0.1), (7, 0.25), (18, 0.0), (5, 1.0), (1, 0.1)])
+def test_the_learning_rate_begins_low_peaks_after_the_warm_up_and_ends_at_its_final_share(total, warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    settings = OptimizerSettings(warmup_fraction=warmup, final_fraction=0.05)
+    schedule, factors = build_schedule(optimizer, total_steps=total, settings=settings), []
+    for _ in range(total + 1):
+        factors.append(schedule.get_last_lr()[0] / 2.0)
+        optimizer.step()
+        schedule.step()
+    climb, by_hand = warmup * total, []
+    for step in range(total + 1):
+        if step < climb:
+            by_hand.append((step + 1) / (climb + 1))
+        else:
+            progress = (step - climb) / max(1, total - climb)
+            by_hand.append(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+    assert factors == pytest.approx(by_hand, rel=1e-12)
+    assert max(factors) == pytest.approx(1.0, abs=0.1) and factors[0] > 0
 
 
 def test_the_gradient_is_clipped_and_logged_as_it_was_before(watched):
@@ -242,8 +255,8 @@ def test_the_reasoner_learns_five_times_as_fast_as_the_adapter_unless_told_other
     )
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates["trm"] == rates["trm_no_decay"] == 5 * rates["lora"] == 5e-3
-    assert TrainSettings(learning_rate=1e-3).optimizer_settings().reasoner_rate == 5e-3
-    assert TrainSettings(learning_rate=1e-3, trm_learning_rate=1e-4).optimizer_settings().reasoner_rate == 1e-4
+    assert TrainSettings(learning_rate=1e-3).optimizer_settings().reasoner_learning_rate == 5e-3
+    assert TrainSettings(learning_rate=1e-3, trm_learning_rate=1e-4).optimizer_settings().reasoner_learning_rate == 1e-4
 
 
 # What the run leaves
@@ -286,11 +299,10 @@ def test_the_run_says_nothing_but_what_matters(watched):
     assert watched.messages == []
 
 
-def test_the_progress_bar_shows_loss_and_remaining_time(base, tmp_path, capfd):
+def test_the_progress_shows_losses_and_remaining_time(base, tmp_path, capfd):
     train_tiny(base, tmp_path, progress=True, num_epochs=1)
-    shown = capfd.readouterr()
-    last = [line for line in (shown.out + shown.err).replace("\r", "\n").split("\n") if "train_loss=" in line][-1]
-    assert "dev_loss=" in last and "<" in last and "it/s" in last and "v_num" not in last
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert " 3/3 [" in last and "train_loss=" in last and "dev_loss=" in last and "step/s" in last
 
 
 # Going on
@@ -309,7 +321,8 @@ def test_a_finished_run_returns_its_model_without_training(watched, monkeypatch)
 
 def test_without_a_latent_span_its_settings_may_change(base, tmp_path):
     def resumed(**settings: Any) -> Path | None:
-        return checkpoint_to_resume(TrainSettings(model_name=base, **settings), tmp_path, split="rows")
+        chosen = TrainSettings(model_name=base, output_dir=str(tmp_path), **settings)
+        return checkpoint_to_resume(describe_run(chosen), chosen, split="rows")
 
     resumed(use_trm=False)
     (tmp_path / "results.json").write_text("{}")
@@ -536,7 +549,7 @@ class StandInForWandb(Logger):
         pass
 
 
-def test_every_run_at_wandb_is_one_of_its_own_and_one_for_all_its_sittings(base, tmp_path, monkeypatch):
+def test_every_run_at_wandb_is_one_of_its_own_and_one_for_all_its_sessions(base, tmp_path, monkeypatch):
     kind = type("WandbLogger", (StandInForWandb,), {"runs": [], "open_run": None})
     monkeypatch.setenv("WANDB_API_KEY", "a key")
     monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", kind)

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -28,6 +29,10 @@ class UserMistake(ValueError):
 Settings = TypeVar("Settings")
 
 
+class UserMistake(ValueError):
+    """What a user can put right: one line that says what was wrong, where, and what to do."""
+
+
 def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where: str) -> Settings:
     """A settings dataclass from a mapping, with unknown names and wrong types refused by name.
 
@@ -37,7 +42,7 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where:
         where: what the mapping is called, for the message.
 
     Raises:
-        ValueError: one line with the nearest right name, or the dataclass's own refusal.
+        UserMistake: one line with the nearest right name, or the dataclass's own refusal.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     values = {name: str(value) if isinstance(value, Path) else value for name, value in (values or {}).items()}
@@ -76,10 +81,17 @@ def installed_versions() -> dict[str, str]:
 def run_record() -> dict[str, Any]:
     """Command, versions and machine, as plain values."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]),
         "versions": installed_versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
+
+
+def without_local_paths(text: str) -> str:
+    """Absolute paths in a text made relative: below the working folder, below `~`, or else the last name alone."""
+    for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
+        text = re.sub(rf"(?<![\w.~/-]){re.escape(str(folder))}(?![^/\s'\",])/?", short + "/", text)
+    return re.sub(r"(?<![\w.~/-])(?!//)/(?:[^\s'\",=/]+/)*(?=[\w.])", "", text)
 
 
 def first_line(error: Exception) -> str:
@@ -147,10 +159,10 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tupl
     Args:
         path: the settings the run was begun with, as JSON; nothing is refused where it does not exist.
         settings: the settings now.
-        ignored: names that may change between sittings.
+        ignored: names that may change between sessions.
 
     Raises:
-        ValueError: one line that names the first difference and both values.
+        UserMistake: one line that names the first difference and both values.
     """
     if not path.is_file():
         return

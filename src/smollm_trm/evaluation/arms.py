@@ -18,9 +18,7 @@ def evaluate_arm(
     """One arm's results by name: as it is, and, where it has a latent span, with latents of other problems.
 
     Args:
-        name: of the arm.
         model: a `SmolLMv3WithTRM`.
-        rows: the problems.
         folder: predictions go to `{name}.jsonl` there; a broken evaluation goes on where it stopped.
         options: for `evaluate_gsm8k`.
     """
@@ -39,7 +37,6 @@ def report_comparison(results: Mapping[str, dict], folder: Path, *, baseline: st
 
     Args:
         results: per arm what `evaluate_gsm8k` returned.
-        folder: where the three files go.
         baseline: the arm that differences are taken from.
         record: more to keep in the JSON file (seed, split).
     """

@@ -2,7 +2,8 @@
 
 A difference is never shown without its interval. The control that tells latents from decoration is an arm's
 twin that answers every problem from another problem's latents (`evaluate_gsm8k(..., latents="shuffled")`):
-where that changes nothing (McNemar p > 0.01), the table says "latents ignored".
+latents are *used* where that changes what is right (McNemar p <= 0.01), *ignored* where the whole interval of
+its effect lies within 5 points, and otherwise the problems are too few to tell.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from smollm_trm.evaluation.predictions import load_predictions
 from smollm_trm.evaluation.statistics import PairedDifference, paired_difference, wilson_interval
+from smollm_trm.records import UserMistake
 
 SHUFFLED_SUFFIX = ", latents shuffled"
-LATENTS_MATTER_BELOW = 0.01  # p-value of "shuffling changes nothing"
+SHUFFLING_MATTERS_AT = 0.01  # p-value of "shuffling changes nothing"
+NEGLIGIBLE_EFFECT = 0.05  # of shuffling on the share solved
 CUT_OFF_NOTED_ABOVE = 0.02
 _TABLE_HEAD = ("arm", "n", "accuracy [95%]", "strict", "difference [95%]", "p", "latents")
 
@@ -42,17 +45,29 @@ class ComparedArm:
     """Share of its texts that used all tokens without ending."""
 
     @property
-    def latents_are_used(self) -> bool | None:
-        """Whether shuffling the latents changes what is right; None where it was not tried."""
-        shuffled = self.against_shuffled
-        return None if shuffled is None else shuffled.p_value <= LATENTS_MATTER_BELOW
+    def latents_verdict(self) -> str | None:
+        """What shuffling the latents showed: used, ignored, or too few problems; None where it was not tried."""
+        effect = self.against_shuffled
+        if effect is None:
+            return None
+        if effect.p_value <= SHUFFLING_MATTERS_AT:
+            return "latents used"
+        small = max(-effect.low, effect.high) < NEGLIGIBLE_EFFECT
+        return "latents ignored" if small else "too few problems to tell"
 
-    def verdict(self) -> str:
-        """What shuffling showed, in words."""
-        if self.against_shuffled is None:
-            return ""
-        shown = f"({points_with_interval(self.against_shuffled)} when shuffled)"
-        return f"latents used {shown}" if self.latents_are_used else f"latents ignored {shown}"
+    def cells(self) -> tuple[str, ...]:
+        """Its row of the table."""
+        low, high = self.interval
+        against, shuffled = self.against_baseline, self.against_shuffled
+        return (
+            self.name,
+            str(self.total),
+            f"{100 * self.accuracy:.1f}% [{100 * low:.1f}, {100 * high:.1f}]",
+            "" if self.strict_accuracy is None else f"{100 * self.strict_accuracy:.1f}%",
+            "baseline" if against is None else points_with_interval(against),
+            "" if against is None else p_value_text(against.p_value),
+            "" if shuffled is None else f"{self.latents_verdict} ({points_with_interval(shuffled)} when shuffled)",
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,7 @@ class Comparison:
     """The arm that differences are taken from."""
 
     def __str__(self) -> str:
-        cells = self._cells()
+        cells = [_TABLE_HEAD, *(arm.cells() for arm in self.arms)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(_TABLE_HEAD))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
         rule = "  ".join("-" * width for width in widths)
@@ -73,41 +88,21 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The table for a README, a model card or a notebook."""
-        head, *rows = [f"| {' | '.join(row)} |" for row in self._cells()]
+        head, *rows = [f"| {' | '.join(row)} |" for row in (_TABLE_HEAD, *(arm.cells() for arm in self.arms))]
         return "\n".join([head, "|" + " --- |" * len(_TABLE_HEAD), *rows, "", self._legend()])
 
     def to_dict(self) -> dict:
         """Everything as JSON values, for a results file."""
-        arms = [
-            {**asdict(arm), "interval": list(arm.interval), "latents_are_used": arm.latents_are_used}
-            for arm in self.arms
-        ]
+        arms = [{**asdict(arm), "latents_verdict": arm.latents_verdict} for arm in self.arms]
         return {"baseline": self.baseline, "arms": arms}
-
-    def _cells(self) -> list[tuple[str, ...]]:
-        rows = [_TABLE_HEAD]
-        for arm in self.arms:
-            low, high = arm.interval
-            against = arm.against_baseline
-            rows.append(
-                (
-                    arm.name,
-                    str(arm.total),
-                    f"{100 * arm.accuracy:.1f}% [{100 * low:.1f}, {100 * high:.1f}]",
-                    "" if arm.strict_accuracy is None else f"{100 * arm.strict_accuracy:.1f}%",
-                    "baseline" if against is None else points_with_interval(against),
-                    "" if against is None else p_value_text(against.p_value),
-                    arm.verdict(),
-                )
-            )
-        return rows
 
     def _legend(self) -> str:
         cut = [f" {arm.name}: {100 * arm.cut_off:.0f}%" for arm in self.arms if arm.cut_off > CUT_OFF_NOTED_ABOVE]
         note = f" Texts cut off by max_new_tokens:{','.join(cut)}." if cut else ""
         return (
             f"Differences from '{self.baseline}', paired by problem (Newcombe); p: exact McNemar test. "
-            f"Latents are ignored where shuffling them between problems leaves p > {LATENTS_MATTER_BELOW}.{note}"
+            f"Latents are used where shuffling them between problems gives p <= {SHUFFLING_MATTERS_AT}, "
+            f"ignored where its whole interval lies within {100 * NEGLIGIBLE_EFFECT:.0f} points.{note}"
         )
 
 
@@ -122,69 +117,46 @@ def p_value_text(p_value: float) -> str:
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.2g}"
 
 
-def compare_arms(
-    results: Mapping[str, dict | str | Path],
-    *,
-    baseline: str | None = None,
-    shuffled: Mapping[str, str] | None = None,
-) -> Comparison:
-    """Compare arms that were evaluated on the same problems.
+def compare_arms(results: Mapping[str, dict | str | Path], *, baseline: str | None = None) -> Comparison:
+    """Compare arms that were evaluated on the same problems; `X, latents shuffled` is the shuffled twin of arm `X`.
 
     Args:
         results: per arm what `evaluate_gsm8k` returned, or the path of its predictions.
         baseline: arm to take differences from; the first when None.
-        shuffled: arm -> the arm that is the same with latents shuffled. When None, an arm `X` and an arm
-            `X, latents shuffled` belong together.
 
     Raises:
-        ValueError: no arms, an unknown name, or arms evaluated on different problems.
+        UserMistake: no arms, an unknown name, or arms evaluated on different problems.
     """
     if not results:
-        raise ValueError("nothing to compare: give at least one arm")
-    loaded = {
-        name: load_predictions(result) if isinstance(result, (str, Path)) else result
-        for name, result in results.items()
-    }
+        raise UserMistake("nothing to compare: give at least one arm")
+    loaded = {name: load_predictions(one) if isinstance(one, (str, Path)) else one for name, one in results.items()}
     baseline = next(iter(loaded)) if baseline is None else baseline
-    if shuffled is None:
-        shuffled = {name: name + SHUFFLED_SUFFIX for name in loaded if name + SHUFFLED_SUFFIX in loaded}
-    for name in (baseline, *shuffled, *shuffled.values()):
-        if name not in loaded:
-            raise ValueError(f"there is no arm '{name}'; the arms are: {', '.join(loaded)}")
-    _refuse_different_problems(loaded, baseline)
-    grades = {name: result["correct_by_problem"] for name, result in loaded.items()}
-    arms = []
-    for name, result in loaded.items():
-        correct, total = sum(grades[name]), len(grades[name])
-        against = None if name == baseline else paired_difference(grades[name], grades[baseline])
-        texts = total * result.get("settings", {}).get("samples_per_problem", 1)
-        twin = paired_difference(grades[shuffled[name]], grades[name]) if name in shuffled else None
-        arms.append(
-            ComparedArm(
-                name=name,
-                total=total,
-                correct=correct,
-                accuracy=correct / total,
-                interval=wilson_interval(correct, total),
-                strict_accuracy=result.get("strict_accuracy"),
-                against_baseline=against,
-                against_shuffled=twin,
-                cut_off=result.get("cut_off", 0) / texts,
+    if baseline not in loaded:
+        raise UserMistake(f"there is no arm '{baseline}'; the arms are: {', '.join(loaded)}")
+    problems = {name: (len(one["correct_by_problem"]), one["settings"]["problems"]) for name, one in loaded.items()}
+    for name, its_problems in problems.items():  # grades are paired by position
+        if its_problems != problems[baseline]:
+            raise UserMistake(
+                f"'{name}' ({its_problems[0]} problems) and '{baseline}' ({problems[baseline][0]}) were evaluated on "
+                "different problems; evaluate both on the same ones, in the same order"
             )
-        )
+    against = {name: None if name == baseline else loaded[baseline] for name in loaded}
+    arms = [compared_arm(name, loaded[name], against[name], loaded.get(name + SHUFFLED_SUFFIX)) for name in loaded]
     return Comparison(arms=tuple(arms), baseline=baseline)
 
 
-def _refuse_different_problems(results: Mapping[str, dict], baseline: str) -> None:
-    """Grades are paired by position: all arms must have had the same problems in the same order."""
-
-    def problems(result: dict) -> tuple[int, str | None]:
-        return len(result["correct_by_problem"]), result.get("settings", {}).get("problems")
-
-    expected = problems(results[baseline])
-    for name, result in results.items():
-        if problems(result) != expected:
-            raise ValueError(
-                f"'{name}' ({problems(result)[0]} problems) and '{baseline}' ({expected[0]}) were evaluated on "
-                "different problems; evaluate both on the same ones, in the same order"
-            )
+def compared_arm(name: str, result: dict, baseline: dict | None, shuffled: dict | None) -> ComparedArm:
+    """An arm's line, from its own result, the baseline's and its shuffled twin's."""
+    grades = result["correct_by_problem"]
+    correct, total = sum(grades), len(grades)
+    return ComparedArm(
+        name=name,
+        total=total,
+        correct=correct,
+        accuracy=correct / total,
+        interval=wilson_interval(correct, total),
+        strict_accuracy=result.get("strict_accuracy"),
+        against_baseline=baseline and paired_difference(grades, baseline["correct_by_problem"]),
+        against_shuffled=shuffled and paired_difference(shuffled["correct_by_problem"], grades),
+        cut_off=result.get("cut_off", 0) / total / result["settings"].get("samples_per_problem", 1),
+    )

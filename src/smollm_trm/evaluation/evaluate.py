@@ -8,14 +8,14 @@ problem is answered from another problem's latents: if the score stays the same,
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from smollm_trm.data.answers import gold_answer, strip_annotations
+from smollm_trm.data.answers import strip_annotations
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.data.reasoning_dataset import row_with_final_mark
 from smollm_trm.data.rows import check_row
@@ -26,6 +26,7 @@ from smollm_trm.evaluation.predictions import (
     summarised_predictions,
 )
 from smollm_trm.models.loading import device_and_precision
+from smollm_trm.records import UserMistake
 
 SPARE_TOKENS = 16  # beyond the longest gold completion, for a model that words it a little longer
 VOTE_TEMPERATURE = 0.7
@@ -48,7 +49,8 @@ def evaluate_gsm8k(
     """Let a model answer problems, and grade it.
 
     Args:
-        model: anything with `generate_with_thinking(questions, ...) -> texts` and a `tokenizer`.
+        model: anything whose `generate_with_thinking(questions, return_details=True, ...)` gives a list of objects
+            with `text`, `n_tokens` and `cut_off`.
         dataset: rows `{question, answer}`, the answer ending in `#### n` or nothing but a number.
         max_samples: answer only the first so many problems; all when None.
         batch_size: texts generated at once.
@@ -57,7 +59,6 @@ def evaluate_gsm8k(
         samples_per_problem: texts per problem; above 1 they are sampled and the commonest answer counts.
         seed: of the sampling and of the shuffle.
         predictions_path: JSONL file that every prediction goes to; an unfinished one is continued.
-        progress: show a progress bar.
         generation_kwargs: passed on to `generate()`; greedy unless `do_sample=True`.
 
     Returns:
@@ -66,16 +67,17 @@ def evaluate_gsm8k(
         `settings` (with the problems' fingerprint), `device`, `precision` and more; all of it JSON.
 
     Raises:
-        ValueError: no problems, a row without a final number, an impossible setting, or another evaluation's file.
+        UserMistake: no problems, an impossible setting, or another evaluation's file.
+        ValueError: a row without a final number.
     """
     rows = _checked_rows(dataset, max_samples)
     _check_settings(model, batch_size, max_new_tokens, latents, samples_per_problem, generation_kwargs)
+    options = {"do_sample": samples_per_problem > 1, **generation_kwargs}
     if samples_per_problem > 1:
-        generation_kwargs = {"temperature": VOTE_TEMPERATURE, **generation_kwargs, "do_sample": True}
-    generation_kwargs.setdefault("do_sample", False)
-    generation_kwargs["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
+        options.setdefault("temperature", VOTE_TEMPERATURE)
+    options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
-    sampled = generation_kwargs["do_sample"]
+    sampled = options["do_sample"]
     exact = device_and_precision(model)["precision"] in (None, "float32")
     settings = {
         "problems": split_fingerprint(rows),
@@ -86,18 +88,18 @@ def evaluate_gsm8k(
         "samples_per_problem": samples_per_problem,
         "seed": seed if sampled or donors else None,
         "batch_size": batch_size if sampled or not exact else None,  # what greedy texts in fp32 do not depend on
-        "generation": {name: _as_json(value) for name, value in sorted(generation_kwargs.items())},
+        "generation": dict(sorted(options.items())),
     }
     file = PredictionFile(settings=settings, path=predictions_path)
     bar = tqdm(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress)
     with bar, _evaluating(model):
-        for batch in _batches(model, rows, max(1, batch_size // samples_per_problem)):
+        for batch in _batches(rows, max(1, batch_size // samples_per_problem)):
             if all(index in file.by_index for index in batch):
                 continue
-            lent = None if donors is None else [rows[donors[index]]["question"] for index in batch]
-            with _seeded(seed + batch[0]) if sampled else nullcontext():
-                lines = _answer(model, [rows[index] for index in batch], lent, samples_per_problem, generation_kwargs)
-            file.add([graded_prediction(index, **line) for index, line in zip(batch, lines, strict=True)])
+            with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=sampled):
+                if sampled:
+                    torch.manual_seed(seed + batch[0])
+                file.add(_answer(model, rows, batch, donors, samples_per_problem, options))
             bar.update(len(file.by_index) - bar.n)
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right")
@@ -107,100 +109,83 @@ def evaluate_gsm8k(
 
 def longest_completion(model: object, rows: Sequence[Mapping[str, str]]) -> int:
     """Tokens of the longest gold completion, end of text included, in the form that the model is to write."""
-    encoder = getattr(model, "encoder", None)
-    if encoder is not None:
+    if (encoder := getattr(model, "encoder", None)) is not None:
         return max(len(encoder.encode_completion(row["answer"])) for row in rows)
-    return max(len(model.tokenizer(strip_annotations(row["answer"]))["input_ids"]) for row in rows) + 1
+    if (tokenizer := getattr(model, "tokenizer", None)) is None:
+        raise UserMistake("max_new_tokens: give a number, since this model has no tokenizer to measure answers with")
+    return max(len(tokenizer(strip_annotations(row["answer"]))["input_ids"]) for row in rows) + 1
 
 
 def shuffled_donors(rows: Sequence[Mapping[str, str]], seed: int) -> list[int]:
     """For each problem another one that lends its latents; each lends once, none to an equal question.
 
     Raises:
-        ValueError: too few different questions.
+        UserMistake: too few different questions.
     """
     draw = random.Random(seed)
     for _ in range(100):
-        donors = list(range(len(rows)))
-        for last in range(len(rows) - 1, 0, -1):  # Sattolo: one cycle through all, so no problem keeps its own
-            other = draw.randrange(last)
-            donors[last], donors[other] = donors[other], donors[last]
-        if all(rows[at]["question"] != rows[donor]["question"] for at, donor in enumerate(donors)):
-            return donors
-    raise ValueError(f"cannot shuffle latents between {len(rows)} problems: too few different questions")
+        order = draw.sample(range(len(rows)), len(rows))  # one cycle through all, so no problem keeps its own
+        donor_of = dict(zip(order, order[1:] + order[:1], strict=True))
+        if all(rows[at]["question"] != rows[donor]["question"] for at, donor in donor_of.items()):
+            return [donor_of[at] for at in range(len(rows))]
+    raise UserMistake(f"cannot shuffle latents between {len(rows)} problems: too few different questions")
 
 
 def _checked_rows(dataset: Sequence[Mapping[str, str]], max_samples: int | None) -> list[dict[str, str]]:
     if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples={max_samples}: give at least 1, or None for all problems")
+        raise UserMistake(f"max_samples={max_samples}: give at least 1, or None for all problems")
     count = len(dataset) if max_samples is None else min(len(dataset), max_samples)
     if count == 0:
-        raise ValueError("the dataset has no problems to evaluate on")
-    given = ((f"problem {index} of the dataset", dataset[index]) for index in range(count))
-    return [check_row(row_with_final_mark(row), where=where) for where, row in given]
+        raise UserMistake("the dataset has no problems to evaluate on")
+    return [check_row(row_with_final_mark(dataset[at]), where=f"problem {at} of the dataset") for at in range(count)]
 
 
 def _check_settings(
-    model: object,
-    batch_size: int,
-    max_new_tokens: int | None,
-    latents: str,
-    samples_per_problem: int,
-    generation_kwargs: dict,
+    model: object, batch_size: int, max_new_tokens: int | None, latents: str, samples_per_problem: int, options: dict
 ) -> None:
-    counts = {
-        "batch_size": batch_size,
-        "samples_per_problem": samples_per_problem,
-        "max_new_tokens": max_new_tokens,
-    }
+    counts = {"batch_size": batch_size, "samples_per_problem": samples_per_problem, "max_new_tokens": max_new_tokens}
     for name, value in counts.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: give at least 1")
+            raise UserMistake(f"{name}={value}: give at least 1")
     if latents not in ("own", "shuffled"):
-        raise ValueError(f"latents={latents!r}: choose 'own' or 'shuffled'")
+        raise UserMistake(f"latents={latents!r}: choose 'own' or 'shuffled'")
     if latents == "shuffled" and not getattr(model, "use_trm", True):
-        raise ValueError("latents='shuffled': this model has no latents; evaluate it with latents='own'")
-    if samples_per_problem > 1 and generation_kwargs.get("do_sample") is False:
-        raise ValueError(f"samples_per_problem={samples_per_problem} needs sampling; leave do_sample=False out")
-    if generation_kwargs.get("num_return_sequences", 1) != 1:
-        raise ValueError("num_return_sequences is not for evaluation; use samples_per_problem")
+        raise UserMistake("latents='shuffled': this model has no latents; evaluate it with latents='own'")
+    if samples_per_problem > 1 and options.get("do_sample") is False:
+        raise UserMistake(f"samples_per_problem={samples_per_problem} needs sampling; leave do_sample=False out")
+    if options.get("num_return_sequences", 1) != 1:
+        raise UserMistake("num_return_sequences is not for evaluation; use samples_per_problem")
 
 
-def _batches(model: object, rows: Sequence[Mapping[str, str]], size: int) -> list[list[int]]:
-    """Indices in batches of similar prompt length, longest first: if memory runs out, it does so at once."""
-    questions = model.tokenizer([row["question"] for row in rows])["input_ids"]
-    order = sorted(range(len(rows)), key=lambda index: -len(questions[index]))
+def _batches(rows: Sequence[Mapping[str, str]], size: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first: if memory runs out, it does so at once."""
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["question"]))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _answer(
     model: object,
     rows: Sequence[Mapping[str, str]],
-    lent: Sequence[str] | None,
+    batch: list[int],
+    donors: list[int] | None,
     samples: int,
-    generation_kwargs: dict,
+    options: dict,
 ) -> list[dict]:
-    """Generate for one batch: what `graded_prediction` is to know about each row."""
-    options = dict(generation_kwargs)
-    if lent is not None:
-        options["latents_from"] = [question for question in lent for _ in range(samples)]
-    prompts = [row["question"] for row in rows for _ in range(samples)]
+    """Graded predictions of one batch of indices."""
+
+    def repeated(indices: Sequence[int]) -> list[str]:
+        return [rows[index]["question"] for index in indices for _ in range(samples)]
+
+    lent = {} if donors is None else {"latents_from": repeated([donors[index] for index in batch])}
     start = time.perf_counter()
     try:
-        texts = model.generate_with_thinking(prompts, **options)
+        completions = model.generate_with_thinking(repeated(batch), return_details=True, **lent, **options)
     except torch.OutOfMemoryError as error:
-        advice = f"out of memory with {len(prompts)} texts at once: lower batch_size or max_new_tokens"
+        advice = f"out of memory with {len(batch) * samples} texts at once: lower batch_size or max_new_tokens"
         raise torch.OutOfMemoryError(f"{advice}; predictions already on disk are kept") from error
-    seconds = (time.perf_counter() - start) / len(rows)
-    lines = []
-    for at, row in enumerate(rows):
-        own = texts[at * samples : (at + 1) * samples]
-        lengths = [len(ids) for ids in model.tokenizer(own, add_special_tokens=False)["input_ids"]]
-        cut_off = sum(length >= options["max_new_tokens"] for length in lengths)
-        counts = {"tokens": sum(lengths) + samples, "cut_off": cut_off}  # each with its end of text
-        line = {"question": row["question"], "gold": gold_answer(row["answer"]), "texts": own}
-        lines.append({**line, **counts, "seconds": seconds})
-    return lines
+    seconds = (time.perf_counter() - start) / len(batch)
+    own = [completions[at : at + samples] for at in range(0, len(completions), samples)]
+    return [graded_prediction(index, rows[index], its, seconds=seconds) for index, its in zip(batch, own, strict=True)]
 
 
 @contextmanager
@@ -215,19 +200,3 @@ def _evaluating(model: object) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Sample from this seed; afterwards the global random state is as it was."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def _as_json(value: object) -> object:
-    """Settings as they stand in a file: plain values themselves, objects by their class."""
-    if isinstance(value, (list, tuple)):
-        return [_as_json(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__

@@ -5,19 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from smollm_trm.evaluation.statistics import halting_report
+from smollm_trm.evaluation.statistics import area_under_roc
 from smollm_trm.models.generation import encode_prompts
 
 
 @torch.no_grad()
 def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_size: int = 32) -> list[list[float]]:
-    """The halting probability of every question after every supervision step; empty without a halting head.
-
-    Args:
-        model: a `SmolLMv3WithTRM`.
-        questions: bare questions.
-        batch_size: questions read at once.
-    """
+    """The halting probability of every bare question after every supervision step; empty without a halting head."""
     found: list[list[float]] = []
     for at in range(0, len(questions), batch_size):
         ids, mask = encode_prompts(
@@ -35,12 +29,7 @@ def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_s
 
 
 def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right: Sequence[bool]) -> dict | None:
-    """How the halting head did on graded problems; None without such a head.
-
-    Args:
-        model: a `SmolLMv3WithTRM`.
-        rows: the problems, as evaluated.
-        was_right: their grades, after all supervision steps.
+    """How the halting head did on the problems graded `was_right` or not; None without such a head.
 
     Returns:
         `auroc` of the last step's probability against the grades (0.5: knows nothing; under `target="steps"` the head
@@ -50,13 +39,12 @@ def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right
     probabilities = halting_probabilities(model, [row["question"] for row in rows[: len(was_right)]])
     if not probabilities:
         return None
-    report = halting_report([steps[-1] for steps in probabilities], was_right)
     total = len(probabilities[0])
     stops = [next((at for at, chance in enumerate(steps, 1) if chance > 0.5), total) for steps in probabilities]
     mean = sum(stops) / len(stops)
     return {
-        "auroc": report.auroc,
-        "base_rate": report.base_rate,
+        "auroc": area_under_roc([steps[-1] for steps in probabilities], was_right),
+        "base_rate": sum(was_right) / len(was_right),
         "steps": total,
         "mean_steps": mean,
         "steps_saved": 1 - mean / total,

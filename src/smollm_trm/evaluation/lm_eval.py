@@ -14,6 +14,7 @@ import yaml
 from smollm_trm.data.prompts import THINK_CLOSE
 from smollm_trm.data.rows import check_row, read_jsonl
 from smollm_trm.evaluation.evaluate import SPARE_TOKENS, longest_completion
+from smollm_trm.records import UserMistake
 
 LM_EVAL_TASK_FILE = "gsm8k_latent.yaml"
 
@@ -31,7 +32,7 @@ def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | 
 
     Raises:
         FileNotFoundError: no such data file.
-        ValueError: a bad row, or a tokenizer that does not keep the latent slots apart from the text.
+        UserMistake: a bad row, or a tokenizer that does not keep the latent slots apart from the text.
     """
     data_file = Path(data_file)
     rows = [check_row(row, where=f"{data_file.name}, line {line}") for line, row in read_jsonl(data_file)]
@@ -40,7 +41,7 @@ def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | 
     for row in rows:
         text = model.encoder.question_text(row["question"]) + span
         if tokenizer(text)["input_ids"] != model.encoder.encode_prompt(row["question"]):
-            raise ValueError(
+            raise UserMistake(
                 f"{data_file.name}: the tokenizer reads the prompt of {row['question'][:40]!r} otherwise than "
                 "training does; lm-eval hands over text, so this model cannot run there"
             )
@@ -48,21 +49,14 @@ def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | 
     task["doc_to_text"] = model.encoder.question_text("{{question}}") + span
     task["dataset_kwargs"] = {"data_files": {"test": str(data_file.resolve())}}
     task["generation_kwargs"]["until"] = [tokenizer.eos_token]
-    limit = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
-    task["generation_kwargs"]["max_gen_toks"] = limit
+    task["generation_kwargs"]["max_gen_toks"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
     return task
 
 
 def evaluate_with_lm_eval(
     model: object, data_file: str | Path, *, batch_size: int = 32, max_new_tokens: int | None = None
 ) -> dict:
-    """Let lm-eval ask and grade the model, offline and 0-shot.
-
-    Args:
-        model: a `SmolLMv3WithTRM`.
-        data_file: JSONL with `question` and `answer`.
-        batch_size: texts generated at once.
-        max_new_tokens: see `lm_eval_task`.
+    """Let lm-eval ask and grade the model, offline and 0-shot; arguments as for `lm_eval_task`.
 
     Returns:
         lm-eval's results; `["results"]["gsm8k_latent"]` holds the scores, `["samples"]["gsm8k_latent"]` the texts.

@@ -1,6 +1,7 @@
 """The model and the problems that a command names."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from smollm_trm.models.assembly import local_folder
 from smollm_trm.models.loading import default_device, default_dtype
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import SETTINGS_FILE, ModelSettings, read_notes
+from smollm_trm.records import UserMistake
 
 
 def saved_folder(model: str) -> Path | None:
@@ -21,19 +23,20 @@ def saved_folder(model: str) -> Path | None:
 
 
 def saved_or_downloaded(model: str) -> Path | None:
-    """The folder of a saved model here or on the Hub; None for a base model."""
+    """The folder of a saved model here or on the Hub; None for a base model, or where the Hub cannot be asked."""
     if (folder := saved_folder(model)) is not None or Path(model).exists():
         return folder
-    return local_folder(model) if is_saved_on_the_hub(model) else None
+    try:
+        on_the_hub = model.count("/") == 1 and file_exists(model, SETTINGS_FILE)
+    except Exception:  # whatever the Hub's client and its transport raise, by version
+        on_the_hub = False
+    return local_folder(model) if on_the_hub else None
 
 
 def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str = "plain") -> SmolLMv3WithTRM:
-    """A saved model (a folder, or a name on the Hub), or an untuned base by name or folder (then without latents).
+    """A saved model or a training run (a folder, or a name on the Hub), or an untuned base (then without latents).
 
-    Args:
-        model: a folder that `save_pretrained` or training wrote, a saved model on the Hub, or a base model.
-        target: what an untuned base is expected to write.
-        prompt_format: how an untuned base is asked.
+    `target` and `prompt_format` say what an untuned base is expected to write and how it is asked.
     """
     if (saved := saved_or_downloaded(model)) is not None:
         return SmolLMv3WithTRM.from_pretrained(saved)
@@ -41,29 +44,10 @@ def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str
     return SmolLMv3WithTRM.from_base(model, settings=settings, dtype=default_dtype()).to(default_device()).eval()
 
 
-def is_saved_on_the_hub(name: str) -> bool:
-    """Whether this name on the Hub holds a model of ours; False as well where the Hub cannot be asked."""
-    try:
-        return name.count("/") == 1 and file_exists(name, SETTINGS_FILE)
-    except Exception:  # whatever the Hub's client and its transport raise, by version
-        return False
-
-
 def trained_split(model: str) -> dict[str, Any] | None:
     """The split that a saved model was trained on: source, seed and fingerprint; None where it does not say."""
     folder = saved_or_downloaded(model)
     return None if folder is None else read_notes(folder).get("training", {}).get("split")
-
-
-def split_as_trained(
-    rows: Sequence[Mapping[str, str]], split: Mapping[str, Any]
-) -> tuple[list[dict[str, str]], list[dict[str, str]]] | None:
-    """Rows as (train, dev) where a model was trained on just these, wherever they lay; None where it was not."""
-    try:
-        parts = split_gsm8k(rows, seed=split["seed"])
-    except ValueError:  # too few to have been split
-        return None
-    return parts if split_fingerprint(*parts) == split["fingerprint"] else None
 
 
 def problems_of(
@@ -81,28 +65,37 @@ def problems_of(
         models: their folders or names on the Hub; a dev part that is not the one they were trained beside is refused.
     """
     if part not in ("dev", "test"):
-        raise ValueError(f"part={part!r}: choose 'dev' or 'test'")
+        raise UserMistake(f"part={part!r}: choose 'dev' or 'test'")
     splits = {model: split for model in models if (split := trained_split(model)) is not None}
-    seeds = {split["seed"] for split in splits.values()} or {seed}
     if dataset_path is not None:
-        rows = list(ReasoningDataset(dataset_path))
-        whole = {"source": dataset_path, "seed": None, "fingerprint": split_fingerprint(rows)}
-        trained: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {}
-        for model, split in splits.items():
-            if (parts := split_as_trained(rows, split)) is not None:
-                trained[split["fingerprint"]] = parts[1], {**whole, **split, "source": dataset_path}
-            elif split["source"] == dataset_path:
-                raise ValueError(f"{model} was trained on {dataset_path}, which holds other problems now: give another")
-        if len(trained) > 1 or (trained and part == "test"):
-            raise ValueError(f"{dataset_path} was trained on: evaluate its dev part, or give a file of test problems")
-        return next(iter(trained.values()), (rows, whole))
-    loaded = load_gsm8k(data_dir, seed=min(seeds))
+        return own_problems(part, dataset_path, splits)
+    loaded = load_gsm8k(data_dir, seed=min((split["seed"] for split in splits.values()), default=seed))
     if part == "test":
         return loaded.gsm8k_final_test, loaded.summary
     for model, split in splits.items():
         if split["fingerprint"] != loaded.fingerprint:
-            raise ValueError(
+            raise UserMistake(
                 f"{model} was trained on {split['source']} with split seed {split['seed']}: this dev part may hold its "
                 "training problems; give the same data, or part='test'"
             )
     return loaded.gsm8k_test, loaded.summary
+
+
+def own_problems(
+    part: str, dataset_path: str, splits: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """See `problems_of`: all rows of a file, or, wherever it lies, the dev part of one that a model was trained on."""
+    rows = list(ReasoningDataset(dataset_path))
+    whole = {"source": dataset_path, "seed": None, "fingerprint": split_fingerprint(rows)}
+    trained: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {}
+    for model, split in splits.items():
+        with suppress(ValueError):  # too few to have been split
+            parts = split_gsm8k(rows, seed=split["seed"])
+            if split_fingerprint(*parts) == split["fingerprint"]:
+                trained[split["fingerprint"]] = parts[1], {**whole, **split, "source": dataset_path}
+                continue
+        if split["source"] == dataset_path:
+            raise UserMistake(f"{model} was trained on {dataset_path}, which holds other problems now: give another")
+    if len(trained) > 1 or (trained and part == "test"):
+        raise UserMistake(f"{dataset_path} was trained on: evaluate its dev part, or give a file of test problems")
+    return next(iter(trained.values()), (rows, whole))

@@ -6,6 +6,7 @@ colour-blind readers can tell apart; arms and runs differ in more than colour.
 
 import csv
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from smollm_trm.evaluation.compare import Comparison
-from smollm_trm.records import write_whole
+from smollm_trm.records import UserMistake, write_whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -21,6 +22,7 @@ DOTS_PER_INCH = 150
 TRAIN_LOSS_COLUMNS = ("train_loss", "train_loss_step")
 DEV_LOSS_COLUMNS = ("dev_loss", "val_loss")
 VARIATION_COLUMNS = ("latent_variation",)
+LOSS_COLUMNS = (TRAIN_LOSS_COLUMNS, DEV_LOSS_COLUMNS)
 
 
 def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Figure:
@@ -31,24 +33,14 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> F
         path: PNG to write, whole or not at all.
     """
     arms = comparison.arms
-    twins = {arm.name for arm in arms if "shuffled" in arm.name}
     figure = Figure(figsize=(8.5, 1.4 + 0.52 * len(arms)), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     for row, arm in enumerate(arms):
         share, low, high = (100 * value for value in (arm.accuracy, *arm.interval))
-        twin = arm.name in twins
-        axes.barh(
-            row,
-            share,
-            color="white" if twin else COLOURS[5],
-            edgecolor=COLOURS[0],
-            hatch="///" if twin else None,
-            height=0.62,
-        )
+        style = {"color": "white", "hatch": "///"} if "shuffled" in arm.name else {"color": COLOURS[5]}
+        axes.barh(row, share, edgecolor=COLOURS[0], height=0.62, **style)
         axes.errorbar(share, row, xerr=[[share - low], [high - share]], color="black", capsize=4, linewidth=1.3)
-        label = f"{share:.1f}%"
-        if arm.latents_are_used is not None:
-            label += "  latents used" if arm.latents_are_used else "  latents ignored"
+        label = "  ".join(filter(None, (f"{share:.1f}%", arm.latents_verdict)))
         axes.annotate(label, (high, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     reference = next(arm for arm in arms if arm.name == comparison.baseline)
     axes.axvline(100 * reference.accuracy, color="0.35", linestyle=":", linewidth=1.2, zorder=0)
@@ -57,7 +49,6 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> F
     axes.set_xlim(0, min(130, max(100 * arm.interval[1] for arm in arms) * 1.3 + 3))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
     axes.set_xlabel(f"problems solved (%), 95% Wilson interval, n = {arms[0].total}; dotted: {reference.name}")
-    axes.spines[["top", "right"]].set_visible(False)
     return _saved(figure, path)
 
 
@@ -70,19 +61,20 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no run, or a file without a loss in it.
+        UserMistake: no run, or a file without a loss in it.
     """
     if not runs:
-        raise ValueError("no curves to draw: give at least one metrics.csv")
+        raise UserMistake("no curves to draw: give at least one metrics.csv")
     metrics = {name: _read_metrics(Path(file)) for name, file in runs.items()}
     with_latents = [name for name, columns in metrics.items() if _curve(columns, VARIATION_COLUMNS)[0]]
     figure = Figure(figsize=(8.5, 6.2 if with_latents else 4.2), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(2 if with_latents else 1, 1, sharex=True, squeeze=False)[:, 0]
     for at, (name, columns) in enumerate(metrics.items()):
         colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
-        _draw_loss(panels[0], name, columns, colour, marker)
-        if name in with_latents:
-            _draw_smoothed(panels[1], *_curve(columns, VARIATION_COLUMNS), colour, name)
+        _draw_smoothed(panels[0], *_curve(columns, TRAIN_LOSS_COLUMNS), colour, f"{name}, train")
+        if (dev := _curve(columns, DEV_LOSS_COLUMNS))[0]:
+            panels[0].plot(*dev, color=colour, linestyle="--", marker=marker, markersize=5, label=f"{name}, dev")
+        _draw_smoothed(panels[-1], *_curve(columns, VARIATION_COLUMNS), colour, name)
     panels[0].set_ylabel("loss (nats per supervised token)")
     panels[0].set_ylim(0, 1.4 * _largest_after_the_start(metrics))
     if with_latents:
@@ -90,7 +82,6 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
         panels[1].set_ylim(bottom=0)
     panels[-1].set_xlabel("optimizer step")
     for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=9)
     return _saved(figure, path)
@@ -98,20 +89,9 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
 
 def _largest_after_the_start(metrics: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> float:
     """The largest loss after the first tenth of the longest run, whose fall would press everything else flat."""
-    losses = [
-        pair for columns in metrics.values() for names in (TRAIN_LOSS_COLUMNS, DEV_LOSS_COLUMNS)
-        for pair in zip(*_curve(columns, names), strict=True)
-    ]  # fmt: skip
-    last = max(step for step, _ in losses)
-    return max(value for step, value in losses if step >= last / 10)
-
-
-def _draw_loss(axes: Axes, name: str, columns: Mapping[str, list[tuple[int, float]]], colour: str, marker: str) -> None:
-    """The training loss as a line, the dev loss as markers of the same colour."""
-    _draw_smoothed(axes, *_curve(columns, TRAIN_LOSS_COLUMNS), colour, f"{name}, train")
-    steps, losses = _curve(columns, DEV_LOSS_COLUMNS)
-    if steps:
-        axes.plot(steps, losses, color=colour, linestyle="--", marker=marker, markersize=5, label=f"{name}, dev")
+    curves = [_curve(columns, names) for columns in metrics.values() for names in LOSS_COLUMNS]
+    last = max(max(steps, default=0) for steps, _ in curves)
+    return max(loss for curve in curves for step, loss in zip(*curve, strict=True) if step >= last / 10)
 
 
 def _draw_smoothed(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str, label: str) -> None:
@@ -122,8 +102,7 @@ def _draw_smoothed(axes: Axes, steps: Sequence[int], values: Sequence[float], co
     for value in values:
         total, norm = weight * total + value, weight * norm + 1
         smooth.append(total / norm)
-    if weight:
-        axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+    axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
     axes.plot(steps, smooth, color=colour, linewidth=1.7, label=label)
 
 
@@ -135,13 +114,10 @@ def _read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             for name, text in row.items():
-                if name and text and row.get("step"):
-                    try:
-                        columns.setdefault(name, []).append((int(row["step"]), float(text)))
-                    except ValueError:  # a line that a crash cut off, or a column of words
-                        continue
-    if not any(_curve(columns, names)[0] for names in (TRAIN_LOSS_COLUMNS, DEV_LOSS_COLUMNS)):
-        raise ValueError(f"{path} holds no loss: expected a column {TRAIN_LOSS_COLUMNS[0]} or {DEV_LOSS_COLUMNS[0]}")
+                with suppress(ValueError, TypeError):  # an empty cell, a column of words, a line that a crash cut off
+                    columns.setdefault(name, []).append((int(row.get("step")), float(text)))
+    if not any(_curve(columns, names)[0] for names in LOSS_COLUMNS):
+        raise UserMistake(f"{path} holds no loss: expected a column {TRAIN_LOSS_COLUMNS[0]} or {DEV_LOSS_COLUMNS[0]}")
     return columns
 
 
@@ -153,6 +129,8 @@ def _curve(columns: Mapping[str, list[tuple[int, float]]], names: Sequence[str])
 
 def _saved(figure: Figure, path: str | Path | None) -> Figure:
     """Write the figure as a PNG, if a path is given: the old file or the whole new one, never a part."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     if path is not None:
         write_whole(Path(path), lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
     return figure

@@ -9,14 +9,16 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from smollm_trm.data.answers import extract_answer, extract_strict_answer
+from smollm_trm.data.answers import extract_answer, extract_strict_answer, gold_answer
 from smollm_trm.evaluation.statistics import wilson_interval
+from smollm_trm.records import UserMistake
 
 NUM_EXAMPLES = 10
 _SAMPLED_FROM_FROZEN = 256  # values of each frozen tensor; adapters and reasoners are hashed whole
@@ -41,33 +43,28 @@ def model_fingerprint(model: object) -> str:
     return digest.hexdigest()
 
 
-def graded_prediction(
-    index: int, question: str, gold: str, texts: Sequence[str], *, tokens: int, seconds: float, cut_off: int = 0
-) -> dict:
-    """One problem's line: its texts, the answer that most of them give, and its grades.
+def graded_prediction(index: int, row: Mapping[str, str], completions: Sequence[Any], *, seconds: float) -> dict:
+    """One problem's line: its texts (several to vote), the answer that most of them give, and its grades.
 
     Args:
         index: position in the dataset.
-        question: the problem.
-        gold: its normalised answer.
-        texts: what the model wrote: one text, or several to vote.
-        tokens: generated, over all texts.
+        row: the problem, its answer ending in `#### n`.
+        completions: objects with `text`, `n_tokens` and `cut_off`.
         seconds: this problem's share of its batch's time.
-        cut_off: texts that had not ended when their tokens were used up.
     """
+    texts, gold = [completion.text for completion in completions], gold_answer(row["answer"])
     answer = _majority([extract_answer(text) for text in texts])
-    strict_answer = _majority([extract_strict_answer(text) for text in texts])
     return {
         "index": index,
-        "question": question,
+        "question": row["question"],
         "gold": gold,
-        "texts": list(texts),
+        "texts": texts,
         "answer": answer,
         "correct": answer == gold,
-        "strict_correct": strict_answer == gold,
-        "tokens": tokens,
+        "strict_correct": _majority([extract_strict_answer(text) for text in texts]) == gold,
+        "tokens": sum(completion.n_tokens for completion in completions),
         "seconds": round(seconds, 6),
-        "cut_off": cut_off,
+        "cut_off": sum(completion.cut_off for completion in completions),
     }
 
 
@@ -81,26 +78,29 @@ class PredictionFile:
     """The predictions made so far with these settings, in memory and, if a path is given, on disk.
 
     Args:
-        settings: what produces the predictions; must be JSON.
-        path: file to begin or to go on with; None keeps the predictions in memory.
+        settings: what produces the predictions; objects that are no JSON count as their class's name.
+        path: file to begin or to go on with.
 
     Raises:
-        ValueError: the file is no predictions file, is damaged, or was made with other settings.
+        UserMistake: the file is no predictions file, is damaged, or was made with other settings.
+        OSError: it cannot be written.
     """
 
     def __init__(self, *, settings: dict, path: str | Path | None = None) -> None:
-        self.settings = json.loads(json.dumps(settings))
+        self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
         self.path = None if path is None else Path(path)
         self.by_index: dict[int, dict] = {}
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = self.path.read_bytes() if self.path.is_file() else b""
         stored, predictions, whole = _parsed_predictions(content, self.path)
         if stored is None:
             self._write([{"settings": self.settings}], from_byte=0)
             return
-        _refuse_other_settings(stored, self.settings, self.path)
+        pairs = {key: (stored.get(key), self.settings.get(key)) for key in {**stored, **self.settings}}
+        if changed := [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in pairs.items() if there != now]:
+            changes = ", ".join(changed)
+            raise UserMistake(f"{path} was made with other settings ({changes}); delete it or name another file")
         self._write([], from_byte=whole)
         self.by_index = {line["index"]: line for line in predictions}
 
@@ -112,12 +112,17 @@ class PredictionFile:
         self.by_index.update({prediction["index"]: prediction for prediction in new})
 
     def _write(self, lines: Sequence[dict], *, from_byte: int | None = None) -> None:
-        with open(self.path, "ab") as file:
-            if from_byte is not None:
-                file.truncate(from_byte)
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                if from_byte is not None:
+                    file.truncate(from_byte)
+                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            advice = "free some disk space or choose another output folder; predictions already there are kept"
+            raise OSError(f"could not write {self.path}: {error.strerror}; {advice}") from error
 
 
 def load_predictions(path: str | Path) -> dict:
@@ -125,7 +130,7 @@ def load_predictions(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no predictions file, damaged, or not finished.
+        UserMistake: no predictions file, damaged, or not finished.
     """
     path = Path(path)
     if not path.is_file():
@@ -133,7 +138,7 @@ def load_predictions(path: str | Path) -> dict:
     settings, predictions, _ = _parsed_predictions(path.read_bytes(), path)
     done, total = len(predictions), settings["total"] if settings else "its"
     if done != total:
-        raise ValueError(f"{path} holds {done} of {total} predictions; finish its evaluation first")
+        raise UserMistake(f"{path} holds {done} of {total} predictions; finish its evaluation first")
     return summarised_predictions(predictions, settings, path)
 
 
@@ -144,13 +149,7 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
     strict = sum(line["strict_correct"] for line in lines)
     seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
     shown = [
-        {
-            "question": line["question"],
-            "prediction": line["texts"][0],
-            "answer": line["answer"],
-            "gold": line["gold"],
-            "correct": line["correct"],
-        }
+        {"prediction": line["texts"][0], **{name: line[name] for name in ("question", "answer", "gold", "correct")}}
         for line in lines[:NUM_EXAMPLES]
     ]
     return {
@@ -175,29 +174,14 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
 
 def _parsed_predictions(content: bytes, path: Path) -> tuple[dict | None, list[dict], int]:
     """Settings (None in a file that only began), predictions, and how many bytes are whole lines."""
-    lines = content.split(b"\n")
-    parsed, whole = [], 0
-    for number, line in enumerate(lines[:-1], start=1):
+    *lines, torn = content.split(b"\n")
+    if not lines and not b'{"settings": '.startswith(torn[:13]):
+        raise UserMistake(f"{path} is not a file of predictions; name another file")
+    parsed: list[dict] = []
+    for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
-            expected = "settings" if number == 1 else "index"
-            if not isinstance(value, dict) or expected not in value:
-                raise ValueError(f"no '{expected}'")
-        except ValueError as error:
-            torn = number == len(lines) - 1 and not lines[-1] and number > 1
-            if torn:
-                break
-            raise ValueError(f"{path}, line {number}: not a line of predictions ({error}); name another file") from None
-        parsed.append(value)
-        whole += len(line) + 1
-    if not parsed and not b'{"settings": '.startswith(content[:13]):
-        raise ValueError(f"{path} is not a file of predictions; name another file")
-    return (parsed[0]["settings"], parsed[1:], whole) if parsed else (None, [], 0)
-
-
-def _refuse_other_settings(stored: dict, wanted: dict, path: Path) -> None:
-    """Never mix predictions of different problems, models or settings."""
-    different = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
-    if different:
-        changes = ", ".join(f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now" for key in different)
-        raise ValueError(f"{path} was made with other settings ({changes}); delete it or name another file")
+            parsed.append(json.loads(line))
+            parsed[-1]["settings" if number == 1 else "index"]
+        except (ValueError, TypeError, LookupError):
+            raise UserMistake(f"{path}, line {number}: not a line of predictions; name another file") from None
+    return (parsed[0]["settings"], parsed[1:], len(content) - len(torn)) if parsed else (None, [], 0)

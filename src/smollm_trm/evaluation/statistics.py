@@ -11,31 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import binomtest, mannwhitneyu
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share `correct / total`: inside [0, 1] and honest for small counts.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share `correct / total`: inside [0, 1] and honest for small counts.
 
     Raises:
         ValueError: `total` is not positive or `correct` is not within 0..total.
     """
     if total <= 0 or not 0 <= correct <= total:
         raise ValueError(f"correct={correct} of total={total} is no share; give 0 <= correct <= total, total > 0")
-    z = float(norm.ppf(0.5 + confidence / 2))
-    share, spread = correct / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value that two models are equally good, from their discordant problems.
-
-    Args:
-        only_first: problems that the first model alone got right.
-        only_second: problems that the second model alone got right.
-    """
+    """Exact two-sided p-value that two models are equally good, from the problems that one alone got right."""
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
@@ -58,7 +50,7 @@ class PairedDifference:
     """Exact two-sided McNemar test."""
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> PairedDifference:
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:
     """Compare two models by their grades on the same problems, in the same order.
 
     Raises:
@@ -68,18 +60,16 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
         raise ValueError(f"{len(first)} and {len(second)} grades cannot be paired; grade both on the same problems")
     pairs = [(bool(one), bool(other)) for one, other in zip(first, second, strict=True)]
     both, only_first = pairs.count((True, True)), pairs.count((True, False))
-    only_second, neither = pairs.count((False, True)), pairs.count((False, False))
-    total = len(pairs)
+    only_second, total = pairs.count((False, True)), len(pairs)
+    phi = corrected_phi(both, only_first, only_second, total - both - only_first - only_second)
     share_first, share_second = (both + only_first) / total, (both + only_second) / total
-    low_first, high_first = wilson_interval(both + only_first, total, confidence)
-    low_second, high_second = wilson_interval(both + only_second, total, confidence)
-    phi = _corrected_phi(both, only_first, only_second, neither)
+    low_first, high_first = wilson_interval(both + only_first, total)
+    low_second, high_second = wilson_interval(both + only_second, total)
+
+    def reach(of_first: float, of_second: float) -> float:
+        return sqrt(max(0.0, of_first**2 - 2 * phi * of_first * of_second + of_second**2))
+
     difference = share_first - share_second
-
-    def reach(towards_first: float, towards_second: float) -> float:
-        squared = towards_first**2 - 2 * phi * towards_first * towards_second + towards_second**2
-        return sqrt(max(0.0, squared))
-
     return PairedDifference(
         difference=difference,
         low=max(-1.0, difference - reach(share_first - low_first, high_second - share_second)),
@@ -90,40 +80,22 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
     )
 
 
-def _corrected_phi(both: int, only_first: int, only_second: int, neither: int) -> float:
+def corrected_phi(both: int, only_first: int, only_second: int, neither: int) -> float:
     """Correlation of two models' grades, continuity-corrected (Newcombe); 0 where one never varies."""
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    if margins == 0:
-        return 0.0
     covariance = both * neither - only_first * only_second
     if covariance > 0:
         covariance = max(covariance - (both + only_first + only_second + neither) / 2, 0)
-    return covariance / sqrt(margins)
+    return covariance / sqrt(margins) if margins else 0.0
 
 
-@dataclass(frozen=True)
-class HaltingReport:
-    """Whether a halting head's probability tells right answers from wrong ones."""
+def area_under_roc(probabilities: Sequence[float], was_right: Sequence[bool]) -> float | None:
+    """Chance that a right answer has a higher probability than a wrong one; None where all grades are alike.
 
-    auroc: float | None
-    """Chance that a right answer has the higher probability (0.5: knows nothing), or None if all agree."""
-    base_rate: float
-    """Share of right answers: the accuracy of always predicting the commoner grade is max(rate, 1 - rate)."""
-
-
-def halting_report(probabilities: Sequence[float], was_right: Sequence[bool]) -> HaltingReport:
-    """Judge halting probabilities by the answers' grades: area under the ROC curve (ties count half).
-
-    Raises:
-        ValueError: the lists are empty or of different lengths.
+    0.5 knows nothing; ties count half (Mann and Whitney's U).
     """
-    if not len(probabilities) or len(probabilities) != len(was_right):
-        raise ValueError(f"{len(probabilities)} probabilities and {len(was_right)} grades; give one of each a problem")
-    right = [bool(grade) for grade in was_right]
-    total, positives = len(right), sum(right)
-    auroc = None
-    if 0 < positives < total:
-        ranks = rankdata(probabilities)
-        rank_sum = float(sum(rank for rank, grade in zip(ranks, right, strict=True) if grade))
-        auroc = (rank_sum - positives * (positives + 1) / 2) / (positives * (total - positives))
-    return HaltingReport(auroc=auroc, base_rate=positives / total)
+    right = [chance for chance, grade in zip(probabilities, was_right, strict=True) if grade]
+    wrong = [chance for chance, grade in zip(probabilities, was_right, strict=True) if not grade]
+    if not right or not wrong:
+        return None
+    return float(mannwhitneyu(right, wrong, method="asymptotic").statistic) / (len(right) * len(wrong))

@@ -83,17 +83,23 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
 class BestAndLatest(Checkpoint):
     """Writes `step-<n>.ckpt` after every validation, and every so many optimizer steps in between.
 
-    The newest two stay, so that one may be damaged, and with each the one that was best by dev loss when it was
-    written. It also sees to it that a run ends with a validation, and that a run which has ended stays so.
+    The newest two stay, so that one may be damaged, and with each the one that was best by a metric of the validation
+    when it was written. It also sees to it that a run ends with a validation, and that a run which has ended stays so.
 
     Args:
         folder: where to write.
         every_n_steps: optimizer steps after which to write without a validation.
+        metric: the validation's figure whose lowest value is the best.
+        advice: what to do where that figure is not finite, for the message.
     """
 
-    def __init__(self, *, folder: Path, every_n_steps: int) -> None:
+    def __init__(
+        self, *, folder: Path, every_n_steps: int, metric: str = "dev_loss", advice: str = "lower learning_rate"
+    ) -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
+        self.metric = metric
+        self.advice = advice
         self.best_step = 0
         self.best_loss = math.inf
         self.recent: list[list[int]] = []
@@ -102,7 +108,7 @@ class BestAndLatest(Checkpoint):
 
     @property
     def best_path(self) -> Path | None:
-        """The checkpoint with the lowest dev loss; None before the first validation."""
+        """The checkpoint with the lowest metric; None before the first validation."""
         return self.folder / f"step-{self.best_step}.ckpt" if self.best_step else None
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,11 +137,15 @@ class BestAndLatest(Checkpoint):
         That is after an optimizer step, and not before a validation or the end of an epoch, which are part of the
         batch in Lightning's books.
         """
-        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 >= trainer.max_epochs
+        last_epoch = trainer.is_last_batch and 0 < trainer.max_epochs <= trainer.current_epoch + 1
         if last_epoch or 0 < trainer.max_steps <= trainer.global_step:
             trainer.check_val_every_n_epoch = 1
             trainer.should_stop = True
-        validates = trainer.should_stop or (batch_idx + 1) % trainer.val_check_batch == 0
+        over_epochs = (
+            trainer.check_val_every_n_epoch is None
+        )  # then validations are counted over all batches of the run
+        batch_number = 1 + (trainer.fit_loop.epoch_loop.total_batch_idx if over_epochs else batch_idx)
+        validates = trainer.should_stop or batch_number % trainer.val_check_batch == 0
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         last_written = self.recent[-1][0] if self.recent else 0
         due = trainer.global_step - last_written >= self.every_n_steps
@@ -143,10 +153,10 @@ class BestAndLatest(Checkpoint):
             self.write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the dev loss and write."""
+        """Note the metric and write."""
         if trainer.state.fn != "fit":
             return
-        loss = require_finite("dev_loss", float(trainer.callback_metrics["dev_loss"]))
+        loss = require_finite(self.metric, float(trainer.callback_metrics[self.metric]), self.advice)
         if loss < self.best_loss:
             self.best_step, self.best_loss = trainer.global_step, loss
         self.finished = trainer.should_stop

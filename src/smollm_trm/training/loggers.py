@@ -66,7 +66,7 @@ class KeptCSVLogger(CSVLogger):
         return self._experiment
 
     def earlier_rows(self) -> list[dict[str, Any]]:
-        """Rows of earlier sittings that stay; a last line that was cut off is dropped."""
+        """Rows of earlier sessions that stay; a last line that was cut off is dropped."""
         path = Path(self.log_dir) / "metrics.csv"
         if not path.is_file():
             return []
@@ -84,9 +84,9 @@ def build_loggers(folder: Path, *, first_step: int, wandb: tuple[str | None, str
 
     Args:
         folder: of the run.
-        first_step: optimizer steps made in earlier sittings.
+        first_step: optimizer steps made in earlier sessions.
         wandb: project at Weights & Biases (None for none) and the run's name there.
-        seed: of the run; its sittings in a folder are one run there.
+        seed: of the run; its sessions in a folder are one run there.
     """
     loggers: list[Logger] = [KeptCSVLogger(folder, first_step=first_step)]
     try:

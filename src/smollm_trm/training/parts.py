@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
+from pytorch_lightning import Trainer
 from transformers import AutoConfig
 
 from smollm_trm.data.answers import strip_annotations
@@ -18,14 +17,20 @@ from smollm_trm.models.loading import default_dtype, part_of_base
 from smollm_trm.models.reasoners import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import TINY_HIDDEN_SIZE
-from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO
-from smollm_trm.training.ema import AverageWeights
-from smollm_trm.training.loggers import build_loggers
 from smollm_trm.training.module import SmolLMTRMLightningModule
+from smollm_trm.training.run import Run, build_run_trainer
 from smollm_trm.training.settings import TrainSettings
-from smollm_trm.training.watch import CollapseWarning, NonFiniteGuard, Speedometer
+from smollm_trm.training.watch import CollapseWarning
 
 Rows = Sequence[Mapping[str, str]]
+
+OUT_OF_MEMORY = (
+    "set gradient_checkpointing=True, then lower batch_size (and raise accumulate_grad_batches), "
+    "num_latents or max_length"
+)
+NOT_FINITE = (
+    "lower learning_rate or trm_learning_rate, or train with precision='32-true' (or 'bf16-mixed' where the GPU has it)"
+)
 
 
 def check_fits(settings: TrainSettings) -> None:
@@ -149,35 +154,37 @@ def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
     return {**intervals, "val_check_interval": min(n_batches, max(1, int(wanted / accumulate)) * accumulate)}
 
 
-def build_trainer(settings: TrainSettings, folder: Path, *, precision: str, n_batches: int, first_step: int) -> Trainer:
-    """Lightning's trainer with our callbacks.
+def describe_run(settings: TrainSettings) -> Run:
+    """The run that the settings ask for."""
+    return Run(
+        folder=Path(settings.output_dir),
+        resume=settings.resume,
+        save_every_n_steps=settings.save_every_n_steps,
+        ema_decay=settings.ema_decay,
+        patience=settings.patience,
+        wandb=(settings.wandb_project, settings.wandb_name),
+        seed=settings.seed,
+        progress=settings.progress,
+        not_finite=NOT_FINITE,
+        out_of_memory=OUT_OF_MEMORY,
+    )
+
+
+def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batches: int, first_step: int) -> Trainer:
+    """Lightning's trainer for the settings.
 
     Args:
         settings: of the run.
-        folder: of the run.
+        run: see `describe_run`.
         precision: Lightning's name.
         n_batches: of an epoch, per process.
-        first_step: optimizer steps made in earlier sittings.
+        first_step: optimizer steps made in earlier sessions.
     """
-    callbacks: list[Callback] = [
-        NonFiniteGuard(),
-        AverageWeights(limit=settings.ema_decay),
-        CollapseWarning(),
-        Speedometer(),
-        LearningRateMonitor(logging_interval="step"),
-        BestAndLatest(folder=folder / "checkpoints", every_n_steps=settings.save_every_n_steps),
-    ]
-    if settings.patience is not None:
-        callbacks.append(
-            EarlyStopping(
-                monitor="dev_loss", patience=settings.patience, check_finite=False, check_on_train_epoch_end=False
-            )
-        )
-    if settings.progress:
-        callbacks.append(TQDMProgressBar())
-    return Trainer(
+    return build_run_trainer(
+        run,
+        first_step=first_step,
+        callbacks=[CollapseWarning()],
         **pick_intervals(settings, n_batches),
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=settings.strategy,
@@ -186,14 +193,4 @@ def build_trainer(settings: TrainSettings, folder: Path, *, precision: str, n_ba
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         gradient_clip_val=settings.gradient_clip,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        plugins=[WholeCheckpointIO()],
-        logger=build_loggers(
-            folder, first_step=first_step, wandb=(settings.wandb_project, settings.wandb_name), seed=settings.seed
-        ),
-        default_root_dir=str(folder),
-        use_distributed_sampler=False,
-        enable_progress_bar=settings.progress,
-        enable_model_summary=False,
     )

@@ -1,27 +1,15 @@
 """`train_gsm8k`: one call that trains LoRA and a reasoner on GSM8K, resumes, and leaves a usable model behind."""
 
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import rank_zero_only
 
-from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.models.loading import device_and_precision
-from smollm_trm.records import (
-    refuse_other_settings,
-    remove_path,
-    remove_unfinished,
-    run_record,
-    settings_from,
-    write_json,
-    write_whole,
-)
-from smollm_trm.training.checkpoints import WholeCheckpointIO, newest_good_checkpoint
-from smollm_trm.training.loggers import finish_wandb, quiet_lightning
+from smollm_trm.records import run_record, settings_from, write_json, write_whole
+from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.parts import (
     Rows,
@@ -29,9 +17,11 @@ from smollm_trm.training.parts import (
     build_module,
     build_trainer,
     check_fits,
+    describe_run,
     gather_splits,
     pick_precision,
 )
+from smollm_trm.training.run import Run, begin_run, fit_run, load_average, steps_done
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
 
@@ -40,59 +30,18 @@ MAY_CHANGE = (
     *("gradient_checkpointing", "eval_batch_size", "patience"),
 )
 ONLY_WITH_TRM = ("reasoner", "num_latents", "trm_kwargs", "trm_learning_rate", "supervise", "read_with_adapter")
-OUT_OF_MEMORY = (
-    "out of memory: set gradient_checkpointing=True, then lower batch_size (and raise accumulate_grad_batches), "
-    "num_latents or max_length"
-)
 
 
-def checkpoint_to_resume(settings: TrainSettings, folder: Path, *, split: str) -> Path | None:
+def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:
     """The checkpoint that `resume` asks for; a run begun with other settings or other rows is refused.
 
     Args:
+        run: see `describe_run`.
         settings: of the run; they are noted in its folder.
-        folder: of the run.
         split: fingerprint of its rows.
     """
-    noted = {**asdict(settings), "split": split}
-    begun = any((folder / "checkpoints").glob("*.ckpt")) or (folder / "results.json").is_file()
-    if settings.resume != "never" and begun:
-        ignored = MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
-        refuse_other_settings(folder / "settings.json", noted, ignored=ignored)
-    prepare_folder(folder, noted, anew=settings.resume == "never")
-    if settings.resume == "never":
-        return None
-    if settings.resume == "auto":
-        return newest_good_checkpoint(folder / "checkpoints")
-    if not Path(settings.resume).is_file():
-        raise ValueError(f"resume={settings.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
-    return Path(settings.resume)
-
-
-@rank_zero_only
-def prepare_folder(folder: Path, noted: dict[str, Any], *, anew: bool) -> None:
-    """Note the settings in a run's folder; remove what a killed process left, or a whole earlier run.
-
-    Args:
-        folder: of the run.
-        noted: what `settings.json` is to hold.
-        anew: whether an earlier run goes.
-    """
-    for place in (folder, folder / "checkpoints"):
-        remove_unfinished(place)
-    if anew:
-        for stale in [*(folder / "checkpoints").glob("*.ckpt"), folder / "results.json"]:
-            remove_path(stale)
-    write_json(folder / "settings.json", noted)
-
-
-def load_average(module: SmolLMTRMLightningModule, checkpoint: Path) -> None:
-    """Put a checkpoint's averaged weights into the model."""
-    averages = WholeCheckpointIO().load_checkpoint(checkpoint)["callbacks"]["AverageWeights"]["averages"]
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, average in averages.items():
-            parameters[name].copy_(average)
+    may_change = MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
+    return begin_run(run, {**asdict(settings), "split": split}, may_change=may_change)
 
 
 def train_gsm8k(
@@ -121,34 +70,19 @@ def train_gsm8k(
     if torch.cuda.is_available() and settings.devices > torch.cuda.device_count():
         raise ValueError(f"devices={settings.devices}: this machine has {torch.cuda.device_count()} GPU(s)")
     check_fits(settings)
-    folder = Path(settings.output_dir)
+    run = describe_run(settings)
     splits = gather_splits(settings, train_dataset, test_dataset)
-    checkpoint = checkpoint_to_resume(settings, folder, split=splits.fingerprint)
-    first_step = 0 if checkpoint is None else WholeCheckpointIO().load_checkpoint(checkpoint, "meta")["global_step"]
+    checkpoint = checkpoint_to_resume(run, settings, split=splits.fingerprint)
+    first_step = steps_done(checkpoint)
     with quiet_lightning():
         precision, dtype = pick_precision(settings.precision)
         module = build_module(settings, splits, dtype)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
-        trainer = build_trainer(settings, folder, precision=precision, n_batches=n_batches, first_step=first_step)
-        fit(trainer, module, data, checkpoint)
+        trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
+        fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
     finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
     return trainer, module
-
-
-def fit(trainer: Trainer, module: SmolLMTRMLightningModule, data: GSM8KDataModule, checkpoint: Path | None) -> None:
-    """Train, from a checkpoint if there is one, with the user's interruptions and mistakes as they are."""
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint and str(checkpoint), weights_only=True)
-    except torch.OutOfMemoryError as error:
-        raise RuntimeError(OUT_OF_MEMORY) from error
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves Ctrl-C switched off
-        raise KeyboardInterrupt from None
-    finally:
-        finish_wandb(trainer.loggers)
 
 
 def finish_run(
@@ -161,7 +95,7 @@ def finish_run(
         module: its module.
         settings: of the run.
         n_batches: of an epoch, per process.
-        trained: whether this sitting made a step; if not, the figures that are there stay.
+        trained: whether this session made a step; if not, the figures that are there stay.
     """
     folder, kept = Path(settings.output_dir), trainer.checkpoint_callback
     load_average(module, kept.best_path)

@@ -1,4 +1,4 @@
-"""Callbacks that watch a run: speed and memory, gradients that are not finite, latents that collapse."""
+"""Callbacks that watch a run: time, speed and memory, gradients that are not finite, latents that collapse."""
 
 import logging
 import math
@@ -19,10 +19,12 @@ class NonFiniteGuard(Callback):
 
     Args:
         limit: steps in a row after which the run ends.
+        advice: what to do then, for the message.
     """
 
-    def __init__(self, *, limit: int = 25) -> None:
+    def __init__(self, *, limit: int = 25, advice: str = "lower learning_rate") -> None:
         self.limit = limit
+        self.advice = advice
         self.in_a_row = 0
         self.total = 0
 
@@ -51,10 +53,7 @@ class NonFiniteGuard(Callback):
         for parameter in pl_module.parameters():
             parameter.grad = None
         if self.in_a_row >= self.limit:
-            raise FloatingPointError(
-                f"the gradients of {self.in_a_row} steps in a row were not finite: lower learning_rate or "
-                "trm_learning_rate, or train with precision='32-true' (or 'bf16-mixed' where the GPU has it)"
-            )
+            raise FloatingPointError(f"the gradients of {self.in_a_row} steps in a row were not finite: {self.advice}")
 
 
 class CollapseWarning(Callback):
@@ -86,7 +85,7 @@ class CollapseWarning(Callback):
 
 
 class Speedometer(Callback):
-    """Logs tokens per second and peak GPU memory, and counts the seconds of all sittings."""
+    """Logs tokens per second, peak GPU memory and, beside a validation's figures, the `seconds` of all sessions."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -95,7 +94,7 @@ class Speedometer(Callback):
 
     @property
     def seconds(self) -> float:
-        """Time spent on this run, earlier sittings up to the checkpoint included."""
+        """Time spent on this run, earlier sessions up to the checkpoint included."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, float]:
@@ -103,7 +102,7 @@ class Speedometer(Callback):
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Add the time of earlier sittings."""
+        """Add the time of earlier sessions."""
         self.earlier_seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,13 +124,18 @@ class Speedometer(Callback):
             if torch.cuda.is_available():
                 pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give every validation's figures their time."""
+        if trainer.state.fn == "fit":
+            pl_module.log("seconds", self.seconds, sync_dist=True)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the validation out of the training speed."""
         self.tokens, self.since = 0, time.perf_counter()
 
 
-def require_finite(name: str, value: float) -> float:
-    """`value`, or an error that says which figure is not a number."""
+def require_finite(name: str, value: float, advice: str) -> float:
+    """`value`, or an error that says which figure is not a number, and what to do."""
     if not math.isfinite(value):
-        raise FloatingPointError(f"{name} is {value}: lower learning_rate, or train with precision='32-true'")
+        raise FloatingPointError(f"{name} is {value}: {advice}")
     return value

@@ -1,0 +1,112 @@
+"""The progress of a whole run: optimizer steps done and left, losses, and the time that is left.
+
+On a terminal (and in a notebook that has widgets) a bar; anywhere else, such as a log file, a line every few seconds.
+Lightning's own bar counts an epoch, whatever ends the run, and writes a line a step where it cannot go back.
+"""
+
+import sys
+import time
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+from tqdm.auto import tqdm
+from tqdm.notebook import tqdm_notebook
+
+SECONDS_ON_A_TERMINAL = 0.2
+
+
+class RunProgress(ProgressBar):
+    """Shows a run's optimizer steps, earlier sessions' included, out of all that it will make.
+
+    Args:
+        metric: shown beside the training loss, as it was in the last validation.
+        seconds_between_lines: at least, where there is no terminal.
+    """
+
+    def __init__(self, *, metric: str = "dev_loss", seconds_between_lines: float = 10.0) -> None:
+        super().__init__()
+        self.metric = metric
+        self.seconds_between_lines = seconds_between_lines
+        self.enabled = True
+        self.bar: tqdm | None = None
+        self.total = self.first = 0
+        self.started = self.shown = 0.0
+
+    def disable(self) -> None:
+        """Show nothing: Lightning asks for it on every process but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Show the progress again."""
+        self.enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the run's steps: by its epochs, or fewer where `max_steps` ends it."""
+        self.total, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
+        self.started, self.shown = time.perf_counter(), 0.0
+        if self.enabled and (sys.stderr.isatty() or issubclass(tqdm, tqdm_notebook)):
+            self.bar = tqdm(
+                total=self.total, initial=self.first, unit="step", dynamic_ncols=True, smoothing=0, file=sys.stderr
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Show the step, unless something was shown just now."""
+        self.show(trainer, "training")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Show how far a long validation is."""
+        if trainer.state.fn == "fit":
+            self.show(trainer, f"validating {batch_idx + 1}/{trainer.num_val_batches[0]}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the last step, unless the run had ended before."""
+        self.show(trainer, "trained", always=trainer.global_step > self.first)
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the line to the message that follows."""
+        self.close()
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def show(self, trainer: Trainer, doing: str, *, always: bool = False) -> None:
+        """Draw the bar again or write a line, if that is due.
+
+        Args:
+            trainer: knows step and losses.
+            doing: what the run is at.
+            always: show it in any case.
+        """
+        now = time.perf_counter()
+        wait = SECONDS_ON_A_TERMINAL if self.bar is not None else self.seconds_between_lines
+        if not (self.enabled and (always or now - self.shown >= wait)):
+            return
+        self.shown = now
+        metrics = trainer.callback_metrics
+        losses = ", ".join(
+            f"{name}={float(metrics[name]):.3f}" for name in ("train_loss", self.metric) if name in metrics
+        )
+        if self.bar is not None:
+            self.bar.n = trainer.global_step
+            self.bar.set_description(doing, refresh=False)
+            self.bar.set_postfix_str(losses)
+            return
+        line = tqdm.format_meter(
+            trainer.global_step,
+            self.total,
+            now - self.started,
+            initial=self.first,
+            ncols=0,
+            prefix=doing,
+            unit="step",
+            postfix=losses,
+        )
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()

@@ -1,0 +1,196 @@
+"""A run: its folder, what it was begun with, where it goes on, and how it is trained. It knows no model.
+
+    folder/settings.json              what it was begun with; other settings are refused
+    folder/checkpoints/step-<n>.ckpt  the newest two and the best: see `training/checkpoints.py`
+    folder/logs/metrics.csv           every figure; beside it TensorBoard's and, where there is a key, W&B's
+
+The way of a run: `begin_run`, `build_run_trainer`, `fit_run`, and where an average is kept, `load_average` of the best
+checkpoint.
+"""
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
+from pytorch_lightning.utilities import rank_zero_only
+
+from smollm_trm.records import refuse_other_settings, remove_path, remove_unfinished, write_json
+from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, newest_good_checkpoint
+from smollm_trm.training.ema import AverageWeights
+from smollm_trm.training.loggers import build_loggers, finish_wandb
+from smollm_trm.training.progress import RunProgress
+from smollm_trm.training.watch import NonFiniteGuard, Speedometer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run lies and how it is kept."""
+
+    folder: Path
+    """Everything is written here."""
+    resume: str = "auto"
+    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
+    settings_file: str = "settings.json"
+    """What the run was begun with."""
+    results_file: str = "results.json"
+    """What a run leaves when it is done; the caller writes it."""
+    metric: str = "dev_loss"
+    """The validation's figure whose lowest value is the best."""
+    save_every_n_steps: int = 100
+    """Optimizer steps between checkpoints; every validation writes one too."""
+    ema_decay: float | None = None
+    """Limit of the weight average, which then is what is validated; None keeps none."""
+    patience: int | None = None
+    """Validations without a better metric before the run stops; None never stops it."""
+    wandb: tuple[str | None, str | None] = (None, None)
+    """Project at Weights & Biases (None for none) and the run's name there."""
+    seed: int = 0
+    """Of the run: with the folder, its identity at Weights & Biases."""
+    progress: bool = True
+    """Show how far the run is."""
+    not_finite: str = "lower learning_rate"
+    """What to do about gradients or a metric that are not finite, for the message."""
+    out_of_memory: str = "lower batch_size"
+    """What to do about too little memory, for the message."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training checkpoints."""
+        return self.folder / "checkpoints"
+
+
+def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> Path | None:
+    """Note what a run is begun with, and find where it goes on.
+
+    Args:
+        run: its folder and how to resume.
+        settings: plain values, noted in the folder; a run that was begun with others is refused.
+        may_change: names of those that are not compared.
+
+    Returns:
+        The checkpoint to go on from; None at the beginning.
+
+    Raises:
+        ValueError: other settings, or `resume` names no file.
+        OSError: the folder cannot be written to.
+    """
+    anew = run.resume == "never"
+    begun = any(run.checkpoints.glob("*.ckpt")) or (run.folder / run.results_file).is_file()
+    if begun and not anew:
+        refuse_other_settings(run.folder / run.settings_file, settings, ignored=tuple(may_change))
+    prepare_folder(run, settings, anew=anew)
+    if anew:
+        return None
+    if run.resume == "auto":
+        return newest_good_checkpoint(run.checkpoints)
+    if not Path(run.resume).is_file():
+        raise ValueError(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
+    return Path(run.resume)
+
+
+@rank_zero_only
+def prepare_folder(run: Run, settings: Mapping[str, Any], *, anew: bool) -> None:
+    """Note the settings in a run's folder; remove what a killed process left, or a whole earlier run.
+
+    Args:
+        run: its folder.
+        settings: what the settings file is to hold.
+        anew: whether an earlier run goes.
+    """
+    for place in (run.folder, run.checkpoints):
+        remove_unfinished(place)
+    if anew:
+        for stale in [*run.checkpoints.glob("*.ckpt"), run.folder / run.results_file]:
+            remove_path(stale)
+    write_json(run.folder / run.settings_file, settings)
+
+
+def steps_done(checkpoint: Path | None) -> int:
+    """Optimizer steps made up to a checkpoint; 0 for None."""
+    return 0 if checkpoint is None else WholeCheckpointIO().load_checkpoint(checkpoint, "meta")["global_step"]
+
+
+def build_run_trainer(run: Run, *, first_step: int = 0, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
+    """Lightning's trainer with what every run has: guard, average, clock, checkpoints, loggers, progress.
+
+    Args:
+        run: how it is kept.
+        first_step: optimizer steps made in earlier sessions.
+        callbacks: the model's own.
+        options: of `Trainer`: lengths, intervals, precision, devices.
+    """
+    own: list[Callback] = [NonFiniteGuard(advice=run.not_finite)]
+    if run.ema_decay is not None:
+        own.append(AverageWeights(limit=run.ema_decay))
+    own += [*callbacks, Speedometer(), LearningRateMonitor(logging_interval="step")]
+    own.append(
+        BestAndLatest(
+            folder=run.checkpoints, every_n_steps=run.save_every_n_steps, metric=run.metric, advice=run.not_finite
+        )
+    )
+    if run.patience is not None:
+        own.append(
+            EarlyStopping(monitor=run.metric, patience=run.patience, check_finite=False, check_on_train_epoch_end=False)
+        )
+    if run.progress:
+        own.append(RunProgress(metric=run.metric))
+    return Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        num_sanity_val_steps=0,
+        callbacks=own,
+        plugins=[WholeCheckpointIO()],
+        logger=build_loggers(run.folder, first_step=first_step, wandb=run.wandb, seed=run.seed),
+        default_root_dir=str(run.folder),
+        use_distributed_sampler=False,
+        enable_progress_bar=run.progress,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def fit_run(run: Run, trainer: Trainer, module: LightningModule, *, checkpoint: Path | None, **data: Any) -> None:
+    """Train, from a checkpoint if there is one, with the user's interruptions and mistakes as they are.
+
+    Args:
+        run: its advice.
+        trainer: of `build_run_trainer`.
+        module: what is trained.
+        checkpoint: where to go on.
+        data: `datamodule`, or `train_dataloaders` and `val_dataloaders`.
+
+    Raises:
+        FloatingPointError: the gradients or the metric are not finite, with what helps.
+        RuntimeError: out of memory, with what helps.
+    """
+    try:
+        trainer.fit(module, ckpt_path=checkpoint and str(checkpoint), weights_only=True, **data)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(f"out of memory: {run.out_of_memory}") from error
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves Ctrl-C switched off
+        raise KeyboardInterrupt from None
+    finally:
+        finish_wandb(trainer.loggers)
+
+
+@torch.no_grad()
+def load_average(module: LightningModule, checkpoint: Path) -> None:
+    """Put a checkpoint's averaged weights into the module, and the buffers that it holds: statistics are not averaged.
+
+    Args:
+        module: of the run that wrote it.
+        checkpoint: of a run that keeps an average.
+    """
+    found = WholeCheckpointIO().load_checkpoint(checkpoint)
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    for name, average in found["callbacks"]["AverageWeights"]["averages"].items():
+        parameters[name].copy_(average)
+    for name in buffers.keys() & found["state_dict"].keys():
+        buffers[name].copy_(found["state_dict"][name])
