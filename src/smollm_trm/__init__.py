@@ -1,9 +1,13 @@
 """Latent reasoning for language models: a Tiny Recursive Model inside a decoder's think block.
 
-Names are imported on first use, so that `import smollm_trm` and the command line's help stay quick.
+`import smollm_trm` makes transformers' `Auto*` classes know the model, so that
+`AutoModelForCausalLM.from_pretrained(folder)` loads a saved one. The command line starts without that: its help is
+quick. All names are imported on first use.
 """
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 PUBLIC_NAMES = {
@@ -11,12 +15,16 @@ PUBLIC_NAMES = {
     "TinyRecursiveNetwork": "models.blocks",
     "RecursiveReasoningBase": "models.recursion",
     "LatentAttentionCompressor": "models.compression",
-    "HiddenStateTRM": "models.reasoners",
-    "Reasoner": "models.reasoners",
-    "TRMSettings": "models.reasoners",
-    "LoraSettings": "models.loading",
-    "ModelSettings": "models.storage",
+    "HiddenStateTRM": "models.reasoners.trm",
+    "TRMSettings": "models.reasoners.trm",
+    "Reasoner": "models.reasoners.reasoner",
+    "Thought": "models.reasoners.reasoner",
+    "REASONERS": "models.reasoners.known",
+    "LoraSettings": "models.adapters",
+    "LatentReasoningConfig": "models.configuration",
+    "LatentReasoningModel": "models.modeling",
     "SmolLMv3WithTRM": "models.smollm",
+    "UserMistake": "records",
     "GSM8KDataset": "data.datamodule",
     "GSM8KDataModule": "data.datamodule",
     "GSM8KSplits": "data.gsm8k",
@@ -30,10 +38,10 @@ PUBLIC_NAMES = {
     "is_correct": "data.answers",
     "SmolLMTRMLightningModule": "training.module",
     "TrainSettings": "training.settings",
-    "train_gsm8k": "training.train",
+    "train_gsm8k": "finetune",
     "evaluate_gsm8k": "evaluation.evaluate",
     "compare_arms": "evaluation.compare",
-    "push_model": "hub",
+    "push_model": "models.hub",
 }
 
 
@@ -45,3 +53,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *PUBLIC_NAMES])
+
+
+if sys.argv[0] != "-m" and Path(sys.argv[0]).stem != "smollm-trm":
+    import_module("smollm_trm.models.smollm")

@@ -52,13 +52,14 @@ def evaluate(
     """
     from smollm_trm.evaluation.evaluate import evaluate_gsm8k
     from smollm_trm.evaluation.halting import judge_halting
-    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, saved_folder
-    from smollm_trm.hub import add_evaluation
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
+    from smollm_trm.models.hub import add_evaluation
+    from smollm_trm.models.storage import local_model_folder
 
     rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=[model])
     loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
     name = part if dataset_path is None else Path(dataset_path).stem
-    saved = saved_folder(model)
+    saved = local_model_folder(model)
     beside = Path("outputs") / Path(model).name if saved is None else Path(model)
     folder = Path(output_dir) if output_dir else beside / "evaluation"
     stem = name if latents == "own" else f"{name}_{latents}"
@@ -85,7 +86,7 @@ def evaluate(
         f"{100 * result['strict_accuracy']:.1f}%"
     )
     if halting is not None:
-        judged = "right answers" + (", though trained on losses" if loaded.settings.target == "steps" else "")
+        judged = "right answers" + (", though trained on losses" if loaded.config.target == "steps" else "")
         auroc = "not defined (all alike)" if halting["auroc"] is None else f"{halting['auroc']:.2f}"
         print(
             f"halting head: AUROC {auroc} for {judged} (base rate {halting['base_rate']:.2f}), would stop after "
@@ -179,16 +180,16 @@ def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) 
         private: whether a new repository is private.
         dry_run: write the card and list the files, upload nothing.
     """
-    from smollm_trm.evaluation.loading import saved_folder
-    from smollm_trm.hub import push_model
+    from smollm_trm.models.hub import push_model
+    from smollm_trm.models.storage import saved_model_folder
 
-    files = push_model(saved_folder(model) or model, repo_id, private=private, dry_run=dry_run)
+    files = push_model(saved_model_folder(model), repo_id, private=private, dry_run=dry_run)
     print(f"{'would push' if dry_run else 'pushed'} to {repo_id}: {', '.join(files)}")
 
 
 def train_command(settings: TrainSettings) -> None:
     """Train LoRA and a reasoner."""
-    from smollm_trm.training.train import train_gsm8k
+    from smollm_trm.finetune import train_gsm8k
 
     trainer, _ = train_gsm8k(**vars(settings))
     if trainer.is_global_zero:

@@ -14,8 +14,8 @@ from smollm_trm.data.word_stories import WordProblemSettings
 from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
 from smollm_trm.evaluation.compare import Comparison
 from smollm_trm.evaluation.plots import plot_losses
+from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.training.train import train_gsm8k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def run_demo(
         print(f"{number}/4  {name}, answering at once: {size.arm_steps} steps")
         train_gsm8k(
             **common,
-            model_name=str(folder / "base" / "model" / "base"),
+            model_name=str(folder / "base" / "model"),
             use_trm=use_trm,
             target="answer",
             learning_rate=1e-3,

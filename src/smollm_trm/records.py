@@ -22,10 +22,6 @@ RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lig
 UNFINISHED = ".part"
 
 
-class UserMistake(ValueError):
-    """A mistake of the user's: one line that says what was wrong, where, and what to do."""
-
-
 Settings = TypeVar("Settings")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import yaml
 
-from smollm_trm.data.prompts import THINK_CLOSE
 from smollm_trm.data.rows import check_row, read_jsonl
 from smollm_trm.evaluation.evaluate import SPARE_TOKENS, longest_completion
 from smollm_trm.records import UserMistake
@@ -37,16 +36,20 @@ def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | 
     data_file = Path(data_file)
     rows = [check_row(row, where=f"{data_file.name}, line {line}") for line, row in read_jsonl(data_file)]
     tokenizer = model.tokenizer
-    span = tokenizer.convert_ids_to_tokens(model.slot_id) * model.num_latents + THINK_CLOSE
+    adds_bos = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+    def asked(question: str) -> str:
+        text = model.encoder.prompt_text(question)
+        return text.removeprefix(tokenizer.bos_token) if adds_bos else text
+
     for row in rows:
-        text = model.encoder.question_text(row["question"]) + span
-        if tokenizer(text)["input_ids"] != model.encoder.encode_prompt(row["question"]):
+        if tokenizer(asked(row["question"]))["input_ids"] != model.encoder.encode_prompt(row["question"]):
             raise UserMistake(
                 f"{data_file.name}: the tokenizer reads the prompt of {row['question'][:40]!r} otherwise than "
                 "training does; lm-eval hands over text, so this model cannot run there"
             )
     task = yaml.safe_load(files("smollm_trm.evaluation").joinpath(LM_EVAL_TASK_FILE).read_text("utf-8"))
-    task["doc_to_text"] = model.encoder.question_text("{{question}}") + span
+    task["doc_to_text"] = asked("{{question}}")
     task["dataset_kwargs"] = {"data_files": {"test": str(data_file.resolve())}}
     task["generation_kwargs"]["until"] = [tokenizer.eos_token]
     task["generation_kwargs"]["max_gen_toks"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS

@@ -5,49 +5,51 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import file_exists
+from transformers import PreTrainedConfig
 
 from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
-from smollm_trm.models.assembly import local_folder
+from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import default_device, default_dtype
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import SETTINGS_FILE, ModelSettings, read_notes
+from smollm_trm.models.storage import local_model_folder, read_config, saved_model_folder
 from smollm_trm.records import UserMistake
-
-
-def saved_folder(model: str) -> Path | None:
-    """The folder of a saved model: as given, or `model/` in a training run's folder; None for a base model."""
-    candidates = (Path(model), Path(model) / "model")
-    return next((folder for folder in candidates if (folder / SETTINGS_FILE).is_file()), None)
 
 
 def saved_or_downloaded(model: str) -> Path | None:
     """The folder of a saved model here or on the Hub; None for a base model, or where the Hub cannot be asked."""
-    if (folder := saved_folder(model)) is not None or Path(model).exists():
+    if (folder := local_model_folder(model)) is not None:
         return folder
+    if Path(model).exists() or model.count("/") != 1:
+        return None
     try:
-        on_the_hub = model.count("/") == 1 and file_exists(model, SETTINGS_FILE)
+        found = PreTrainedConfig.get_config_dict(model)[0]
     except Exception:  # whatever the Hub's client and its transport raise, by version
-        on_the_hub = False
-    return local_folder(model) if on_the_hub else None
+        return None
+    return saved_model_folder(model) if found.get("model_type") == LatentReasoningConfig.model_type else None
 
 
 def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str = "plain") -> SmolLMv3WithTRM:
-    """A saved model or a training run (a folder, or a name on the Hub), or an untuned base (then without latents).
+    """A saved model or a training run (a folder, or a name on the Hub), or an untuned base.
 
-    `target` and `prompt_format` say what an untuned base is expected to write and how it is asked.
+    An untuned base is asked in its own way, without a think block.
+
+    Args:
+        model: the folder or name.
+        target: what an untuned base is expected to write.
+        prompt_format: how an untuned base is asked.
     """
     if (saved := saved_or_downloaded(model)) is not None:
         return SmolLMv3WithTRM.from_pretrained(saved)
-    settings = ModelSettings(base_training="frozen", reasoner=None, target=target, prompt_format=prompt_format)
-    return SmolLMv3WithTRM.from_base(model, settings=settings, dtype=default_dtype()).to(default_device()).eval()
+    asked = {"think": False, "target": target, "prompt_format": prompt_format}
+    base = SmolLMv3WithTRM.from_base(model, base_training="frozen", reasoner=None, dtype=default_dtype(), **asked)
+    return base.to(default_device()).eval()
 
 
 def trained_split(model: str) -> dict[str, Any] | None:
     """The split that a saved model was trained on: source, seed and fingerprint; None where it does not say."""
     folder = saved_or_downloaded(model)
-    return None if folder is None else read_notes(folder).get("training", {}).get("split")
+    return None if folder is None else read_config(folder).notes.get("training", {}).get("split")
 
 
 def problems_of(

@@ -21,6 +21,7 @@ from smollm_trm.evaluation.statistics import wilson_interval
 from smollm_trm.records import UserMistake
 
 NUM_EXAMPLES = 10
+PASSING_SETTINGS = ("notes", "base_model", "dtype", "architectures", "transformers_version", "_name_or_path")
 _SAMPLED_FROM_FROZEN = 256  # values of each frozen tensor; adapters and reasoners are hashed whole
 
 
@@ -29,10 +30,13 @@ def model_fingerprint(model: object) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
     if not isinstance(model, nn.Module):
         return digest.hexdigest()
+    if (config := getattr(model, "config", None)) is not None:
+        plain = {key: value for key, value in config.to_dict().items() if key not in PASSING_SETTINGS}
+        digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
     for name, module in model.named_modules():
         for key, value in sorted(vars(module).items()):
-            passing = key.startswith("_") or key in ("training", "gradient_checkpointing")
-            if not passing and (key == "settings" or isinstance(value, (bool, int, float, str))):
+            passing = key.startswith("_") or key in ("training", "gradient_checkpointing", "name_or_path")
+            if not passing and isinstance(value, (bool, int, float, str)):
                 digest.update(f"{name}.{key}={value}\n".encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         values = tensor.detach().reshape(-1)

@@ -30,15 +30,19 @@ def is_saved_model(folder: Path) -> bool:
         return False
 
 
+def local_model_folder(name: str | Path) -> Path | None:
+    """The folder of a saved model on this machine: as given, or `model/` in a training run's folder."""
+    return next((folder for folder in (Path(name), Path(name) / "model") if is_saved_model(folder)), None)
+
+
 def saved_model_folder(name: str | Path) -> Path:
     """The folder of a saved model: as given, `model/` in a training run's folder, or downloaded from the Hub.
 
     Raises:
         UserMistake: neither a folder nor a name that the Hub knows.
     """
-    for folder in (Path(name), Path(name) / "model"):
-        if is_saved_model(folder):
-            return folder
+    if (folder := local_model_folder(name)) is not None:
+        return folder
     looks_like_a_hub_name = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
     if Path(name).exists() or not looks_like_a_hub_name:
         return Path(name)

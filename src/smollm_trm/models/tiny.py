@@ -19,6 +19,7 @@ SPECIAL_TOKENS = (
     "<|im_end|>",
 )
 TINY_HIDDEN_SIZE = 128
+TINY_DEPTH = 2
 WORD_PATTERN = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 
 
@@ -58,7 +59,7 @@ def build_tiny_model(
     tokenizer: PreTrainedTokenizerFast,
     *,
     hidden_size: int = TINY_HIDDEN_SIZE,
-    n_layers: int = 2,
+    n_layers: int = TINY_DEPTH,
     n_heads: int = 4,
     intermediate_size: int = 384,
     seed: int = 0,

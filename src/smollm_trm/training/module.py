@@ -126,7 +126,9 @@ class SmolLMTRMLightningModule(LightningModule):
                 halting.append(self.halting_part(thought.halting_logit, logits, expected, number, by_step))
         loss = torch.stack(losses).mean()
         self.log_training(loss.detach(), batch, thoughts)
-        total = loss + HALTING_WEIGHT * sum(halting) / (len(halting) * batch["num_examples_in_batch"]) if halting else loss
+        total = (
+            loss + HALTING_WEIGHT * sum(halting) / (len(halting) * batch["num_examples_in_batch"]) if halting else loss
+        )
         return total * self.share_of_step()
 
     def answer_from(self, batch: dict[str, Tensor], thought: Thought | None, **options):

@@ -1,11 +1,15 @@
 """What moves the weights: AdamW with a learning rate of its own for the reasoner, warm-up then cosine."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from smollm_trm.models.reasoners.reasoner import ParameterGroup, Reasoner
+from smollm_trm.records import UserMistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +34,12 @@ class OptimizerSettings:
         for name in ("learning_rate", "trm_learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name}={value}: must be above 0 and below 1 (2e-4 is usual)")
+                raise UserMistake(f"{name}={value}: must be above 0 and below 1 (2e-4 is usual)")
         for name in ("warmup_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be between 0 and 1")
+                raise UserMistake(f"{name}={getattr(self, name)}: must be between 0 and 1")
         if self.weight_decay < 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: must be 0 or more")
+            raise UserMistake(f"weight_decay={self.weight_decay}: must be 0 or more")
 
     @property
     def reasoner_learning_rate(self) -> float:
@@ -43,35 +47,23 @@ class OptimizerSettings:
         return self.trm_learning_rate or 5 * self.learning_rate
 
 
-def reasoner_learning_rates(reasoner: nn.Module, learning_rate: float) -> list[tuple[str, list[nn.Parameter], float]]:
-    """A reasoner's parameters as `(name, parameters, learning rate)`: a recursion's is divided by its calls.
-
-    Adam's step does not shrink with the gradient, so a network that is applied n + 1 times with the same weights moves
-    the answer n + 1 times as far; at the full learning rate it learns to say the same to every problem.
-    """
-    recursion = getattr(reasoner, "recursion", None)
-    if recursion is None:
-        return [("trm", list(reasoner.parameters()), learning_rate)]
-    tied = list(recursion.parameters())
-    others = [one for one in reasoner.parameters() if all(one is not other for other in tied)]
-    return [("trm", others, learning_rate), ("recursion", tied, learning_rate / recursion.calls_with_gradient)]
-
-
-def build_optimizer(*, base: nn.Module, reasoner: nn.Module | None, settings: OptimizerSettings) -> torch.optim.AdamW:
+def build_optimizer(
+    *, base: Iterable[nn.Parameter], reasoner: Reasoner | None, settings: OptimizerSettings
+) -> torch.optim.AdamW:
     """AdamW over everything trainable, in groups by learning rate and weight decay.
 
     Args:
-        base: its trainable parameters get `learning_rate`.
-        reasoner: its parameters get `reasoner_learning_rates`; None for the baseline.
+        base: parameters of base and adapter; the trainable ones get `learning_rate`.
+        reasoner: its own groups around `reasoner_learning_rate`; None for the baseline.
         settings: learning rates, decay and betas.
 
     Raises:
-        ValueError: nothing is trainable.
+        UserMistake: nothing is trainable.
     """
-    groups = []
-    parts = [("lora", list(base.parameters()), settings.learning_rate)]
+    parts = [ParameterGroup("lora", list(base), settings.learning_rate)]
     if reasoner is not None:
-        parts += reasoner_learning_rates(reasoner, settings.reasoner_learning_rate)
+        parts += reasoner.parameter_groups(settings.reasoner_learning_rate)
+    groups = []
     for name, part, learning_rate in parts:
         trainable = [parameter for parameter in part if parameter.requires_grad]
         matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
@@ -81,7 +73,7 @@ def build_optimizer(*, base: nn.Module, reasoner: nn.Module | None, settings: Op
                 group = {"params": parameters, "lr": learning_rate, "weight_decay": decay, "name": name + suffix}
                 groups.append(group)
     if not groups:
-        raise ValueError("nothing to train: the base is frozen and there is no reasoner; set base_training or use_trm")
+        raise UserMistake("nothing to train: the base is frozen and nothing of a reasoner is trained either")
     return torch.optim.AdamW(groups, betas=settings.betas)
 
 

@@ -6,23 +6,25 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from transformers import AutoConfig
 
 from smollm_trm.data.answers import strip_annotations
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
-from smollm_trm.models.loading import default_dtype, part_of_base
-from smollm_trm.models.reasoners import build_reasoner
+from smollm_trm.models.loading import base_config, default_dtype
+from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.tiny import TINY_HIDDEN_SIZE
+from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
+from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.run import Run, build_run_trainer
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import CollapseWarning
 
 Rows = Sequence[Mapping[str, str]]
+FITTED_ON = 64
+"""Training questions that a fresh reasoner's statistics are measured on."""
 
 OUT_OF_MEMORY = (
     "set gradient_checkpointing=True, then lower batch_size (and raise accumulate_grad_batches), "
@@ -38,14 +40,16 @@ def check_fits(settings: TrainSettings) -> None:
     if not settings.use_trm:
         return
     if settings.num_latents >= settings.max_length:
-        raise ValueError(
+        raise UserMistake(
             f"num_latents={settings.num_latents}: max_length={settings.max_length} leaves no room for more"
         )
-    name, trm = settings.model_name, settings.model_settings().trm
-    size = TINY_HIDDEN_SIZE if name == "tiny" else part_of_base(AutoConfig, name).hidden_size
+    size, depth = TINY_HIDDEN_SIZE, TINY_DEPTH
+    if settings.model_name != "tiny":
+        config = base_config(settings.model_name)
+        size, depth = config.hidden_size, config.num_hidden_layers
     with torch.device("meta"):
-        sizes = {"num_latents": settings.num_latents, "hidden_size": size, "anchor": torch.empty(size)}
-        build_reasoner(settings.reasoner, settings=trm, table_rms=1.0, **sizes)
+        sizes = {"num_latents": settings.num_latents, "hidden_size": size, "depth": depth}
+        build_reasoner(settings.reasoner, settings.trm_kwargs, **sizes)
 
 
 def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | None) -> GSM8KSplits:
@@ -58,7 +62,7 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
     """
     if train_dataset is None and settings.dataset_path is None:
         if test_dataset is not None:
-            raise ValueError("test_dataset was given without train_dataset: give both, or neither for GSM8K")
+            raise UserMistake("test_dataset was given without train_dataset: give both, or neither for GSM8K")
         return load_gsm8k(settings.data_dir, seed=settings.split_seed)
     rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset))
     if test_dataset is None:
@@ -68,7 +72,7 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
         held_out = {normalize_question(row["question"]) for row in dev}
         train = [row for row in rows if normalize_question(row["question"]) not in held_out]
     if not train or not dev:
-        raise ValueError(f"{len(train)} rows to train on and {len(dev)} for dev: both need at least 1")
+        raise UserMistake(f"{len(train)} rows to train on and {len(dev)} for dev: both need at least 1")
     return GSM8KSplits(
         gsm8k_train=train,
         gsm8k_test=dev,
@@ -90,26 +94,29 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
     if precision == "auto":
         precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
     if precision not in dtypes:
-        raise ValueError(f"precision={precision!r}: choose 'auto', '32-true', 'bf16-mixed' or '16-mixed'")
+        raise UserMistake(f"precision={precision!r}: choose 'auto', '32-true', 'bf16-mixed' or '16-mixed'")
     return precision, dtypes[precision]
 
 
 def enable_checkpointing(model: SmolLMv3WithTRM) -> None:
     """Trade time for memory in the base: keep no activations, compute them again in the backward pass."""
-    model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def build_module(settings: TrainSettings, splits: GSM8KSplits, dtype: torch.dtype) -> SmolLMTRMLightningModule:
+def build_module(
+    settings: TrainSettings, splits: GSM8KSplits, dtype: torch.dtype, **options: Any
+) -> SmolLMTRMLightningModule:
     """The model with a fresh adapter and reasoner, ready to train. What is trained is fp32."""
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in splits.gsm8k_train[:4000]]
     model = SmolLMv3WithTRM.from_base(
         settings.model_name,
-        settings=settings.model_settings(),
         lora=settings.lora_settings(),
         dtype=torch.float32 if settings.base_training == "full" else dtype,
         tiny_texts=texts,
         seed=settings.seed,
+        **settings.model_config(),
     )
+    model.fit_reasoner([row["question"] for row in splits.gsm8k_train[:FITTED_ON]])
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
     return SmolLMTRMLightningModule(
@@ -117,6 +124,7 @@ def build_module(settings: TrainSettings, splits: GSM8KSplits, dtype: torch.dtyp
         optimizer_settings=settings.optimizer_settings(),
         supervise=settings.supervise,
         seed=settings.seed,
+        **options,
     )
 
 

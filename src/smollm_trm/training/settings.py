@@ -3,15 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollm_trm.models.loading import LoraSettings
-from smollm_trm.models.reasoners import TRMSettings
-from smollm_trm.models.storage import ModelSettings
-from smollm_trm.records import settings_from
+from smollm_trm.models.adapters import LoraSettings
+from smollm_trm.models.configuration import BASE_TRAININGS
+from smollm_trm.models.reasoners.known import REASONERS, complete_settings
+from smollm_trm.records import UserMistake, settings_from
 from smollm_trm.training.optim import OptimizerSettings
-
-# What `trm_kwargs={"preset": ...}` stands for; "paper" is TRM as published.
-PAPER_ROUNDS = {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 16}
-TRM_PRESETS = {"paper": {**PAPER_ROUNDS, "branch_scale": None, "start": "fixed"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,21 +19,20 @@ class TrainSettings:
     data_dir: str | None = None
     """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
     model_name: str = "HuggingFaceTB/SmolLM3-3B"
-    """Base model: a Hub name, a local folder, or "tiny" (a small SmolLM3 with random weights)."""
+    """Base model: a Hub name, a local folder, a GGUF file, or "tiny" (a small SmolLM3 with random weights)."""
     base_training: str = "lora"
     """What of the base is trained: "lora", "frozen" (nothing) or "full" (everything)."""
     use_trm: bool = True
     """Whether there is a latent span; False trains the base alone, on `<think></think>`."""
     reasoner: str = "trm"
-    """What fills the span: "trm", or the controls "compressor" and "static"."""
+    """What fills the span: "trm", "coconut", or the controls "compressor", "static" and "pause"."""
     num_latents: int = 256
     """M, slots in the think block."""
     trm_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Fields of TRMSettings, such as {"n_latent_steps": 6, "dim": 256}; {"preset": "paper"} is TRM as published."""
+    """Fields of the reasoner's settings, such as {"n_latent_steps": 6, "dim": 256}; {"preset": "paper"} is TRM as
+    published."""
     lora_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of LoraSettings, such as {"r": 8}."""
-    read_with_adapter: bool = True
-    """Whether the pass that reads the question uses the LoRA adapter."""
     target: str = "steps"
     """"steps" trains on the solution and `#### n`, "answer" on `#### n` at once."""
     prompt_format: str = "plain"
@@ -54,13 +49,13 @@ class TrainSettings:
     max_steps: int = -1
     """Optimizer steps at most; -1 for no limit but the epochs."""
     learning_rate: float = 2e-4
-    """Peak rate of the adapter."""
+    """Peak learning rate of the adapter."""
     trm_learning_rate: float | None = None
-    """Peak rate of the reasoner; None takes five times learning_rate."""
+    """Peak learning rate of the reasoner; None takes five times learning_rate."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     warmup_fraction: float = 0.1
-    """Share of the run in which the rates climb to their peak."""
+    """Share of the run in which the learning rates climb to their peak."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     accumulate_grad_batches: int = 4
@@ -111,12 +106,12 @@ class TrainSettings:
         for name in ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices",
                      "num_nodes", "save_every_n_steps", "max_length", "patience"):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
         if self.use_trm and self.num_latents < 1:
-            raise ValueError(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
+            raise UserMistake(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
         choices = {
-            "reasoner": ("trm", "compressor", "static"),
-            "base_training": ("lora", "frozen", "full"),
+            "reasoner": tuple(REASONERS),
+            "base_training": BASE_TRAININGS,
             "target": ("steps", "answer"),
             "prompt_format": ("plain", "chat", "bare"),
             "supervise": ("one", "all"),
@@ -124,40 +119,34 @@ class TrainSettings:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+                raise UserMistake(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if "fsdp" in self.strategy or "deepspeed" in self.strategy:  # weights must be whole to be averaged and saved
-            raise ValueError(f"strategy={self.strategy!r}: it cuts weights into parts; choose 'ddp'")
+            raise UserMistake(f"strategy={self.strategy!r}: it cuts weights into parts; choose 'ddp'")
         if self.max_steps != -1 and self.max_steps < 1:
-            raise ValueError(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
+            raise UserMistake(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         for name in ("val_check_interval", "gradient_clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0")
+                raise UserMistake(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
+            raise UserMistake(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
         for name in ("max_samples", "max_dev_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1, or left out for all")
-        self.model_settings()
+                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1, or left out for all")
+        self.model_config()
         self.lora_settings()
         self.optimizer_settings()
 
-    def model_settings(self) -> ModelSettings:
-        """The part that is saved with the model."""
-        preset, given = self.trm_kwargs.get("preset"), {k: v for k, v in self.trm_kwargs.items() if k != "preset"}
-        if preset not in (None, *TRM_PRESETS):
-            raise ValueError(f"trm_kwargs: preset={preset!r}: choose one of {', '.join(TRM_PRESETS)}")
-        trm = {**TRM_PRESETS.get(preset, {}), **given}
-        return ModelSettings(
-            base=self.model_name,
-            base_training=self.base_training,
-            reasoner=self.reasoner if self.use_trm else None,
-            num_latents=self.num_latents,
-            trm=settings_from(TRMSettings, trm, "trm_kwargs"),
-            read_with_adapter=self.read_with_adapter,
-            target=self.target,
-            prompt_format=self.prompt_format,
-            keep_annotations=self.keep_annotations,
-        )
+    def model_config(self) -> dict[str, Any]:
+        """The part that is saved with the model: fields of `LatentReasoningConfig`."""
+        return {
+            "base_training": self.base_training,
+            "reasoner": self.reasoner if self.use_trm else None,
+            "reasoner_settings": complete_settings(self.reasoner, self.trm_kwargs) if self.use_trm else {},
+            "num_latents": self.num_latents if self.use_trm else 0,
+            "target": self.target,
+            "prompt_format": self.prompt_format,
+            "keep_annotations": self.keep_annotations,
+        }
 
     def lora_settings(self) -> LoraSettings:
         """The adapter's part."""

@@ -74,7 +74,7 @@ class CollapseWarning(Callback):
         variation = trainer.callback_metrics.get("latent_variation")
         if self.warned or variation is None or trainer.global_step < self.after:
             return
-        if pl_module.model.settings.reasoner != "static" and float(variation) < self.threshold:
+        if float(variation) < self.threshold:
             self.warned = True
             logger.warning(
                 "the latents hardly differ between problems (variation %.5f at step %d): they act as a soft prompt. "

@@ -1,5 +1,9 @@
-"""`train_gsm8k`: one call that trains LoRA and a reasoner on GSM8K, resumes, and leaves a usable model behind."""
+"""`train_gsm8k`: one call that trains LoRA and a reasoner on GSM8K, resumes, and leaves a usable model behind.
 
+It stands above `training` and `evaluation`, which do not know each other: `trainer.test` answers as `evaluate` does.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,8 +11,9 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 
+from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.models.loading import device_and_precision
-from smollm_trm.records import run_record, settings_from, write_json, write_whole
+from smollm_trm.records import UserMistake, run_record, settings_from, write_json, write_whole
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.parts import (
@@ -29,7 +34,7 @@ MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
     *("gradient_checkpointing", "eval_batch_size", "patience"),
 )
-ONLY_WITH_TRM = ("reasoner", "num_latents", "trm_kwargs", "trm_learning_rate", "supervise", "read_with_adapter")
+ONLY_WITH_TRM = ("reasoner", "num_latents", "trm_kwargs", "trm_learning_rate", "supervise")
 
 
 def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:
@@ -68,7 +73,7 @@ def train_gsm8k(
     """
     settings = settings_from(TrainSettings, config, "train_gsm8k")
     if torch.cuda.is_available() and settings.devices > torch.cuda.device_count():
-        raise ValueError(f"devices={settings.devices}: this machine has {torch.cuda.device_count()} GPU(s)")
+        raise UserMistake(f"devices={settings.devices}: this machine has {torch.cuda.device_count()} GPU(s)")
     check_fits(settings)
     run = describe_run(settings)
     splits = gather_splits(settings, train_dataset, test_dataset)
@@ -76,13 +81,28 @@ def train_gsm8k(
     first_step = steps_done(checkpoint)
     with quiet_lightning():
         precision, dtype = pick_precision(settings.precision)
-        module = build_module(settings, splits, dtype)
+        module = build_module(settings, splits, dtype, answer_test=answer_test)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
         trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
         fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
     finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
     return trainer, module
+
+
+def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, str]], batch_idx: int) -> float:
+    """Answer a process's share of the official test problems for `trainer.test`; returns its accuracy.
+
+    Every prediction and the figures are kept in `evaluation/` in the run's folder.
+    """
+    trainer = module.trainer
+    share = module.global_rank + batch_idx * trainer.world_size
+    path = Path(trainer.default_root_dir) / "evaluation" / f"trainer_test{f'_{share}' if share else ''}.jsonl"
+    data = trainer.datamodule
+    size, split = (32, None) if data is None else (data.eval_batch_size, data.splits.summary)
+    result = evaluate_gsm8k(module.model, rows, batch_size=size, predictions_path=path)
+    write_json(path.with_suffix(".json"), {"part": "test", "split": split, **result, **run_record()})
+    return result["accuracy"]
 
 
 def finish_run(
@@ -114,6 +134,7 @@ def finish_run(
         "dev_rows": len(data.dev_set),
         "split": data.splits.summary,
     }
-    write_whole(folder / "model", lambda temporary: module.model.save_pretrained(temporary, training=figures))
+    module.model.config.notes = {**module.model.config.notes, "training": figures}
+    write_whole(folder / "model", module.model.save_pretrained)
     where = device_and_precision(module.model)
     write_json(folder / "results.json", {**figures, "settings": asdict(settings), **where, **run_record()})
