@@ -17,17 +17,22 @@ from transformers import (
 from smollm_trm.data.batching import collate_examples
 from smollm_trm.data.prompts import padding_token_id
 from smollm_trm.data.word_problems import generate_word_problems
-from smollm_trm.models.loading import LoraSettings
-from smollm_trm.models.reasoners import TRMSettings
+from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 
 ARCHITECTURES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2")
 ROWS = generate_word_problems(count=60, seed=5)
-SMALL_TRM = TRMSettings(
-    n_layers=1, n_heads=2, n_latent_steps=2, n_deep_recursions=2, n_supervision_steps=2, compression_heads=2
-)
+SMALL_TRM = {
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_latent_steps": 2,
+    "n_deep_recursions": 2,
+    "n_supervision_steps": 2,
+    "compression_heads": 2,
+}
+SMALL = {"trm": SMALL_TRM, "compressor": {"compression_heads": 2}}
+"""Settings of a reasoner that fit a twin; the others need none."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -60,18 +65,17 @@ def nameless_base(architecture: str, tokenizer: PreTrainedTokenizerFast) -> PreT
     return GPT2LMHeadModel(gpt2)
 
 
-def make_model(architecture: str, tokenizer: PreTrainedTokenizerFast, **changes) -> SmolLMv3WithTRM:
-    """A model whose adapter and gain are not at their (neutral) start, so that a broken path shows."""
-    settings = ModelSettings(**{"num_latents": 6, "trm": SMALL_TRM, "target": "answer", **changes})
+def make_model(architecture: str, tokenizer: PreTrainedTokenizerFast, **config) -> SmolLMv3WithTRM:
+    """A model whose adapter is not at its (neutral) start, so that a broken path shows."""
+    config = {"reasoner": "trm", "num_latents": 6, "target": "answer", **config}
+    config.setdefault("reasoner_settings", SMALL.get(config["reasoner"]))
     base = make_base(architecture, tokenizer)
-    model = SmolLMv3WithTRM.from_base((base, tokenizer), settings=settings, lora=LoraSettings(dropout=0.0))
+    model = SmolLMv3WithTRM.from_base((base, tokenizer), lora=LoraSettings(dropout=0.0), **config)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-            if name.endswith("scale.gain"):
-                parameter.fill_(1.0)
     return model.eval()
 
 
