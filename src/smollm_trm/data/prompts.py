@@ -22,7 +22,7 @@ prompt_log = logging.getLogger("smollm_trm.data.prompts")
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 ADDED_SLOT = "<|latent|>"
-SPARE_TOKENS = (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>", "<empty_output>")
+UNUSED_TOKENS = (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>", "<empty_output>")
 PROMPT_FORMATS = {
     "plain": ("Question: ", "\nAnswer:", " "),
     "bare": ("", "", ""),
@@ -62,7 +62,7 @@ def reserved_token_id(tokenizer: PreTrainedTokenizerBase, contents: tuple[str, .
 
 def slot_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the placeholder that marks a latent slot: a reserved token, or `<|latent|>`, added where there is none."""
-    reserved = reserved_token_id(tokenizer, SPARE_TOKENS)
+    reserved = reserved_token_id(tokenizer, UNUSED_TOKENS)
     if reserved is None:
         tokenizer.add_tokens([ADDED_SLOT], special_tokens=True)
         reserved = tokenizer.convert_tokens_to_ids(ADDED_SLOT)
