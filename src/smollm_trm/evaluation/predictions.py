@@ -162,7 +162,6 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
         "without_answer": sum(line["answer"] is None for line in lines),
         "cut_off": sum(line.get("cut_off", 0) for line in lines),
         "seconds": seconds,
-        "problems_per_second": total / seconds if seconds else None,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds if seconds else None,
         "examples": shown,
