@@ -1,6 +1,9 @@
 """The command line: one override per command, one clear line per mistake."""
 
 import json
+import subprocess
+import sys
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +16,7 @@ from smollm_trm import cli
 from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
-from smollm_trm.records import write_json
+from smollm_trm.records import UserMistake, write_json
 from smollm_trm.training.settings import TrainSettings
 
 TINY_RUN = {
@@ -62,6 +65,7 @@ def test_training_leaves_its_figures_with_seed_split_versions_and_command(run):
     assert {"torch", "transformers", "smollm-trm"} <= set(results["versions"]) and results["command"]
 
 
+# Needs `generate_with_thinking(..., return_details=True)`.
 def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsys):
     cli.main(["evaluate", str(run), "--part", "test", "--data_dir", str(data), "--max_new_tokens", "4"])
     report = json.loads((run / "evaluation" / "test.json").read_text())
@@ -72,7 +76,7 @@ def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsy
     out = tmp_path / "compared"
     arguments = ["--data_dir", str(data), "--max_samples", "5", "--output_dir", str(out), "--models.trained", str(run)]
     cli.main(["compare", *arguments, "--models.again", str(run)])
-    assert "latents ignored" in capsys.readouterr().out
+    assert "too few problems to tell" in capsys.readouterr().out
     assert {"comparison.png", "comparison.md", "comparison.json"} <= {path.name for path in out.iterdir()}
     compared = json.loads((out / "comparison.json").read_text())
     assert compared["split"] == report["split"] and len(compared["problems"]) == 64
@@ -109,16 +113,16 @@ def test_own_rows_that_were_trained_on_are_known_wherever_they_lie(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     for path in ("rows.jsonl", "./rows.jsonl", tmp_path / "rows.jsonl", "../" + tmp_path.name + "/rows.jsonl"):
         assert own_dev(path, model, other) == expected
-        with pytest.raises(ValueError, match="was trained on: evaluate its dev part"):
+        with pytest.raises(UserMistake, match="was trained on: evaluate its dev part"):
             own_dev(path, model, part="test")
-    with pytest.raises(ValueError, match="was trained on: evaluate its dev part"):
+    with pytest.raises(UserMistake, match="was trained on: evaluate its dev part"):
         own_dev(tmp_path / "rows.jsonl", model, trained_on_own_rows(tmp_path / "three", ROWS[:30], seed=9))
     write_jsonl(tmp_path / "others.jsonl", ROWS[40:])
     assert own_dev("others.jsonl", model) == own_dev("others.jsonl", model, part="test") == ROWS[40:]
     write_jsonl(tmp_path / "single.jsonl", ROWS[:1])
     assert len(own_dev("single.jsonl", other)) == 1
     write_jsonl(tmp_path / "rows.jsonl", ROWS[:31])
-    with pytest.raises(ValueError, match="was trained on rows.jsonl, which holds other problems now"):
+    with pytest.raises(UserMistake, match="was trained on rows.jsonl, which holds other problems now"):
         own_dev("rows.jsonl", model)
 
 
@@ -159,6 +163,7 @@ def test_the_halting_heads_figure_says_what_it_is_of(target, trained_on_losses, 
     assert "AUROC 0.75 for right answers" in shown and ("trained on losses" in shown) is trained_on_losses
 
 
+# Needs the evaluation above.
 def test_push_dry_run_writes_a_card_with_what_was_measured(run, capsys):
     cli.main(["push", str(run), "someone/model", "--dry_run", "true"])
     assert "would push to someone/model" in capsys.readouterr().out
@@ -180,6 +185,7 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
     assert yaml.safe_load(capsys.readouterr().out)["num_latents"] == 7
 
 
+# Those of settings and of saved models need UserMistake raised in training/settings, models/reasoners, models/storage.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -204,6 +210,7 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["evaluate"], "model"),
         (["evaluate", "x", "--part", "train"], "part='train': choose 'dev' or 'test'"),
         (["ask", "nowhere/at/all", " "], "question: it is empty"),
+        (["evaluate", "x", "--part"], "argument --part: expected one argument\n"),
         (["compare"], "models"),
         (["push", "nowhere", "a/b"], "no smollm_trm.json there"),
     ],
@@ -225,7 +232,7 @@ def test_an_unwritable_output_folder_is_one_clear_line(data, tmp_path, capsys):
 def test_usage_names_every_command(capsys):
     cli.main([])
     usage = capsys.readouterr().out
-    assert all(f"  {name} " in usage for name in cli.described_commands())
+    assert all(f"  {name} " in usage for name in cli.COMMANDS)
 
 
 def test_hyphens_and_bare_switches_work_as_in_the_documents(tmp_path, capsys):
@@ -249,6 +256,9 @@ def test_arithmetic_commands_refuse_unknown_options_in_one_line(command, capsys)
         (KeyboardInterrupt(), 130, "the same command goes on from the last checkpoint"),
         (RuntimeError("out of memory: lower batch_size"), 2, "lower batch_size"),
         (FloatingPointError("the loss is not a number"), 2, "the loss is not a number"),
+        (UserMistake("num_latents=0: must be at least 1\nmore"), 2, "num_latents=0: must be at least 1\n"),
+        (FileNotFoundError("nowhere: no such folder; give another"), 2, "nowhere: no such folder"),
+        (PermissionError(13, "Permission denied", "rows.jsonl"), 2, "Permission denied: 'rows.jsonl'"),
     ],
 )
 def test_what_stops_a_command_is_one_line_with_its_exit_code(error, code, message, monkeypatch, capsys):
@@ -260,12 +270,67 @@ def test_what_stops_a_command_is_one_line_with_its_exit_code(error, code, messag
         cli.main(["train"])
     written = capsys.readouterr().err
     assert stop.value.code == code and message in written and written.count("\n") == 1
+    for arguments in (["--debug", "train"], ["train", "--num_latents", "4", "--debug"]):
+        with pytest.raises(type(error)):
+            cli.main(arguments)
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+@pytest.mark.parametrize("bug", [ValueError("too many values to unpack"), KeyError("a"), BrokenPipeError(32, "pipe")])
+def test_a_bug_of_ours_keeps_its_traceback(bug, monkeypatch):
+    def broken(*_):
+        raise bug
+
+    monkeypatch.setattr(cli, "run_command", broken)
+    with pytest.raises(type(bug)):
+        cli.main(["train"])
     monkeypatch.setattr(cli, "run_command", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         cli.main(["train"])
+
+
+def test_debug_shows_where_an_option_was_refused():
+    with pytest.raises(UserMistake, match="did you mean --num_latents") as found:
+        cli.main(["train", "--num_latnets", "5", "--debug"])
+    assert found.traceback[-1].name == "error"
+
+
+def test_version_names_the_packages_that_decide_a_result(capsys):
+    for arguments in (["--version"], ["train", "--version"]):
+        cli.main(arguments)
+        shown = capsys.readouterr().out
+        assert shown.startswith("smollm-trm ") and f"torch {torch.__version__}" in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["arithmetic"], ["arithmetic", "--help"], ["arithmetic", "-h"]])
+def test_a_group_of_commands_has_its_help(arguments, capsys):
+    cli.main(arguments)
+    shown = capsys.readouterr().out
+    of_group = [name for name in cli.COMMANDS if name.startswith("arithmetic ")]
+    assert "smollm-trm arithmetic <command>" in shown and len(of_group) == 4
+    assert [name for name in cli.COMMANDS if f"  {name} " in shown] == of_group
+
+
+def test_a_new_group_of_commands_needs_only_its_lines(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "phases trm", cli.Command("commands:demo", "The recursion."))
+    cli.main(["phases"])
+    assert "  phases trm  The recursion." in capsys.readouterr().out
+    assert "did you mean 'phases trm'?" in refusal(["phases", "tmr"], capsys)
+    assert "did you mean 'phases'?" in refusal(["phase"], capsys)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_a_typed_function_with_help(name, capsys):
+    function = cli.imported(cli.COMMANDS[name].function)
+    assert function.__doc__ and all(one.annotation is not one.empty for one in signature(function).parameters.values())
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*name.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and cli.COMMANDS[name].line in " ".join(shown.split())
+
+
+def test_the_list_of_commands_needs_no_heavy_library():
+    code = "import sys; from smollm_trm import cli; cli.main([]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize(("temperature", "sampling"), [("0", {}), ("0.7", {"do_sample": True, "temperature": 0.7})])
@@ -282,7 +347,7 @@ def test_evaluate_hands_its_options_on(monkeypatch, capsys):
 
     def evaluated(model, rows, max_samples, batch_size, **options):
         asked.update(options, part=rows, max_samples=max_samples, batch_size=batch_size)
-        raise ValueError("enough")
+        raise UserMistake("enough")
 
     loading = "smollm_trm.evaluation.loading."
     monkeypatch.setattr(loading + "problems_of", lambda part, **_: (part, {}))

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 from twins import make_model, make_tokenizer
 
-from smollm_trm import cli, hub
+from smollm_trm import commands, hub
 from smollm_trm.models import assembly
 
 TRAINING = {
@@ -79,7 +79,7 @@ def test_everything_that_is_saved_is_uploaded_and_privately_unless_told_otherwis
     make_model("smollm3", tokenizer).save_pretrained(tmp_path)
     files = hub.push_model(tmp_path, "me/model", dry_run=True)
     assert set(files) == {path.name for path in tmp_path.iterdir()} and "chat_template.jinja" in files
-    assert all(signature(push).parameters["private"].default is True for push in (hub.push_model, cli.push))
+    assert all(signature(push).parameters["private"].default is True for push in (hub.push_model, commands.push))
 
 
 def test_a_card_names_neither_a_local_folder_nor_data_it_does_not_know(tmp_path):

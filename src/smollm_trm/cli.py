@@ -1,272 +1,83 @@
-"""`smollm-trm <command>`: one typed function a command, its docstring the help, everything imported on demand."""
+"""`smollm-trm <command>`: one typed function a command, imported when it is asked for; one line a mistake."""
 
 import difflib
+import inspect
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from smollm_trm.records import run_record, write_json
-from smollm_trm.training.settings import TrainSettings
+from smollm_trm.records import UserMistake, first_line, installed_versions
 
-SMOLLM3 = "HuggingFaceTB/SmolLM3-3B"
-
-
-def evaluate(
-    model: str,
-    part: str = "dev",
-    data_dir: str | None = None,
-    dataset_path: str | None = None,
-    max_samples: int | None = None,
-    batch_size: int = 32,
-    max_new_tokens: int | None = None,
-    latents: str = "own",
-    samples_per_problem: int = 1,
-    target: str = "steps",
-    prompt_format: str = "plain",
-    seed: int = 42,
-    output_dir: str | None = None,
-) -> None:
-    """Answer problems with a saved model or an untuned base, and grade them.
-
-    Args:
-        model: folder of a saved model or of a training run, or a base model by name or folder.
-        part: "dev" (the 20% part) or "test" (the official test set, for the final evaluation).
-        data_dir: folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub.
-        dataset_path: own data instead of GSM8K.
-        max_samples: only the first so many problems; None for all.
-        batch_size: problems generated at once.
-        max_new_tokens: limit of each answer; None makes room for the longest gold solution.
-        latents: "own", or "shuffled" (each problem gets another's latents: a control).
-        samples_per_problem: above 1, answers are sampled and the commonest counts.
-        target: what an untuned base is to write, "steps" or "answer".
-        prompt_format: how an untuned base is asked, "plain" or "chat".
-        seed: of the split, the sampling and the shuffle.
-        output_dir: results and predictions go here; None puts them beside the model.
-    """
-    from smollm_trm.evaluation.evaluate import evaluate_gsm8k
-    from smollm_trm.evaluation.halting import judge_halting
-    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
-    from smollm_trm.models.hub import add_evaluation
-    from smollm_trm.models.storage import local_model_folder
-
-    rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=[model])
-    loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
-    name = part if dataset_path is None else Path(dataset_path).stem
-    saved = local_model_folder(model)
-    beside = Path("outputs") / Path(model).name if saved is None else Path(model)
-    folder = Path(output_dir) if output_dir else beside / "evaluation"
-    stem = name if latents == "own" else f"{name}_{latents}"
-    result = evaluate_gsm8k(
-        loaded,
-        rows,
-        max_samples,
-        batch_size,
-        max_new_tokens=max_new_tokens,
-        latents=latents,
-        samples_per_problem=samples_per_problem,
-        seed=seed,
-        predictions_path=folder / f"{stem}.jsonl",
-    )
-    halting = judge_halting(loaded, rows, result["correct_by_problem"]) if latents == "own" else None
-    report = {"part": name, "model": model, "seed": seed, "split": split, **result, "halting": halting, **run_record()}
-    write_json(folder / f"{stem}.json", report)
-    if saved is not None and latents == "own" and max_samples is None:
-        add_evaluation(saved, name, result)
-    low, high = result["interval"]
-    print(
-        f"{name}{'' if latents == 'own' else ' with latents ' + latents}: {100 * result['accuracy']:.1f}% of "
-        f"{result['total']} problems (95% interval {100 * low:.1f} to {100 * high:.1f}), strict "
-        f"{100 * result['strict_accuracy']:.1f}%"
-    )
-    if halting is not None:
-        judged = "right answers" + (", though trained on losses" if loaded.config.target == "steps" else "")
-        auroc = "not defined (all alike)" if halting["auroc"] is None else f"{halting['auroc']:.2f}"
-        print(
-            f"halting head: AUROC {auroc} for {judged} (base rate {halting['base_rate']:.2f}), would stop after "
-            f"{halting['mean_steps']:.1f} of {halting['steps']} steps"
-        )
-    print(f"results in {folder / f'{stem}.json'}")
+HELP = ("-h", "--help")
 
 
-def compare(
-    models: dict[str, str],
-    baseline: str | None = None,
-    part: str = "dev",
-    data_dir: str | None = None,
-    dataset_path: str | None = None,
-    max_samples: int | None = None,
-    batch_size: int = 32,
-    target: str = "steps",
-    prompt_format: str = "plain",
-    seed: int = 42,
-    output_dir: str = "outputs/comparison",
-) -> None:
-    """Evaluate several models on the same problems, shuffled latents included; print a table, draw a plot.
+class Command(NamedTuple):
+    """Where a command's function is, and its line in the list of commands."""
 
-    Args:
-        models: arm names and their folders, such as '{"base": "HuggingFaceTB/SmolLM3-3B", "TRM": "outputs/run"}'.
-        baseline: the arm that differences are taken from; the first when None.
-        part: "dev" (the 20% part) or "test" (the official test set, for the final evaluation).
-        data_dir: folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub.
-        dataset_path: own data instead of GSM8K.
-        max_samples: only the first so many problems; None for all.
-        batch_size: problems generated at once.
-        target: what an untuned base is to write, "steps" or "answer".
-        prompt_format: how an untuned base is asked, "plain" or "chat".
-        seed: of the split and the shuffle.
-        output_dir: predictions, table and plot go here.
-    """
-    from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
-    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
-
-    if not models:
-        raise ValueError("models: name at least one arm, such as --models.TRM outputs/run")
-    if baseline is not None and baseline not in models:
-        raise ValueError(f"baseline={baseline!r}: choose one of the arms, {', '.join(models)}")
-    places = list(models.values())
-    rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=places)
-    folder = Path(output_dir)
-    results, loaded = {}, None
-    for name, place in models.items():
-        print(name)
-        del loaded  # or two bases stand in memory at once
-        loaded = load_for_evaluation(place, target=target, prompt_format=prompt_format)
-        results |= evaluate_arm(name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed)
-    record = {"part": part, "seed": seed, "models": models, "split": split}
-    comparison = report_comparison(results, folder, baseline=baseline or next(iter(models)), **record)
-    print(f"{part}\n{comparison}\nplot in {folder / 'comparison.png'}")
+    function: str
+    """`module:function` below `smollm_trm`; what it returns is printed."""
+    line: str
+    """What it does."""
+    settings: str | None = None
+    """`module:dataclass` whose fields are the options; the function is given one. None: its arguments are."""
 
 
-def ask(
-    model: str,
-    question: str,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    target: str = "steps",
-    prompt_format: str = "plain",
-) -> None:
-    """Answer one question.
-
-    Args:
-        model: folder of a saved model or of a training run, or a base model by name or folder.
-        question: a bare question.
-        max_new_tokens: tokens to generate at most.
-        temperature: 0 is greedy.
-        target: what an untuned base is to write, "steps" or "answer".
-        prompt_format: how an untuned base is asked, "plain" or "chat".
-    """
-    from smollm_trm.evaluation.loading import load_for_evaluation
-
-    if not question.strip():
-        raise ValueError("question: it is empty")
-    loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    print(loaded.generate_with_thinking(question, max_new_tokens=max_new_tokens, **sampling).strip())
-
-
-def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) -> None:
-    """Upload a saved model to the Hub, with a card that states what was measured.
-
-    Args:
-        model: folder of a saved model or of a training run.
-        repo_id: "owner/name".
-        private: whether a new repository is private.
-        dry_run: write the card and list the files, upload nothing.
-    """
-    from smollm_trm.models.hub import push_model
-    from smollm_trm.models.storage import saved_model_folder
-
-    files = push_model(saved_model_folder(model), repo_id, private=private, dry_run=dry_run)
-    print(f"{'would push' if dry_run else 'pushed'} to {repo_id}: {', '.join(files)}")
-
-
-def train_command(settings: TrainSettings) -> None:
-    """Train LoRA and a reasoner."""
-    from smollm_trm.finetune import train_gsm8k
-
-    trainer, _ = train_gsm8k(**vars(settings))
-    if trainer.is_global_zero:
-        print(f"the model is in {Path(settings.output_dir) / 'model'}, results in {settings.output_dir}/results.json")
-
-
-def demo(output_dir: str = "outputs/demo", seed: int = 0, progress: bool = True) -> None:
-    """The main job in miniature: train a tiny base, LoRA and LoRA + TRM on word problems, compare, save, ask.
-
-    Args:
-        output_dir: everything goes here.
-        seed: fixes every figure.
-        progress: show progress bars.
-    """
-    from smollm_trm.demo import run_demo
-
-    run_demo(output_dir=output_dir, seed=seed, progress=progress)
-
-
-COMMANDS: dict[str, Callable[..., str | None]] = {
-    "demo": demo,
-    "evaluate": evaluate,
-    "compare": compare,
-    "ask": ask,
-    "push": push,
+COMMANDS = {
+    "demo": Command("commands:demo", "The main job in miniature, from a tiny base to a table and a plot."),
+    "train": Command("commands:train", "Train LoRA and a reasoner.", "training.settings:TrainSettings"),
+    "evaluate": Command("commands:evaluate", "Answer problems with a saved model or an untuned base, and grade them."),
+    "compare": Command("commands:compare", "Evaluate several models on the same problems, shuffled latents included."),
+    "ask": Command("commands:ask", "Answer one question."),
+    "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
+    "arithmetic generate": Command("arithmetic.commands:generate_arithmetic", "Write data for the arithmetic model."),
+    "arithmetic train": Command("arithmetic.commands:train_arithmetic", "Train the arithmetic model from scratch."),
+    "arithmetic evaluate": Command("arithmetic.commands:evaluate_arithmetic", "Grade it: exact match, tokens, chains."),
+    "arithmetic interactive": Command("arithmetic.commands:interactive_arithmetic", "Type sums, watch it think."),
 }
-ARITHMETIC = {
-    "generate": "Write data for the arithmetic model.",
-    "train": "Train the arithmetic model from scratch.",
-    "evaluate": "Grade an arithmetic model: exact match, tokens, chains.",
-    "interactive": "Type sums, watch the model think.",
-}
-BY_OPTION_ONLY = ("compare", *(f"arithmetic {name}" for name in ARITHMETIC))
-"""Commands whose required arguments are options too (`--models.NAME FOLDER`, `--checkpoint FILE`)."""
 
 
 class OneLineParser(ArgumentParser):
-    """A parser whose refusals are one line with the nearest right name, exit code 2."""
+    """A parser whose refusals are one line with the nearest right name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Print one line and leave."""
+        """Raise a UserMistake."""
         text = " ".join(str(message).split())
-        for name in [word for word in text.replace(",", " ").split() if word.startswith("--")]:
-            options = [option for action in self._actions for option in action.option_strings]
-            nearest = difflib.get_close_matches(name.split("=")[0], options, n=1)
-            if nearest and nearest[0] != name.split("=")[0]:
-                text += f"; did you mean {nearest[0]}?"
-                break
-        sys.stderr.write(f"smollm-trm: {text}\n")
-        raise SystemExit(2)
+        options = [option for action in self._actions for option in action.option_strings]
+        for word in text.replace(",", " ").split():
+            name = word.split("=")[0].rstrip(":")
+            nearest = difflib.get_close_matches(name, options, n=1) if name.startswith("--") else []
+            if nearest and nearest[0] != name:
+                raise UserMistake(f"{text}; did you mean {nearest[0]}?") from ex
+        raise UserMistake(text) from ex
 
 
-def described_commands() -> dict[str, str]:
-    """Every command and its one line."""
-    found = {"train": "Train LoRA and a reasoner, on GSM8K unless told otherwise."}
-    found |= {name: (command.__doc__ or "").split("\n")[0] for name, command in COMMANDS.items()}
-    return found | {f"arithmetic {name}": line for name, line in ARITHMETIC.items()}
-
-
-def command_function(name: str) -> Callable[..., str | None]:
-    """The function of a command; the arithmetic room is imported only when it is entered."""
-    if name in COMMANDS:
-        return COMMANDS[name]
-    commands = import_module("smollm_trm.arithmetic.commands")
-    return getattr(commands, f"{name.removeprefix('arithmetic ')}_arithmetic")
+def imported(place: str) -> Any:
+    """What stands at `module:name` below this package."""
+    module, name = place.split(":")
+    return getattr(import_module(f"smollm_trm.{module}"), name)
 
 
 def command_parser(name: str) -> OneLineParser:
-    """The parser of one command, with `--config file.yaml` and `--print_config`."""
+    """The parser of one command, with `--config file.yaml` and `--print_config`.
+
+    Required arguments are positional, but for those that the function takes by keyword only.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a field's docstring is its help
-    parser = OneLineParser(prog=f"smollm-trm {name}", allow_abbrev=False)
+    command = COMMANDS[name]
+    parser = OneLineParser(prog=f"smollm-trm {name}", description=command.line, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.description = described_commands()[name]
-    if name == "train":
-        parser.add_class_arguments(TrainSettings)
+    if command.settings:
+        parser.add_class_arguments(imported(command.settings))
     else:
-        parser.add_function_arguments(command_function(name), as_positional=name not in BY_OPTION_ONLY)
+        function = imported(command.function)
+        kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+        parser.add_function_arguments(function, as_positional=inspect.Parameter.KEYWORD_ONLY not in kinds)
     return parser
 
 
@@ -290,59 +101,81 @@ def tidy_arguments(parser: OneLineParser, arguments: Sequence[str]) -> list[str]
     return tidy
 
 
-def usage() -> str:
-    """One line a command."""
-    lines = ["usage: smollm-trm <command> [options]   (smollm-trm <command> --help)", ""]
-    return "\n".join([*lines, *(f"  {name:<22} {text}" for name, text in described_commands().items())])
-
-
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse and run one command."""
-    parser = command_parser(name)
+    parser, command = command_parser(name), COMMANDS[name]
     values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
     values.pop("config", None)
-    if name == "train":
-        train_command(TrainSettings(**values))
-    else:
-        report = command_function(name)(**values)
-        if report:
-            print(report)
+    function = imported(command.function)
+    report = function(imported(command.settings)(**values)) if command.settings else function(**values)
+    if report:
+        print(report)
 
 
-def split_command(given: Sequence[str]) -> tuple[str, list[str]]:
-    """The command's name, one word or two, and its arguments.
+def usage(group: str = "") -> str:
+    """One line a command, of all or of a group such as `arithmetic`."""
+    called = f"smollm-trm {group} <command>" if group else "smollm-trm <command>"
+    found = {name: command.line for name, command in COMMANDS.items() if not group or name.startswith(f"{group} ")}
+    width = max(map(len, found))
+    lines = [f"  {name:<{width}}  {line}" for name, line in found.items()]
+    everywhere = "--debug shows the traceback of whatever stops a command, --version the versions"
+    return "\n".join([f"usage: {called} [options]   ({called} --help)", "", *lines, "", everywhere])
+
+
+def dispatch(given: Sequence[str]) -> None:
+    """Run what was asked for: a command of one word or two, the help of all or of a group, or the version.
 
     Raises:
-        ValueError: no such command; one line with the nearest right one.
+        UserMistake: no such command; one line with the nearest right one.
     """
-    known = list(described_commands())
-    length = 2 if given[0] == "arithmetic" and len(given) > 1 else 1
-    name = " ".join(given[:length])
-    if name not in known:
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    grouped = bool(given) and given[0] in groups
+    words = 2 if grouped else 1
+    name = " ".join(given[:words])
+    if "--version" in given:
+        found = installed_versions()
+        ours = found.pop("smollm-trm", "(not installed)")
+        print(f"smollm-trm {ours}: {', '.join(' '.join(package) for package in found.items())}")
+    elif len(given) < words or given[words - 1] in HELP:
+        print(usage(given[0] if grouped else ""))
+    elif name in COMMANDS:
+        run_command(name, given[words:])
+    else:
+        known = [*COMMANDS, *groups]
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-        raise ValueError(f"unknown command {name!r}; {hint}")
-    return name, list(given[length:])
+        raise UserMistake(f"unknown command {name!r}; {hint}")
+
+
+def is_told_in_a_line(error: Exception) -> bool:
+    """Whether an error says to the user what to do: a mistake of theirs, a file, their memory, a run that diverged.
+
+    An OSError counts where it names a file or where the message is ours; a broken pipe, say, has an errno alone.
+    """
+    if isinstance(error, OSError):
+        return error.errno is None or error.filename is not None
+    out_of_memory = isinstance(error, RuntimeError) and str(error).startswith("out of memory")
+    return out_of_memory or isinstance(error, (UserMistake, FloatingPointError))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The program. A mistake of the user's is one line on standard error and exit code 2."""
+    """The program: a mistake of the user's is one line on standard error and exit code 2, a bug has its traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(usage())
-        return
+    debug = "--debug" in given
     try:
-        run_command(*split_command(given))
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("out of memory"):
+        dispatch([argument for argument in given if argument != "--debug"])
+    except Exception as error:
+        if debug or not is_told_in_a_line(error):
             raise
-        sys.stderr.write(f"smollm-trm: {error}\n")
+        sys.stderr.write(f"smollm-trm: {first_line(error)}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
+        if debug:
+            raise
         sys.stderr.write("smollm-trm: stopped; the same command goes on from the last checkpoint\n")
         raise SystemExit(130) from None
 

@@ -87,7 +87,7 @@ def without_local_paths(text: str) -> str:
     """Absolute paths in a text made relative: below the working folder, below `~`, or else the last name alone."""
     for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
         text = re.sub(rf"(?<![\w.~/-]){re.escape(str(folder))}(?![^/\s'\",])/?", short + "/", text)
-    return re.sub(r"(?<![\w.~/-])(?!//)/(?:[^\s'\",=/]+/)*(?=[\w.])", "", text)
+    return re.sub(r"(?<![\w.~/-])/(?:[^\s'\",=/]+/)*(?=[\w.])", "", text)
 
 
 def first_line(error: Exception) -> str:

@@ -17,10 +17,7 @@ def evaluate_arm(
 ) -> dict[str, dict]:
     """One arm's results by name: as it is, and, where it has a latent span, with latents of other problems.
 
-    Args:
-        model: a `SmolLMv3WithTRM`.
-        folder: predictions go to `{name}.jsonl` there; a broken evaluation goes on where it stopped.
-        options: for `evaluate_gsm8k`.
+    Predictions go to `{name}.jsonl` in the folder. The options are those of `evaluate_gsm8k`.
     """
     stem = name.replace(" ", "_").replace("+", "and").lower()
     results = {name: evaluate_gsm8k(model, rows, predictions_path=folder / f"{stem}.jsonl", **options)}
@@ -35,10 +32,7 @@ def evaluate_arm(
 def report_comparison(results: Mapping[str, dict], folder: Path, *, baseline: str, **record: Any) -> Comparison:
     """Compare arms, and write `comparison.json`, `comparison.md` and `comparison.png`.
 
-    Args:
-        results: per arm what `evaluate_gsm8k` returned.
-        baseline: the arm that differences are taken from.
-        record: more to keep in the JSON file (seed, split).
+    The results are per arm what `evaluate_gsm8k` returned; `record` is more for the JSON file, such as seed and split.
     """
     comparison = compare_arms(results, baseline=baseline)
     plot_comparison(comparison, folder / "comparison.png")

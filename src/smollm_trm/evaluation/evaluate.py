@@ -103,8 +103,7 @@ def evaluate_gsm8k(
             bar.update(len(file.by_index) - bar.n)
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right")
-    result = summarised_predictions(list(file.by_index.values()), file.settings, file.path)
-    return {**result, **device_and_precision(model)}
+    return {**summarised_predictions(file.by_index.values(), file.settings, file.path), **device_and_precision(model)}
 
 
 def longest_completion(model: object, rows: Sequence[Mapping[str, str]]) -> int:

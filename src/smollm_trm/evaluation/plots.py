@@ -26,12 +26,7 @@ LOSS_COLUMNS = (TRAIN_LOSS_COLUMNS, DEV_LOSS_COLUMNS)
 
 
 def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Figure:
-    """Accuracy of every arm as a bar with its 95% interval; arms with shuffled latents are hatched.
-
-    Args:
-        comparison: from `compare_arms`.
-        path: PNG to write, whole or not at all.
-    """
+    """Accuracy of every arm as a bar with its 95% interval; arms with shuffled latents are hatched. `path`: a PNG."""
     arms = comparison.arms
     figure = Figure(figsize=(8.5, 1.4 + 0.52 * len(arms)), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,7 @@ def model_fingerprint(model: object) -> str:
 def graded_prediction(index: int, row: Mapping[str, str], completions: Sequence[Any], *, seconds: float) -> dict:
     """One problem's line: its texts (several to vote), the answer that most of them give, and its grades.
 
-    Args:
-        index: position in the dataset.
-        row: the problem, its answer ending in `#### n`.
-        completions: objects with `text`, `n_tokens` and `cut_off`.
-        seconds: this problem's share of its batch's time.
+    `completions` are objects with `text`, `n_tokens` and `cut_off`; `seconds` is the problem's share of its batch's.
     """
     texts, gold = [completion.text for completion in completions], gold_answer(row["answer"])
     answer = _majority([extract_answer(text) for text in texts])
@@ -81,9 +77,7 @@ def _majority(answers: Sequence[str | None]) -> str | None:
 class PredictionFile:
     """The predictions made so far with these settings, in memory and, if a path is given, on disk.
 
-    Args:
-        settings: what produces the predictions; objects that are no JSON count as their class's name.
-        path: file to begin or to go on with.
+    In the settings, an object that is no JSON value counts as its class's name.
 
     Raises:
         UserMistake: the file is no predictions file, is damaged, or was made with other settings.
@@ -146,7 +140,7 @@ def load_predictions(path: str | Path) -> dict:
     return summarised_predictions(predictions, settings, path)
 
 
-def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Path | None) -> dict:
+def summarised_predictions(predictions: Iterable[dict], settings: dict, path: Path | None) -> dict:
     """Scores of a finished evaluation; all values are JSON."""
     lines = sorted(predictions, key=lambda line: line["index"])
     total, correct = len(lines), sum(line["correct"] for line in lines)
@@ -166,7 +160,6 @@ def summarised_predictions(predictions: Sequence[dict], settings: dict, path: Pa
         "without_answer": sum(line["answer"] is None for line in lines),
         "cut_off": sum(line.get("cut_off", 0) for line in lines),
         "seconds": seconds,
-        "problems_per_second": total / seconds if seconds else None,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds if seconds else None,
         "examples": shown,
