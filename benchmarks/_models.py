@@ -21,7 +21,7 @@ from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.parts import build_data, build_module, build_trainer, describe_run
 from smollm_trm.training.settings import TrainSettings
-from smollm_trm.training.train import train_gsm8k
+from smollm_trm.finetune import train_gsm8k
 
 CHECKOUT = Path(__file__).parents[1]
 DEMO_BASE = CHECKOUT / "outputs" / "demo" / "base" / "model" / "base"

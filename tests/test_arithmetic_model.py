@@ -16,7 +16,7 @@ from smollm_trm.arithmetic.model import (
 from smollm_trm.arithmetic.rules import count_tokens
 from smollm_trm.arithmetic.tokenizer import ARITHMETIC_TOKENS, build_arithmetic_tokenizer, show_tokens
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.training.train import train_gsm8k
+from smollm_trm.finetune import train_gsm8k
 
 CHAIN = "658+189=<think>8+9=17 5+8+1=14 6+1+1=8</think>847<end>"
 

@@ -192,7 +192,7 @@ def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) 
 
 def train(settings: "TrainSettings") -> None:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise."""
-    from smollm_trm.training.train import train_gsm8k
+    from smollm_trm.finetune import train_gsm8k
 
     trainer, _ = train_gsm8k(**vars(settings))
     if trainer.is_global_zero:
