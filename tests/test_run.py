@@ -1,5 +1,6 @@
 """A run, whatever model it trains: here a line of three numbers."""
 
+import csv
 import io
 import re
 import sys
@@ -106,6 +107,25 @@ def test_a_run_that_dies_after_any_step_ends_as_an_unbroken_one(tmp_path, monkey
     assert trainer.global_step == 2 * BATCHES
     assert torch.equal(broken.weight, unbroken.weight) and torch.equal(broken.seen, unbroken.seen)
     assert kept_steps(tmp_path / "broken") == kept_steps(tmp_path / "unbroken")
+
+
+def test_a_validation_that_was_not_finished_is_made_again(tmp_path, monkeypatch):
+    """No checkpoint is written between a batch and its validation, in a second epoch either."""
+    validate = Line.validation_step
+
+    def dying_validation(self, batch, batch_idx):
+        if self.global_step == 12:
+            raise Killed
+        validate(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Line, "validation_step", dying_validation)
+        with pytest.raises(Killed):
+            fit_line(tmp_path, save_every_n_steps=1)
+    assert kept_steps(tmp_path)[-1] == 11
+    fit_line(tmp_path, save_every_n_steps=1)
+    with open(tmp_path / "logs" / "metrics.csv", newline="") as file:
+        assert [int(row["step"]) + 1 for row in csv.DictReader(file) if row["height"]] == [4, 8, 12, 16, 20]
 
 
 def test_a_run_without_an_average_holds_none_and_one_with_it_gives_it_back_with_the_buffers(tmp_path):

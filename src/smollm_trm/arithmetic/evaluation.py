@@ -12,11 +12,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smollm_trm.arithmetic.batches import SumBatches, encode_sums, plain_batches
+from smollm_trm.arithmetic.batches import SumBatches, encode_sums
 from smollm_trm.arithmetic.diagnosis import Judgement, judge_completion
 from smollm_trm.arithmetic.files import SumFile
 from smollm_trm.arithmetic.rules import WrittenSum, count_carries, count_tokens, read_sum
 from smollm_trm.arithmetic.tokenizer import show_tokens
+from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.evaluation.statistics import wilson_interval
 
 EXAMPLES_SHOWN = 10
@@ -80,7 +81,7 @@ def token_accuracy(
     sums = encode_sums(lines, tokenizer, max_length=max_length)
     batches = SumBatches(sums=sums, problem_weight=0.0)
     right, wanted = 0, 0
-    for rows in plain_batches(sums, batch_size=batch_size):
+    for rows in LengthGroupedBatches(lengths=sums.lengths.tolist(), batch_size=batch_size):
         batch = {name: tensor.to(model.device) for name, tensor in batches[rows].items()}
         predicted = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].argmax(dim=-1)
         is_target = batch["is_completion"][:, 1:]

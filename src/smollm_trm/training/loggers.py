@@ -4,6 +4,7 @@ import csv
 import hashlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,13 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger
 
+from smollm_trm.records import write_text
+
 logger = logging.getLogger(__name__)
 
 NOISE = (
     ".*does not have many workers",  # the rows are in memory
+    ".*is smaller than the logging interval",  # an epoch is; the run is what counts
     ".*LeafSpec.* is deprecated",
     ".*is_gradient_checkpointing.* is deprecated",
     ".*gradient_checkpointing_enable.* is deprecated",
@@ -40,6 +44,47 @@ def quiet_lightning() -> Iterator[None]:
                 talker.setLevel(level)
 
 
+class ColouredFormatter(logging.Formatter):
+    """Messages as they are, in their level's colour."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One message: cyan, or yellow for a warning, red for an error."""
+        colour = {logging.WARNING: 33, logging.ERROR: 31}.get(record.levelno, 36)
+        return f"\033[{colour}m{super().format(record)}\033[0m"
+
+
+@contextmanager
+def training_log(path: Path) -> Iterator[None]:
+    """Keep the package's messages and every figure in a file, with timestamps; show the messages on standard error.
+
+    Args:
+        path: the log file; a resumed run appends.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not path.is_file():
+        write_text(path, "")
+    package = logging.getLogger("smollm_trm")
+    to_file, to_screen = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_screen.setLevel(logging.INFO)
+    to_screen.setFormatter(ColouredFormatter() if sys.stderr.isatty() else None)
+    before = package.level, package.propagate
+    package.setLevel(logging.DEBUG)
+    package.propagate = False
+    for handler in (to_file, to_screen):
+        package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.setLevel(before[0])
+        package.propagate = before[1]
+        for handler in (to_file, to_screen):
+            package.removeHandler(handler)
+            handler.close()
+
+
 class KeptCSVLogger(CSVLogger):
     """Lightning's CSV logger, except that a resumed run goes on with the rows it has: Lightning's deletes them.
 
@@ -51,6 +96,13 @@ class KeptCSVLogger(CSVLogger):
     def __init__(self, folder: Path, *, first_step: int) -> None:
         super().__init__(str(folder), name="logs", version="", flush_logs_every_n_steps=1)
         self.first_step = first_step
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write a row; the log hears of it too, in optimizer steps done."""
+        super().log_metrics(metrics, step)
+        if logger.isEnabledFor(logging.DEBUG):
+            figures = " ".join(f"{name} {value:.5g}" for name, value in metrics.items() if name != "epoch")
+            logger.debug("step %d %s", (step or 0) + 1, figures)
 
     @property
     def experiment(self) -> Any:
