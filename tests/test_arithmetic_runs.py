@@ -119,8 +119,8 @@ def test_every_exported_checkpoint_is_a_model(short_run):
     assert not same_weights(short_run, short_run / "checkpoint-8")
 
 
-@pytest.mark.parametrize(("site", "kept"), [("training", 5), ("export", 5), ("checkpoint", 5)])
-def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(site, kept, data_dir, short_run, tmp_path):
+@pytest.mark.parametrize("site", ["training", "export", "checkpoint"])
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(site, data_dir, short_run, tmp_path):
     """Killed between checkpoints, while a model is exported, and while a checkpoint is written, in a later epoch."""
     program = f"""
 import os, signal
@@ -151,8 +151,9 @@ train_arithmetic(**{SHORT_RUN!r}, data_dir={data_dir!r}, output_dir={str(tmp_pat
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert not (tmp_path / "model.safetensors").exists()
     found = newest_good_checkpoint(tmp_path / "checkpoints")
-    assert found.name == f"step-{kept}.ckpt"
-    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    assert found.name == "step-5.ckpt"
+    workers = 2 if site == "export" else 0
+    train_arithmetic(**{**SHORT_RUN, "num_workers": workers}, data_dir=data_dir, output_dir=str(tmp_path))
     assert f"going on from {found}" in (tmp_path / "logs" / "training.log").read_text()
     for exported in ("", "checkpoint-8", "checkpoint-10"):
         assert same_weights(tmp_path / exported, short_run / exported)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.progress import RunProgress
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average, steps_done
+from smollm_trm.training.text_log import training_log
 
 BATCHES = 10
 
@@ -235,3 +237,19 @@ def test_no_progress_is_shown_where_none_is_wanted_or_by_another_process(tmp_pat
     monkeypatch.setattr(Trainer, "is_global_zero", property(lambda self: False))
     assert shown_by(tmp_path / "second", monkeypatch, max_steps=4) == ""
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_log_has_times_and_figures_in_its_file_and_colours_on_a_terminal(tmp_path, monkeypatch, terminal):
+    screen = Screen(terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    package = logging.getLogger("smollm_trm")
+    before = package.level, package.propagate, list(package.handlers)
+    with training_log(tmp_path / "logs" / "training.log"):
+        logging.getLogger("smollm_trm.training.run").warning("take care")
+        fit_line(tmp_path, max_steps=4)
+    assert screen.getvalue() == ("\033[33mtake care\033[0m\n" if terminal else "take care\n")
+    log = (tmp_path / "logs" / "training.log").read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ WARNING take care$", log, re.MULTILINE)
+    assert re.search(r"DEBUG step 4 .*height", log)
+    assert (package.level, package.propagate, package.handlers) == before

@@ -4,6 +4,7 @@ Exact match is decoded, not teacher-forced: the model writes chain and answer it
 problem length (Hugging Face's `generate`). Token accuracy is teacher-forced, over the completion's tokens.
 """
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,7 +49,8 @@ def complete_sums(
     by_length = sorted(range(len(problems)), key=lambda place: len(problems[place]))
     written = [""] * len(problems)
     starts = range(0, len(problems), batch_size)
-    for start in tqdm(starts, desc="decoding", unit="batch", disable=not show_progress):
+    wait = 0.1 if sys.stderr.isatty() else 10.0  # seconds between lines
+    for start in tqdm(starts, desc="decoding", unit="batch", mininterval=wait, disable=not show_progress):
         places = by_length[start : start + batch_size]
         batch = tokenizer(
             [problems[place] for place in places],

@@ -6,6 +6,7 @@ decodes nothing.
 """
 
 import math
+from functools import partial
 
 import torch
 from pytorch_lightning import LightningModule
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from smollm_trm.arithmetic.optimizer import build_sum_optimizer
+from smollm_trm.arithmetic.settings import SumTrainingSettings
 
 
 def weighted_next_token_loss(
@@ -42,29 +44,14 @@ class SumModule(LightningModule):
 
     Args:
         model: the decoder.
-        optimizer: "adamw" or "muon".
-        learning_rate: peak of the schedule.
-        weight_decay: decoupled.
-        warmup_steps: steps of the linear rise.
+        settings: optimizer, learning rate, weight decay and warm-up.
         num_steps: optimizer steps of the whole run.
     """
 
-    def __init__(
-        self,
-        *,
-        model: PreTrainedModel,
-        optimizer: str,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_steps: int,
-        num_steps: int,
-    ) -> None:
+    def __init__(self, *, model: PreTrainedModel, settings: SumTrainingSettings, num_steps: int) -> None:
         super().__init__()
         self.model = model
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
+        self.settings = settings
         self.num_steps = num_steps
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
@@ -88,14 +75,13 @@ class SumModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         """The optimizer with warm-up and cosine, counted in optimizer steps."""
+        settings = self.settings
         optimizer = build_sum_optimizer(
             self.model,
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
+            optimizer=settings.optimizer,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: warm_up_then_cosine(step, warmup_steps=self.warmup_steps, num_steps=self.num_steps),
-        )
+        factor = partial(warm_up_then_cosine, warmup_steps=settings.warmup_steps, num_steps=self.num_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -32,8 +32,9 @@ from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.models.loading import default_device
 from smollm_trm.records import remove_path, run_record, write_json, write_whole
-from smollm_trm.training.loggers import quiet_lightning, training_log
+from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, steps_done
+from smollm_trm.training.text_log import training_log
 
 logger = logging.getLogger(__name__)
 
@@ -145,45 +146,45 @@ def _fit(
     checkpoint: Path | None,
 ) -> None:
     """Train the model in place, from a checkpoint if there is one."""
-    train, held_out = SumBatches(sums=parts["train"], problem_weight=settings.problem_weight), parts["val"]
-    num_steps = settings.count_steps(len(train))
-    batches = LengthGroupedBatches(
-        lengths=parts["train"].lengths.tolist(), batch_size=settings.batch_size, seed=settings.seed
+    workers = min(settings.num_workers, os.cpu_count() or 1)
+    train = _loader(
+        parts["train"],
+        settings.batch_size,
+        problem_weight=settings.problem_weight,
+        seed=settings.seed,
+        num_workers=workers,
     )
-    module = SumModule(
-        model=model,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_steps,
-        num_steps=num_steps,
-    )
-    logger.info("training %s on %s examples: %s steps", settings.model_size, f"{len(train):,}", f"{num_steps:,}")
+    num_steps = settings.count_steps(len(parts["train"]))
+    logger.info("training %s on %d examples: %d steps", settings.model_size, len(parts["train"]), num_steps)
     with quiet_lightning():
         trainer = build_run_trainer(
             run,
             first_step=steps_done(checkpoint),
             callbacks=[ExportedModels(folder=run.folder, every_n_steps=settings.save_steps, num_steps=num_steps)],
             max_steps=num_steps,
-            max_epochs=-(-num_steps // len(batches)),
+            max_epochs=-(-num_steps // len(train)),
             precision="16-mixed" if settings.fp16 else "32-true",
             gradient_clip_val=1.0,
             val_check_interval=min(settings.eval_steps, num_steps),
             check_val_every_n_epoch=None,  # counted over all epochs
             log_every_n_steps=settings.logging_steps,
         )
-        workers = min(settings.num_workers, os.cpu_count() or 1)
         fit_run(
             run,
             trainer,
-            module,
+            SumModule(model=model, settings=settings, num_steps=num_steps),
             checkpoint=checkpoint,
-            train_dataloaders=ResumableLoader(train, batches=batches, num_workers=workers),
-            val_dataloaders=ResumableLoader(
-                SumBatches(sums=held_out, problem_weight=0.0),
-                batches=LengthGroupedBatches(lengths=held_out.lengths.tolist(), batch_size=settings.eval_batch_size),
-            ),
+            train_dataloaders=train,
+            val_dataloaders=_loader(parts["val"], settings.eval_batch_size),
         )
+
+
+def _loader(
+    sums: EncodedSums, batch_size: int, *, problem_weight: float = 0.0, seed: int = 0, num_workers: int = 0
+) -> ResumableLoader:
+    batches = LengthGroupedBatches(lengths=sums.lengths.tolist(), batch_size=batch_size, seed=seed)
+    dataset = SumBatches(sums=sums, problem_weight=problem_weight)
+    return ResumableLoader(dataset, batches=batches, num_workers=num_workers)
 
 
 def _test(
