@@ -8,7 +8,7 @@ the last figure is the decoded test part. Minutes count from the start of traini
 (reading, training, test) is given too. On a machine shared with other work only the CPU seconds mean something.
 """
 
-import json
+import csv
 import tempfile
 import time
 from pathlib import Path
@@ -42,8 +42,9 @@ def main() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         results = train_sums(settings)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        lines = [json.loads(line) for line in Path(folder, "run/logs/metrics.jsonl").read_text().splitlines()]
-    curve = [(line["step"], line["seconds"], line["val_exact_match"]) for line in lines if "val_exact_match" in line]
+        with Path(folder, "run/logs/metrics.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["val_exact_match"]]
+    curve = [(int(row["step"]) + 1, float(row["seconds"]), float(row["val_exact_match"])) for row in rows]
     print("\n  step   seconds   exact match (validation)")
     for step, seconds, exact in curve:
         print(f"{step:>6} {seconds:>9.0f} {exact:>10.2%}")

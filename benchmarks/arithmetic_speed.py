@@ -14,8 +14,9 @@ from _record import benchmark_options, record
 
 from smollm_trm.arithmetic.evaluation import evaluate_sums
 from smollm_trm.arithmetic.files import SumFile, SumSettings, make_parts
-from smollm_trm.arithmetic.model import build_arithmetic_model, choose_device, load_arithmetic_model
+from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model
 from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+from smollm_trm.models.loading import default_device
 
 
 def time_generation(num_examples: int) -> dict[str, float]:
@@ -44,7 +45,7 @@ def main() -> None:
     figures = {"threads": torch.get_num_threads(), "generated_per_second": generation, "evaluation": {}}
     settings = SumSettings(num_examples=options.num_problems, val_fraction=0.0, test_fraction=0.0)
     lines = make_parts(settings)["train"]
-    device = choose_device("auto")
+    device = default_device()
     if options.checkpoint:
         models = {"trained": load_arithmetic_model(Path(options.checkpoint))}
     else:

@@ -22,7 +22,6 @@ from _record import benchmark_options, record
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
-from smollm_trm.arithmetic.files import write_json_file
 from smollm_trm.arithmetic.model import build_arithmetic_model
 from smollm_trm.arithmetic.module import warm_up_then_cosine
 from smollm_trm.arithmetic.optimizer import ADAM_BETAS, build_sum_optimizer
@@ -36,6 +35,7 @@ from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.span import latent_variation
 from smollm_trm.models.storage import ModelSettings
+from smollm_trm.records import write_json
 from smollm_trm.training.module import rows_all_right
 from smollm_trm.training.optim import reasoner_learning_rates
 
@@ -222,7 +222,7 @@ def main() -> None:
         path = Path(options.folder) / f"{name}_seed{options.seed}_{options.tera_flops:g}.json"
         if not path.is_file():
             print(name, flush=True)
-            write_json_file(run_arm(name, options), path, indent=None)
+            write_json(path, run_arm(name, options))
         results[name] = json.loads(path.read_text())
     print(table(results))
     kept = {name: {key: value for key, value in result.items() if key != "right"} for name, result in results.items()}

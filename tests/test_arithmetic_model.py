@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from smollm_trm.arithmetic.commands import pick_device
 from smollm_trm.arithmetic.model import (
     ARITHMETIC_SIZES,
     arithmetic_config,
     build_arithmetic_model,
-    choose_device,
     count_parameters,
     load_arithmetic_model,
     save_arithmetic_model,
@@ -151,13 +151,13 @@ def test_an_impossible_shape_is_refused(size, length, message):
 
 
 def test_devices_are_checked():
-    assert choose_device("cpu") == torch.device("cpu")
+    assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="device is 'tpu', but must be one of auto, cpu, cuda"):
-        choose_device("tpu")
+        pick_device("tpu")
     if not torch.cuda.is_available():
-        assert choose_device("auto") == torch.device("cpu")
+        assert pick_device("auto") == torch.device("cpu")
         with pytest.raises(ValueError, match="there is no GPU"):
-            choose_device("cuda")
+            pick_device("cuda")
 
 
 def test_a_reasoner_is_put_on_it_trained_reloaded_and_answers(tiny_folder, tmp_path):

@@ -1,8 +1,10 @@
 """Whole runs of a tiny model: training, resuming, evaluating, talking."""
 
+import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,14 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollm_trm import cli
-from smollm_trm.arithmetic.batches import (
-    SumBatches,
-    WholeRunSampler,
-    batches_of_an_epoch,
-    encode_sums,
-    repeat_one_column_sums,
-)
-from smollm_trm.arithmetic.checkpoints import newest_good_state
+from smollm_trm.arithmetic.batches import SumBatches, encode_sums, repeat_one_column_sums
 from smollm_trm.arithmetic.commands import (
     evaluate_arithmetic,
     generate_arithmetic,
@@ -38,6 +33,7 @@ from smollm_trm.arithmetic.optimizer import build_sum_optimizer
 from smollm_trm.arithmetic.rules import write_sum
 from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
 from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+from smollm_trm.training.checkpoints import newest_good_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
@@ -51,7 +47,7 @@ LEARNED = [write_sum([first, second]) for first in (12, 37, 58, 90) for second i
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """64 examples: 7 steps of 16 are an epoch and a bit more than half of the next."""
+    """64 examples: 10 steps of 16 are two epochs and half of the next."""
     folder = tmp_path_factory.mktemp("data")
     generate_arithmetic(num_examples=80, output_dir=str(folder))
     return str(folder)
@@ -85,29 +81,30 @@ def same_weights(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def measured(folder: Path, name: str) -> dict[int, float]:
+    """A column of the run's figures by optimizer steps done."""
+    with open(folder / "logs" / "metrics.csv", newline="") as file:
+        return {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
 def test_a_run_writes_what_the_document_lists(short_run):
-    for name in (
-        "model.safetensors",
-        "config.json",
-        "tokenizer.json",
-        "logs/training.log",
-        "logs/metrics.jsonl",
-    ):
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (short_run / name).is_file(), name
     description = json.loads((short_run / "training_config.json").read_text())
-    assert description["settings"]["batch_size"] == 16
-    assert description["num_parameters"] == 395_904
+    assert (description["batch_size"], description["num_parameters"]) == (16, 395_904)
+    assert len(description["test_fingerprint"]) == 64 and description["versions"]["torch"]
     results = json.loads((short_run / "test_results.json").read_text())
     assert results["num_examples"] == 8
     assert 0 <= results["token_accuracy"] <= 1
     log = (short_run / "logs" / "training.log").read_text()
-    assert "step 10 val_loss" in log
-    assert "test: exact match" in log
-    steps = [json.loads(line)["step"] for line in (short_run / "logs" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 5, 6, 8, 10, 10]
+    assert re.search(r"^\d{4}-\d\d-\d\d .* DEBUG step 10 .*val_loss", log, re.MULTILINE)
+    assert "INFO test: exact match" in log
+    assert list(measured(short_run, "train_loss")) == [2, 4, 6, 8, 10]
+    for name in ("val_loss", "val_token_accuracy", "val_exact_match", "seconds"):
+        assert list(measured(short_run, name)) == [5, 10]
 
 
-def test_every_checkpoint_is_a_model_and_the_newest_can_be_gone_on_from(short_run):
+def test_every_exported_checkpoint_is_a_model(short_run):
     assert sorted(path.name for path in short_run.glob("checkpoint-*")) == [
         "checkpoint-10",
         "checkpoint-4",
@@ -120,58 +117,74 @@ def test_every_checkpoint_is_a_model_and_the_newest_can_be_gone_on_from(short_ru
         assert model.generate(**batch, do_sample=False, max_new_tokens=3).shape == (1, 7)
     assert same_weights(short_run, short_run / "checkpoint-10")
     assert not same_weights(short_run, short_run / "checkpoint-8")
-    states = [(short_run / f"checkpoint-{step}" / "training_state.ckpt").is_file() for step in (4, 8, 10)]
-    assert states == [False, True, True]
-    state = torch.load(short_run / "checkpoint-8" / "training_state.ckpt", weights_only=True)
-    assert state["global_step"] == 8
-    assert state["torch_random_state"].dtype == torch.uint8
 
 
-@pytest.mark.parametrize("kill_after", [6, 8])
-def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(kill_after, data_dir, short_run, tmp_path):
-    """Killed between checkpoints, and while one is being written; the resumed run crosses an epoch."""
+@pytest.mark.parametrize("site", ["training", "export", "checkpoint"])
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(site, data_dir, short_run, tmp_path):
+    """Killed between checkpoints, while a model is exported, and while a checkpoint is written, in a later epoch."""
     program = f"""
 import os, signal
-from smollm_trm.arithmetic import checkpoints, module
+from pathlib import Path
+import torch
+from smollm_trm.arithmetic import module, training
 from smollm_trm.arithmetic.commands import train_arithmetic
-step = module.SumModule.training_step
+step, save, write = module.SumModule.training_step, training.save_arithmetic_model, torch.save
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 def dying_step(self, batch, batch_idx):
-    if self.global_step == {kill_after}:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if {site!r} == "training" and self.global_step == 7:
+        die()
     return step(self, batch, batch_idx)
-save = checkpoints.save_arithmetic_model
-def dying_save(model, folder):
+def dying_export(model, folder):
     save(model, folder)
-    if "checkpoint-{kill_after}." in folder.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-module.SumModule.training_step = dying_step
-checkpoints.save_arithmetic_model = dying_save
+    if {site!r} == "export" and "checkpoint-8." in folder.name:
+        die()
+def dying_write(checkpoint, path):
+    write(checkpoint, path)
+    if {site!r} == "checkpoint" and checkpoint["global_step"] > 5:
+        Path(path).write_bytes(Path(path).read_bytes()[:5000])
+        die()
+module.SumModule.training_step, training.save_arithmetic_model, torch.save = dying_step, dying_export, dying_write
 train_arithmetic(**{SHORT_RUN!r}, data_dir={data_dir!r}, output_dir={str(tmp_path)!r})
 """
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ}, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert not (tmp_path / "model.safetensors").exists()
-    assert newest_good_state(tmp_path)[1] == 4
-    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
-    assert "going on from" in (tmp_path / "logs" / "training.log").read_text()
-    assert same_weights(tmp_path, short_run)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 5, 6, 8, 10, 10]
-    assert not list(tmp_path.glob("*.tmp"))
+    found = newest_good_checkpoint(tmp_path / "checkpoints")
+    assert found.name == "step-5.ckpt"
+    workers = 2 if site == "export" else 0
+    train_arithmetic(**{**SHORT_RUN, "num_workers": workers}, data_dir=data_dir, output_dir=str(tmp_path))
+    assert f"going on from {found}" in (tmp_path / "logs" / "training.log").read_text()
+    for exported in ("", "checkpoint-8", "checkpoint-10"):
+        assert same_weights(tmp_path / exported, short_run / exported)
+    assert measured(tmp_path, "train_loss") == measured(short_run, "train_loss")
+    assert measured(tmp_path, "val_loss") == measured(short_run, "val_loss")
+    assert not [path for path in tmp_path.rglob(".*") if path.name.endswith(".part")]
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_used(data_dir, short_run, tmp_path, caplog):
+def cut(content: bytes) -> bytes:
+    return content[:5000]
+
+
+def with_a_flipped_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, with_a_flipped_bit])
+def test_a_damaged_checkpoint_is_skipped_and_the_one_before_used(damage, data_dir, short_run, tmp_path):
     train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "test_results.json").unlink()
-    state = tmp_path / "checkpoint-10" / "training_state.ckpt"
-    state.write_bytes(state.read_bytes()[:5000])
+    newest = newest_good_checkpoint(tmp_path / "checkpoints")
+    assert newest.name == "step-10.ckpt"
+    newest.write_bytes(damage(newest.read_bytes()))
     train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
     log = (tmp_path / "logs" / "training.log").read_text()
-    assert f"passing over the damaged {state}" in log
-    assert "going on from" in log
+    assert f"skipped the damaged checkpoint {newest}" in log
+    assert f"going on from {newest.with_name('step-9.ckpt')}" in log
     assert same_weights(tmp_path, short_run)
-    assert newest_good_state(tmp_path)[1] == 10
+    assert newest_good_checkpoint(tmp_path / "checkpoints") == newest
 
 
 def test_a_run_stopped_before_its_test_is_only_tested(data_dir, short_run, tmp_path):
@@ -191,11 +204,26 @@ def test_a_finished_run_is_not_trained_again(data_dir, short_run):
 
 
 def test_a_folder_with_another_run_is_refused_by_option_and_values(data_dir, short_run, tmp_path):
-    with pytest.raises(ValueError, match=r"holds a run with --learning-rate 0.002, not 0.5: name another --output-dir"):
+    with pytest.raises(ValueError, match=r"holds a run with learning_rate=0.002, now it is 0.5: .*resume='never'"):
         train_arithmetic(**{**SHORT_RUN, "learning_rate": 0.5}, data_dir=data_dir, output_dir=str(short_run))
     generate_arithmetic(num_examples=90, output_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="holds a run on other data"):
+    with pytest.raises(ValueError, match="holds a run with train_fingerprint="):
         train_arithmetic(**SHORT_RUN, data_dir=str(tmp_path), output_dir=str(short_run))
+
+
+def test_a_run_can_be_begun_anew_and_nothing_of_the_earlier_one_stays(data_dir, tmp_path):
+    train_arithmetic(**{**SHORT_RUN, "max_steps": 4}, data_dir=data_dir, output_dir=str(tmp_path))
+    anew = {**SHORT_RUN, "max_steps": 3, "seed": 7, "resume": "never"}
+    train_arithmetic(**anew, data_dir=data_dir, output_dir=str(tmp_path))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert same_weights(tmp_path, tmp_path / "checkpoint-3")
+
+
+def test_a_folder_with_a_model_of_other_making_is_left_alone(data_dir, short_run, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((short_run / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="holds a model without training_config.json: name another"):
+        train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    assert same_weights(tmp_path, short_run)
 
 
 @pytest.mark.parametrize(
@@ -224,22 +252,20 @@ def test_fp16_without_a_gpu_and_a_file_as_folder_are_refused(data_dir, tmp_path)
         with pytest.raises(ValueError, match="fp16 needs a GPU"):
             train_arithmetic(**SHORT_RUN, fp16=True, data_dir=data_dir, output_dir=str(tmp_path))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file: name a folder"):
+    with pytest.raises(OSError, match="could not write .*choose another output folder"):
         train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path / "file"))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(data_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"the loss is nan at step \d+: lower --learning-rate"):
-        train_arithmetic(**{**SHORT_RUN, "learning_rate": 1e30}, data_dir=data_dir, output_dir=str(tmp_path))
+def test_a_learning_rate_that_breaks_the_weights_ends_the_run_with_advice(data_dir, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"gradients of 25 steps .* not finite: lower --learning-rate"):
+        train_arithmetic(
+            **{**SHORT_RUN, "learning_rate": 1e30, "max_steps": 40}, data_dir=data_dir, output_dir=str(tmp_path)
+        )
 
 
 def test_validation_can_be_kept_to_a_few_examples(data_dir, short_run, tmp_path):
     train_arithmetic(**{**SHORT_RUN, "eval_examples": 1}, data_dir=data_dir, output_dir=str(tmp_path))
-    last_of = {}
-    for name, folder in (("all", short_run), ("one", tmp_path)):
-        lines = (folder / "logs" / "metrics.jsonl").read_text().splitlines()
-        last_of[name] = json.loads(lines[-1])
-    assert last_of["one"]["val_loss"] != last_of["all"]["val_loss"]
+    assert measured(tmp_path, "val_loss")[10] != measured(short_run, "val_loss")[10]
     assert same_weights(tmp_path, short_run)
 
 
@@ -267,27 +293,6 @@ def test_the_defaults_are_those_of_the_document():
     assert (s.data_dir, s.output_dir, s.num_workers) == ("data", "checkpoints", 4)
     assert (s.save_steps, s.eval_steps, s.logging_steps, s.seed) == (1000, 1000, 100, 42)
     assert s.count_steps(80_000) == 25_000
-
-
-def test_every_row_is_seen_once_an_epoch_in_batches_of_about_equal_length():
-    lengths = torch.randint(5, 60, (1000,), generator=torch.Generator().manual_seed(0))
-    batches = batches_of_an_epoch(lengths, batch_size=16, seed=1, epoch=0)
-    assert sorted(torch.cat(batches).tolist()) == list(range(1000))
-    padding = sum(int((lengths[rows].max() - lengths[rows]).sum()) for rows in batches)
-    assert padding < 0.03 * lengths.sum()
-    again, other = (batches_of_an_epoch(lengths, batch_size=16, seed=1, epoch=epoch) for epoch in (0, 1))
-    assert all(torch.equal(one, two) for one, two in zip(batches, again, strict=True))
-    assert not all(torch.equal(one, two) for one, two in zip(batches, other, strict=True))
-
-
-def test_a_sampler_set_to_a_step_goes_on_with_the_batch_that_follows():
-    lengths = torch.arange(1, 51)
-    whole = list(WholeRunSampler(lengths=lengths, batch_size=8, num_steps=20, seed=0))
-    assert len(whole) == 20
-    for first_step in (3, 7, 14, 19):
-        rest = WholeRunSampler(lengths=lengths, batch_size=8, num_steps=20, seed=0)
-        rest.first_step = first_step
-        assert list(rest) == whole[first_step:]
 
 
 def test_padding_and_problem_digits_weigh_what_they_should():
@@ -359,10 +364,10 @@ def test_sums_of_one_column_are_repeated_only_beside_chains():
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_to_zero():
-    rates = [warm_up_then_cosine(step, warmup_steps=4, num_steps=12) for step in range(13)]
-    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rates[8] == pytest.approx(0.5)
-    assert rates[12] == pytest.approx(0.0)
+    factors = [warm_up_then_cosine(step, warmup_steps=4, num_steps=12) for step in range(13)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[8] == pytest.approx(0.5)
+    assert factors[12] == pytest.approx(0.0)
     assert warm_up_then_cosine(0, warmup_steps=0, num_steps=1) == 1.0
 
 
@@ -422,7 +427,7 @@ def test_an_impossible_evaluation_is_refused(options, error, message, knowing_ru
 def test_an_output_file_that_cannot_be_written_is_refused_before_anything_is_computed(knowing_run, monkeypatch):
     monkeypatch.setattr("smollm_trm.arithmetic.commands.evaluate_sums", lambda *_, **__: pytest.fail("computed"))
     inside_a_file = str(knowing_run / "train.json" / "results.json")
-    with pytest.raises(ValueError, match="folder of output_file .* is a file: name a folder"):
+    with pytest.raises(OSError, match="could not write .*choose another output folder"):
         evaluate_arithmetic(checkpoint=str(knowing_run / "run"), data_dir=str(knowing_run), output_file=inside_a_file)
 
 

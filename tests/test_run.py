@@ -1,6 +1,8 @@
 """A run, whatever model it trains: here a line of three numbers."""
 
+import csv
 import io
+import logging
 import re
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.progress import RunProgress
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average, steps_done
+from smollm_trm.training.text_log import training_log
 
 BATCHES = 10
 
@@ -106,6 +109,25 @@ def test_a_run_that_dies_after_any_step_ends_as_an_unbroken_one(tmp_path, monkey
     assert trainer.global_step == 2 * BATCHES
     assert torch.equal(broken.weight, unbroken.weight) and torch.equal(broken.seen, unbroken.seen)
     assert kept_steps(tmp_path / "broken") == kept_steps(tmp_path / "unbroken")
+
+
+def test_a_validation_that_was_not_finished_is_made_again(tmp_path, monkeypatch):
+    """No checkpoint is written between a batch and its validation, in a second epoch either."""
+    validate = Line.validation_step
+
+    def dying_validation(self, batch, batch_idx):
+        if self.global_step == 12:
+            raise Killed
+        validate(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Line, "validation_step", dying_validation)
+        with pytest.raises(Killed):
+            fit_line(tmp_path, save_every_n_steps=1)
+    assert kept_steps(tmp_path)[-1] == 11
+    fit_line(tmp_path, save_every_n_steps=1)
+    with open(tmp_path / "logs" / "metrics.csv", newline="") as file:
+        assert [int(row["step"]) + 1 for row in csv.DictReader(file) if row["height"]] == [4, 8, 12, 16, 20]
 
 
 def test_a_run_without_an_average_holds_none_and_one_with_it_gives_it_back_with_the_buffers(tmp_path):
@@ -215,3 +237,19 @@ def test_no_progress_is_shown_where_none_is_wanted_or_by_another_process(tmp_pat
     monkeypatch.setattr(Trainer, "is_global_zero", property(lambda self: False))
     assert shown_by(tmp_path / "second", monkeypatch, max_steps=4) == ""
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_log_has_times_and_figures_in_its_file_and_colours_on_a_terminal(tmp_path, monkeypatch, terminal):
+    screen = Screen(terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    package = logging.getLogger("smollm_trm")
+    before = package.level, package.propagate, list(package.handlers)
+    with training_log(tmp_path / "logs" / "training.log"):
+        logging.getLogger("smollm_trm.training.run").warning("take care")
+        fit_line(tmp_path, max_steps=4)
+    assert screen.getvalue() == ("\033[33mtake care\033[0m\n" if terminal else "take care\n")
+    log = (tmp_path / "logs" / "training.log").read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ WARNING take care$", log, re.MULTILINE)
+    assert re.search(r"DEBUG step 4 .*height", log)
+    assert (package.level, package.propagate, package.handlers) == before

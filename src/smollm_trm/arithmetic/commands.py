@@ -1,4 +1,4 @@
-"""The four commands of the arithmetic room, as typed functions: `smollm-trm arithmetic generate | train |
+"""The four commands of the arithmetic model, as typed functions: `smollm-trm arithmetic generate | train |
 ...`.
 
 Each returns the text to print.
@@ -7,21 +7,17 @@ Each returns the text to print.
 import time
 from pathlib import Path
 
+import torch
+
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.files import (
-    SumSettings,
-    make_parts,
-    make_writable_folder,
-    read_sum_file,
-    write_json_file,
-    write_parts,
-)
+from smollm_trm.arithmetic.files import SumSettings, make_parts, read_sum_file, write_parts
 from smollm_trm.arithmetic.interactive import converse
-from smollm_trm.arithmetic.model import choose_device, load_arithmetic_model
+from smollm_trm.arithmetic.model import load_arithmetic_model
 from smollm_trm.arithmetic.report import format_evaluation, plot_evaluation
 from smollm_trm.arithmetic.settings import apply_preset
 from smollm_trm.arithmetic.training import train_sums
-from smollm_trm.records import run_record
+from smollm_trm.models.loading import default_device
+from smollm_trm.records import remove_path, run_record, write_json, write_text
 
 
 def generate_arithmetic(
@@ -91,6 +87,7 @@ def train_arithmetic(
     one_column_repeats: int | None = None,
     data_dir: str = "data",
     output_dir: str = "checkpoints",
+    resume: str = "auto",
     num_workers: int | None = None,
     save_steps: int | None = None,
     eval_steps: int | None = None,
@@ -118,6 +115,7 @@ def train_arithmetic(
         one_column_repeats: how often an epoch shows a sum of one column, where the others have a chain (default 1).
         data_dir: folder of train.json, val.json and test.json.
         output_dir: where everything is written.
+        resume: "auto" goes on with a run found there, "never" starts anew; or a checkpoint file.
         num_workers: processes that prepare batches; never more than there are cores (default 4).
         save_steps: steps between checkpoints (default 1000).
         eval_steps: steps between validations (default 1000).
@@ -159,15 +157,16 @@ def evaluate_arithmetic(
         if value < 1:
             raise ValueError(f"{name} is {value}, but must be at least 1")
     if output_file:  # before anything is computed
-        make_writable_folder(Path(output_file).parent, name="folder of output_file")
+        write_text(probe := Path(output_file).with_name(".writable"), "")
+        remove_path(probe)
     data = read_sum_file(Path(data_path) if data_path else Path(data_dir) / "test.json")
     model, tokenizer = load_arithmetic_model(Path(checkpoint), model_size=model_size)
-    model.to(choose_device(device))
+    model.to(pick_device(device))
     report = evaluate_sums(model, tokenizer, data, batch_size=batch_size, max_length=max_length, show_progress=True)
     text = format_evaluation(report)
     if output_file:
         picture = Path(output_file).with_suffix(".png")
-        write_json_file({"checkpoint": checkpoint, **report, **run_record()}, Path(output_file))
+        write_json(Path(output_file), {"checkpoint": checkpoint, **report, **run_record()})
         plot_evaluation(report, picture)
         text += f"\nwritten: {output_file}, {picture}"
     return text
@@ -195,5 +194,18 @@ def interactive_arithmetic(
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}, but must not be negative")
     model, tokenizer = load_arithmetic_model(Path(checkpoint), model_size=model_size)
-    converse(model.to(choose_device(device)), tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+    converse(model.to(pick_device(device)), tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
     return ""
+
+
+def pick_device(device: str) -> torch.device:
+    """ "cpu", "cuda", or "auto": a GPU where there is one.
+
+    Raises:
+        ValueError: another name, or cuda where there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {device!r}, but must be one of auto, cpu, cuda")
+    if device == "cuda" and default_device().type == "cpu":
+        raise ValueError("device is 'cuda', but there is no GPU: use --device auto or cpu")
+    return default_device() if device == "auto" else torch.device(device)

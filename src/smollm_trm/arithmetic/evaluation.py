@@ -4,6 +4,7 @@ Exact match is decoded, not teacher-forced: the model writes chain and answer it
 problem length (Hugging Face's `generate`). Token accuracy is teacher-forced, over the completion's tokens.
 """
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,11 +13,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smollm_trm.arithmetic.batches import SumBatches, encode_sums, plain_batches
+from smollm_trm.arithmetic.batches import SumBatches, encode_sums
 from smollm_trm.arithmetic.diagnosis import Judgement, judge_completion
 from smollm_trm.arithmetic.files import SumFile
 from smollm_trm.arithmetic.rules import WrittenSum, count_carries, count_tokens, read_sum
 from smollm_trm.arithmetic.tokenizer import show_tokens
+from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.evaluation.statistics import wilson_interval
 
 EXAMPLES_SHOWN = 10
@@ -47,7 +49,8 @@ def complete_sums(
     by_length = sorted(range(len(problems)), key=lambda place: len(problems[place]))
     written = [""] * len(problems)
     starts = range(0, len(problems), batch_size)
-    for start in tqdm(starts, desc="decoding", unit="batch", disable=not show_progress):
+    wait = 0.1 if sys.stderr.isatty() else 10.0  # seconds between lines
+    for start in tqdm(starts, desc="decoding", unit="batch", mininterval=wait, disable=not show_progress):
         places = by_length[start : start + batch_size]
         batch = tokenizer(
             [problems[place] for place in places],
@@ -80,7 +83,7 @@ def token_accuracy(
     sums = encode_sums(lines, tokenizer, max_length=max_length)
     batches = SumBatches(sums=sums, problem_weight=0.0)
     right, wanted = 0, 0
-    for rows in plain_batches(sums, batch_size=batch_size):
+    for rows in LengthGroupedBatches(lengths=sums.lengths.tolist(), batch_size=batch_size):
         batch = {name: tensor.to(model.device) for name, tensor in batches[rows].items()}
         predicted = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].argmax(dim=-1)
         is_target = batch["is_completion"][:, 1:]

@@ -11,14 +11,13 @@ nothing.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from smollm_trm.arithmetic.problems import draw_data_set
 from smollm_trm.arithmetic.rules import DIGIT_ORDERS, longest_example, read_sum, write_sum
-from smollm_trm.records import write_whole
+from smollm_trm.records import write_json
 
 ARITHMETIC_FORMAT = "smollm-trm arithmetic"
 ARITHMETIC_FORMAT_VERSION = 1
@@ -112,7 +111,6 @@ def make_parts(settings: SumSettings) -> dict[str, list[str]]:
 
 def write_parts(parts: dict[str, list[str]], settings: SumSettings, folder: Path) -> None:
     """Write the three files, each whole or not at all."""
-    make_writable_folder(folder, name="output_dir")
     for part, lines in parts.items():
         metadata = {
             "format": ARITHMETIC_FORMAT,
@@ -121,34 +119,7 @@ def write_parts(parts: dict[str, list[str]], settings: SumSettings, folder: Path
             "count": len(lines),
             "settings": asdict(settings),
         }
-        write_json_file({"metadata": metadata, "examples": lines}, folder / f"{part}.json", indent=None)
-
-
-def make_writable_folder(folder: Path, *, name: str) -> None:
-    """Make a folder, or say why nothing can be written there.
-
-    Args:
-        folder: to be made if need be.
-        name: of the option, for the message.
-
-    Raises:
-        ValueError: it is a file.
-        PermissionError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{name} {folder} is a file: name a folder") from None
-    except PermissionError:
-        raise PermissionError(f"{name} {folder} cannot be made: name another folder") from None
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{name} {folder} cannot be written: name another folder")
-
-
-def write_json_file(content: dict | list, path: Path, *, indent: int | None = 2) -> None:
-    """Write JSON so that the file is there whole or not at all."""
-    text = json.dumps(content, indent=indent) + "\n"
-    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+        write_json(folder / f"{part}.json", {"metadata": metadata, "examples": lines})
 
 
 def read_sum_file(path: Path) -> SumFile:

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from smollm_trm.arithmetic.tokenizer import ARITHMETIC_TOKENS, build_arithmetic_tokenizer
+from smollm_trm.records import first_line
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,7 @@ def load_arithmetic_model(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # the many ways in which a foreign or damaged folder fails to load
-        raise ValueError(
-            f"{folder} cannot be loaded, it is damaged or of another kind ({_first_line(error)})"
-        ) from None
+        raise ValueError(f"{folder} cannot be loaded, it is damaged or of another kind ({first_line(error)})") from None
     if report["missing_keys"] or report["mismatched_keys"] or tokenizer.get_vocab().keys() != set(ARITHMETIC_TOKENS):
         raise ValueError(f"{folder} is no whole arithmetic model: its tensors or its 16 tokens do not fit config.json")
     if model_size is not None:
@@ -163,20 +162,3 @@ def refuse_another_size(config: ArceeConfig, model_size: str, folder: Path) -> N
 def _shape_of(model_size: str) -> list[int]:
     shape = ARITHMETIC_SIZES[model_size]
     return [shape.layers, shape.hidden_size, shape.heads, shape.feed_forward]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def choose_device(device: str) -> torch.device:
-    """ "cpu", "cuda", or "auto": a GPU where there is one.
-
-    Raises:
-        ValueError: another name, or cuda where there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {device!r}, but must be one of auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but there is no GPU: use --device auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

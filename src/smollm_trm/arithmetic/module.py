@@ -6,6 +6,7 @@ decodes nothing.
 """
 
 import math
+from functools import partial
 
 import torch
 from pytorch_lightning import LightningModule
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from smollm_trm.arithmetic.optimizer import build_sum_optimizer
+from smollm_trm.arithmetic.settings import SumTrainingSettings
 
 
 def weighted_next_token_loss(
@@ -38,45 +40,25 @@ def warm_up_then_cosine(step: int, *, warmup_steps: int, num_steps: int) -> floa
 
 
 class SumModule(LightningModule):
-    """Train a causal LM on sums.
+    """Train a causal LM on sums. Nothing in a step is drawn at random: a resumed run needs no random state.
 
     Args:
         model: the decoder.
-        optimizer: "adamw" or "muon".
-        learning_rate: peak of the schedule.
-        weight_decay: decoupled.
-        warmup_steps: steps of the linear rise.
+        settings: optimizer, learning rate, weight decay and warm-up.
         num_steps: optimizer steps of the whole run.
     """
 
-    def __init__(
-        self,
-        *,
-        model: PreTrainedModel,
-        optimizer: str,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_steps: int,
-        num_steps: int,
-    ) -> None:
+    def __init__(self, *, model: PreTrainedModel, settings: SumTrainingSettings, num_steps: int) -> None:
         super().__init__()
         self.model = model
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
+        self.settings = settings
         self.num_steps = num_steps
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Loss of a batch. No mask is needed: padding stands on the right and attention looks to the left."""
         logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
         loss = weighted_next_token_loss(logits, batch["input_ids"], batch["token_weights"])
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.global_step + 1}: lower --learning-rate"
-                " (checkpoints written so far are kept)"
-            )
-        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_loss", loss.detach())
         return loss
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
@@ -89,26 +71,17 @@ class SumModule(LightningModule):
         self.log("val_loss", loss, batch_size=num_tokens)
         self.log("val_token_accuracy", right[wanted].float().mean(), batch_size=num_tokens)
         exact = (right | ~wanted).all(dim=1).float().mean()
-        self.log("val_exact_match", exact, batch_size=len(wanted), prog_bar=True)
+        self.log("val_exact_match", exact, batch_size=len(wanted))
 
     def configure_optimizers(self) -> dict:
         """The optimizer with warm-up and cosine, counted in optimizer steps."""
+        settings = self.settings
         optimizer = build_sum_optimizer(
             self.model,
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
+            optimizer=settings.optimizer,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: warm_up_then_cosine(step, warmup_steps=self.warmup_steps, num_steps=self.num_steps),
-        )
+        factor = partial(warm_up_then_cosine, warmup_steps=settings.warmup_steps, num_steps=self.num_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """The random state as a plain tensor (a checkpoint loads with weights_only=True)."""
-        checkpoint["torch_random_state"] = torch.get_rng_state()
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Go on with the random numbers where the checkpoint was written."""
-        torch.set_rng_state(checkpoint["torch_random_state"])

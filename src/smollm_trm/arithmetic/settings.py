@@ -4,7 +4,7 @@ The fast preset is for two CPU cores: a decoder of 0.4M parameters, a high learn
 fixed number of steps. It reaches 99% exact match where the document's defaults are still at their start.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from smollm_trm.arithmetic.model import ARITHMETIC_SIZES
@@ -29,7 +29,7 @@ FAST_PRESET = {
 ARITHMETIC_PRESETS = {"fast": FAST_PRESET}
 FREE_ON_RESUME = (
     *("data_dir", "output_dir", "num_workers", "save_steps", "eval_steps", "logging_steps"),
-    *("no_wandb", "eval_batch_size", "eval_examples"),
+    *("no_wandb", "eval_batch_size", "eval_examples", "resume", "command", "versions", "machine"),
 )
 AT_LEAST_ONE = (
     *("max_length", "batch_size", "eval_batch_size", "num_epochs", "one_column_repeats"),
@@ -68,7 +68,9 @@ class SumTrainingSettings:
     data_dir: str = "data"
     """Folder of train.json, val.json and test.json."""
     output_dir: str = "checkpoints"
-    """Where everything is written; a run found there is gone on with."""
+    """Where everything is written."""
+    resume: str = "auto"
+    """"auto" goes on with a run found there, "never" starts anew; or a checkpoint file."""
     num_workers: int = 4
     """Processes that prepare batches; never more than there are cores."""
     save_steps: int = 1000
@@ -107,10 +109,6 @@ class SumTrainingSettings:
         """Optimizer steps of the whole run on so many training examples."""
         steps_per_epoch = -(-num_examples // self.batch_size)
         return self.max_steps if self.max_steps != -1 else self.num_epochs * steps_per_epoch
-
-    def fixing_the_weights(self) -> dict[str, int | float | str | bool]:
-        """The settings that decide the final weights: a run can only be resumed where they are the same."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
 
 
 def apply_preset(preset: str | None, given: dict[str, Any]) -> SumTrainingSettings:

@@ -1,49 +1,67 @@
-"""One training run: read the data, go on where an earlier run stopped, train, test, write everything down.
+"""The training of the arithmetic model, as the document has it: data folder in, trained and tested model out.
 
 output_dir/
   model.safetensors, config.json, tokenizer.json ...   the trained model, for from_pretrained
+  checkpoint-1000/ ...                                 the same of the model on the way
   training_config.json                                 settings, data fingerprints, versions, parameters
   test_results.json                                    the evaluation of the test part
-  logs/training.log, logs/metrics.jsonl                what happened, with timestamps
-  checkpoint-1000/ ...                                 the model on the way, and the state to go on from
+  logs/training.log, logs/metrics.csv                  what happened, with timestamps, and every figure
+  checkpoints/                                         where an interrupted run goes on: see `training/run.py`
 """
 
+import json
 import logging
 import os
 import time
-import warnings
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.loggers import WandbLogger
-from torch.utils.data import DataLoader
+from pytorch_lightning import Callback, LightningModule, Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from smollm_trm.arithmetic.batches import (
-    EncodedSums,
-    SumBatches,
-    WholeRunLoader,
-    WholeRunSampler,
-    encode_sums,
-    plain_batches,
-    repeat_one_column_sums,
-)
-from smollm_trm.arithmetic.checkpoints import SumCheckpoints, checkpoint_folders, newest_good_state
+from smollm_trm.arithmetic.batches import EncodedSums, SumBatches, encode_sums, repeat_one_column_sums
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.files import SumFile, make_writable_folder, read_data_folder, write_json_file
+from smollm_trm.arithmetic.files import SumFile, read_data_folder
 from smollm_trm.arithmetic.model import build_arithmetic_model, count_parameters, save_arithmetic_model
 from smollm_trm.arithmetic.module import SumModule
-from smollm_trm.arithmetic.run_log import SumMetricsLog, logging_to, read_run_file
-from smollm_trm.arithmetic.settings import SumTrainingSettings
+from smollm_trm.arithmetic.settings import FREE_ON_RESUME, SumTrainingSettings
 from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
-from smollm_trm.records import run_record
+from smollm_trm.data.batching import LengthGroupedBatches
+from smollm_trm.data.datamodule import ResumableLoader
+from smollm_trm.models.loading import default_device
+from smollm_trm.records import remove_path, run_record, write_json, write_whole
+from smollm_trm.training.loggers import quiet_lightning
+from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, steps_done
+from smollm_trm.training.text_log import training_log
+
+logger = logging.getLogger(__name__)
 
 
-def train_sums(settings: SumTrainingSettings) -> dict:
+class ExportedModels(Callback):
+    """Writes `checkpoint-<step>`, a model for use, every so many optimizer steps and at the last one.
+
+    Args:
+        folder: of the run.
+        every_n_steps: optimizer steps between them.
+        num_steps: of the whole run.
+    """
+
+    def __init__(self, *, folder: Path, every_n_steps: int, num_steps: int) -> None:
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.num_steps = num_steps
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Write where one is due."""
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 or step == self.num_steps:
+            path = self.folder / f"checkpoint-{step}"
+            write_whole(path, lambda unfinished: save_arithmetic_model(pl_module.model, unfinished))
+
+
+def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
     """Train as the settings say, or go on with the run found in the output folder; returns the test results.
 
     A finished run is not trained again: its results are returned.
@@ -51,39 +69,32 @@ def train_sums(settings: SumTrainingSettings) -> dict:
     Raises:
         FileNotFoundError: a data file is missing.
         ValueError: the data is not of this format, an example is longer than max_length, the folder holds a
-            run with other settings or data, fp16 without a GPU, or the loss is not finite.
-        PermissionError: the output folder cannot be written.
+            run with other settings or data, or fp16 without a GPU.
+        FloatingPointError: gradients or validation loss are not finite.
+        OSError: the output folder cannot be written to.
     """
     if settings.fp16 and not torch.cuda.is_available():
         raise ValueError("fp16 needs a GPU, and there is none: leave --fp16 out")
     files = read_data_folder(Path(settings.data_dir))
     folder = Path(settings.output_dir)
-    make_writable_folder(folder, name="output_dir")
+    if (folder / "model.safetensors").is_file() and not (folder / "training_config.json").is_file():
+        raise ValueError(f"{folder} holds a model without training_config.json: name another --output-dir")
     tokenizer = build_arithmetic_tokenizer(max_length=settings.max_length)
     parts = _encode_parts(files, tokenizer, settings)
-    num_steps = settings.count_steps(len(parts["train"]))
     model = build_arithmetic_model(settings.model_size, max_length=settings.max_length, seed=settings.seed)
     model.config.digit_order = files["train"].digit_order  # tells the interactive command how answers are written
-    description = _describe_run(settings, files, num_steps=num_steps, num_parameters=count_parameters(model))
-    _refuse_another_run(description, folder)
-    if (finished := read_run_file(folder / "test_results.json")) and (folder / "model.safetensors").is_file():
-        logging.getLogger("smollm_trm.arithmetic").warning(
-            "%s holds this very run, finished: nothing to train (name another --output-dir for a new one)",
-            folder,
-        )
-        return finished
-    write_json_file(description, folder / "training_config.json")
-    with logging_to(folder / "logs" / "training.log") as log:
-        log.info(
-            "training %s (%s parameters) on %s examples of %s: %s steps, tested on %s",
-            settings.model_size,
-            f"{count_parameters(model):,}",
-            f"{len(parts['train']):,}",
-            settings.data_dir,
-            f"{num_steps:,}",
-            f"{len(parts['test']):,}",
-        )
-        _fit(model, parts, settings, num_steps=num_steps)
+    run = _describe_sum_run(settings)
+    with training_log(folder / "logs" / "training.log"):
+        checkpoint = begin_run(run, _noted(settings, files, model), may_change=FREE_ON_RESUME)
+        if settings.resume == "never":
+            for stale in [*folder.glob("checkpoint-*"), folder / "model.safetensors"]:
+                remove_path(stale)
+        if (folder / run.results_file).is_file() and (folder / "model.safetensors").is_file():
+            logger.warning(
+                "%s holds this very run, finished: nothing to train (name another --output-dir for a new one)", folder
+            )
+            return json.loads((folder / run.results_file).read_text(encoding="utf-8"))
+        _fit(run, model, parts, settings, checkpoint)
         save_arithmetic_model(model, folder)
         return _test(model, tokenizer, files["test"], settings)
 
@@ -101,134 +112,88 @@ def _encode_parts(
     return parts
 
 
-def _describe_run(
-    settings: SumTrainingSettings, files: dict[str, SumFile], *, num_steps: int, num_parameters: int
-) -> dict:
+def _describe_sum_run(settings: SumTrainingSettings) -> Run:
+    has_key = bool(os.environ.get("WANDB_API_KEY")) and not settings.no_wandb
+    return Run(
+        folder=Path(settings.output_dir),
+        resume=settings.resume,
+        settings_file="training_config.json",
+        results_file="test_results.json",
+        metric="val_loss",
+        save_every_n_steps=settings.save_steps,
+        wandb=("smollm-trm-arithmetic" if has_key else None, None),
+        seed=settings.seed,
+        not_finite="lower --learning-rate (checkpoints written so far are kept)",
+        out_of_memory="lower --batch-size or --eval-batch-size",
+    )
+
+
+def _noted(settings: SumTrainingSettings, files: dict[str, SumFile], model: PreTrainedModel) -> dict[str, Any]:
+    """What the run is begun with: a run can only be resumed where what decides its weights is the same."""
     return {
-        "settings": asdict(settings),
-        "num_steps": num_steps,
-        "num_parameters": num_parameters,
-        "data": {part: {"count": len(file.examples), "fingerprint": file.fingerprint} for part, file in files.items()},
+        **asdict(settings),
+        **{f"{part}_fingerprint": file.fingerprint for part, file in files.items()},
+        "num_parameters": count_parameters(model),
         **run_record(),
     }
 
 
-def _refuse_another_run(description: dict, folder: Path) -> None:
-    """Raise ValueError where the folder holds a run that this one cannot go on with."""
-    if not checkpoint_folders(folder) and not (folder / "model.safetensors").is_file():
-        return
-    earlier = read_run_file(folder / "training_config.json")
-    if earlier is None:
-        raise ValueError(f"{folder} holds a model without training_config.json: name another --output-dir")
-    if description["data"] != earlier.get("data"):
-        raise ValueError(f"{folder} holds a run on other data: name another --output-dir, or the data of that run")
-    now = SumTrainingSettings(**description["settings"]).fixing_the_weights()
-    for name, value in now.items():
-        before = earlier.get("settings", {}).get(name)
-        if before != value:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(
-                f"{folder} holds a run with {option} {before}, not {value}: "
-                f"name another --output-dir, or take {option} {before} to go on"
-            )
-
-
 def _fit(
-    model: PreTrainedModel, parts: dict[str, EncodedSums], settings: SumTrainingSettings, *, num_steps: int
+    run: Run,
+    model: PreTrainedModel,
+    parts: dict[str, EncodedSums],
+    settings: SumTrainingSettings,
+    checkpoint: Path | None,
 ) -> None:
-    """Train the model in place, from the newest good checkpoint on."""
-    folder = Path(settings.output_dir)
-    module = SumModule(
-        model=model,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_steps,
-        num_steps=num_steps,
+    """Train the model in place, from a checkpoint if there is one."""
+    workers = min(settings.num_workers, os.cpu_count() or 1)
+    train = _loader(
+        parts["train"],
+        settings.batch_size,
+        problem_weight=settings.problem_weight,
+        seed=settings.seed,
+        num_workers=workers,
     )
-    log = logging.getLogger("smollm_trm.arithmetic")
-    found = newest_good_state(folder)
-    if found and found[1] == num_steps:  # stopped between the last step and the test
-        module.load_state_dict(torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"])
-        return
-    trainer = _build_trainer(settings, num_steps=num_steps)
-    loader = _training_loader(parts["train"], settings, trainer, num_steps=num_steps)
-    held_out = DataLoader(
-        SumBatches(sums=parts["val"], problem_weight=0.0),
-        sampler=plain_batches(parts["val"], batch_size=settings.eval_batch_size),
-        batch_size=None,
-    )
-    if found:
-        log.info("going on from %s (step %s of %s)", found[0].parent, f"{found[1]:,}", f"{num_steps:,}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # one tensor: they would only cost
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning on torch 2.13
-        try:
-            trainer.fit(module, loader, held_out, ckpt_path=found and found[0], weights_only=True)
-        except (KeyboardInterrupt, SystemExit):  # Ctrl-C: Lightning shuts down and exits
-            log.warning("stopped at step %d: the same command goes on from the last checkpoint", trainer.global_step)
-            raise
+    num_steps = settings.count_steps(len(parts["train"]))
+    logger.info("training %s on %d examples: %d steps", settings.model_size, len(parts["train"]), num_steps)
+    with quiet_lightning():
+        trainer = build_run_trainer(
+            run,
+            first_step=steps_done(checkpoint),
+            callbacks=[ExportedModels(folder=run.folder, every_n_steps=settings.save_steps, num_steps=num_steps)],
+            max_steps=num_steps,
+            max_epochs=-(-num_steps // len(train)),
+            precision="16-mixed" if settings.fp16 else "32-true",
+            gradient_clip_val=1.0,
+            val_check_interval=min(settings.eval_steps, num_steps),
+            check_val_every_n_epoch=None,  # counted over all epochs
+            log_every_n_steps=settings.logging_steps,
+        )
+        fit_run(
+            run,
+            trainer,
+            SumModule(model=model, settings=settings, num_steps=num_steps),
+            checkpoint=checkpoint,
+            train_dataloaders=train,
+            val_dataloaders=_loader(parts["val"], settings.eval_batch_size),
+        )
 
 
-def _build_trainer(settings: SumTrainingSettings, *, num_steps: int) -> Trainer:
-    """One Lightning epoch is the whole run: its bar shows the way to the end, and resuming is one position."""
-    folder = Path(settings.output_dir)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no tips in the middle of the progress bar
-    return Trainer(
-        max_steps=num_steps,
-        max_epochs=-1,
-        accelerator="auto",
-        devices=1,
-        precision="16-mixed" if settings.fp16 else "32-true",
-        gradient_clip_val=1.0,
-        val_check_interval=min(settings.eval_steps, num_steps),
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=settings.logging_steps,
-        logger=_weights_and_biases(settings) or False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[
-            TQDMProgressBar(refresh_rate=10),
-            SumMetricsLog(path=folder / "logs" / "metrics.jsonl", every_n_steps=settings.logging_steps),
-            SumCheckpoints(folder=folder, every_n_steps=settings.save_steps, num_steps=num_steps),
-        ],
-        default_root_dir=folder,
-    )
-
-
-def _training_loader(
-    sums: EncodedSums, settings: SumTrainingSettings, trainer: Trainer, *, num_steps: int
-) -> WholeRunLoader:
-    return WholeRunLoader(
-        dataset=SumBatches(sums=sums, problem_weight=settings.problem_weight),
-        sampler=WholeRunSampler(
-            lengths=sums.lengths, batch_size=settings.batch_size, num_steps=num_steps, seed=settings.seed
-        ),
-        num_workers=min(settings.num_workers, os.cpu_count() or 1),
-        steps_done=lambda: trainer.global_step,
-    )
-
-
-def _weights_and_biases(settings: SumTrainingSettings) -> WandbLogger | None:
-    """The W&B logger where it is wanted, installed and has a key: it never asks."""
-    if settings.no_wandb:
-        return None
-    if find_spec("wandb") is None or not os.environ.get("WANDB_API_KEY"):
-        logging.getLogger("smollm_trm.arithmetic").info("no WANDB_API_KEY: metrics go to logs/metrics.jsonl only")
-        return None
-    return WandbLogger(project="smollm-trm-arithmetic", save_dir=settings.output_dir, config=asdict(settings))
+def _loader(
+    sums: EncodedSums, batch_size: int, *, problem_weight: float = 0.0, seed: int = 0, num_workers: int = 0
+) -> ResumableLoader:
+    batches = LengthGroupedBatches(lengths=sums.lengths.tolist(), batch_size=batch_size, seed=seed)
+    dataset = SumBatches(sums=sums, problem_weight=problem_weight)
+    return ResumableLoader(dataset, batches=batches, num_workers=num_workers)
 
 
 def _test(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: SumFile, settings: SumTrainingSettings
-) -> dict:
+) -> dict[str, Any]:
     """Evaluate the test part and write `test_results.json`."""
-    log = logging.getLogger("smollm_trm.arithmetic")
     started = time.perf_counter()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     results = evaluate_sums(
-        model,
+        model.to(default_device()),
         tokenizer,
         data,
         batch_size=settings.eval_batch_size,
@@ -236,8 +201,8 @@ def _test(
         show_progress=True,
     )
     results = {**results, "seed": settings.seed, **run_record()}
-    write_json_file(results, Path(settings.output_dir) / "test_results.json")
-    log.info(
+    write_json(Path(settings.output_dir) / "test_results.json", results)
+    logger.info(
         "test: exact match %.2f%%, token accuracy %.2f%% on %s problems (%.0f s); all in %s",
         100 * results["exact_match"], 100 * results["token_accuracy"], f"{results['num_examples']:,}",
         time.perf_counter() - started, settings.output_dir,

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 NOISE = (
     ".*does not have many workers",  # the rows are in memory
+    ".*is smaller than the logging interval",  # an epoch is; the run is what counts
     ".*LeafSpec.* is deprecated",
     ".*is_gradient_checkpointing.* is deprecated",
     ".*gradient_checkpointing_enable.* is deprecated",
@@ -51,6 +52,13 @@ class KeptCSVLogger(CSVLogger):
     def __init__(self, folder: Path, *, first_step: int) -> None:
         super().__init__(str(folder), name="logs", version="", flush_logs_every_n_steps=1)
         self.first_step = first_step
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write a row; the log hears of it too, in optimizer steps done."""
+        super().log_metrics(metrics, step)
+        if logger.isEnabledFor(logging.DEBUG):
+            figures = " ".join(f"{name} {value:.5g}" for name, value in metrics.items() if name != "epoch")
+            logger.debug("step %d %s", (step or 0) + 1, figures)
 
     @property
     def experiment(self) -> Any:

@@ -8,6 +8,7 @@ The way of a run: `begin_run`, `build_run_trainer`, `fit_run`, and where an aver
 checkpoint.
 """
 
+import logging
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.loggers import build_loggers, finish_wandb
 from smollm_trm.training.progress import RunProgress
 from smollm_trm.training.watch import NonFiniteGuard, Speedometer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +89,12 @@ def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str
     prepare_folder(run, settings, anew=anew)
     if anew:
         return None
-    if run.resume == "auto":
-        return newest_good_checkpoint(run.checkpoints)
-    if not Path(run.resume).is_file():
+    checkpoint = newest_good_checkpoint(run.checkpoints) if run.resume == "auto" else Path(run.resume)
+    if checkpoint is not None and not checkpoint.is_file():
         raise ValueError(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
-    return Path(run.resume)
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
+    return checkpoint
 
 
 @rank_zero_only
