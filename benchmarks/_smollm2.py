@@ -74,3 +74,10 @@ def real_gsm8k() -> Path | None:
     """GSM8K's folder on this machine, by GSM8K_DIR or beside the checkout; None where it must come from the Hub."""
     folder = Path(os.environ.get("GSM8K_DIR", GSM8K_BESIDE))
     return folder if (folder / "train.jsonl").is_file() else None
+
+
+if __name__ == "__main__":
+    try:
+        print(f"SmolLM2-135M-Instruct is in {smollm2_folder().relative_to(CHECKOUT)}")
+    except UserMistake as error:
+        sys.exit(str(error))

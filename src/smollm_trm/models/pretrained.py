@@ -48,7 +48,7 @@ from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.storage import REASONER_PREFIX, read_config, read_weights, saved_model_folder, weights_to_save
 from smollm_trm.records import UserMistake, first_line, write_text
 
-ANCHOR_TEXT = "."
+ANCHOR_TEXT = "..."
 """The token whose embedding a fresh latent is near: of those tried on a real base, one of the least disturbing."""
 BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
