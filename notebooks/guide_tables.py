@@ -15,8 +15,7 @@ import difflib
 import re
 from dataclasses import dataclass, field
 
-from library import BuildError
-from live_names import python_of
+from library import BuildError, python_of
 from nbformat import NotebookNode
 
 HEADING = re.compile(r"(#{1,3}) +(.+)")

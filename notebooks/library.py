@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "smollm_trm"
-NEVER_INLINED = frozenset({"__init__", "__main__", "cli"})  # entry points; a notebook has its own
+NEVER_INLINED = frozenset({"__init__", "__main__", "cli", "commands"})  # entry points; a notebook has its own
 HIDDEN_PLACES = ("__file__", "__all__", "__path__", "__spec__")  # mean something in a file only
+MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 KINDS = {ast.FunctionDef: "function", ast.AsyncFunctionDef: "function", ast.ClassDef: "class"}
 
 
@@ -90,6 +91,11 @@ class LibraryModule:
     def names(self) -> dict[str, int]:
         """Every top-level name and its line."""
         return {name: definition.line for definition in self.definitions for name in definition.names}
+
+
+def python_of(source: str) -> str:
+    """A cell's source with `%magic` and `!shell` lines made harmless."""
+    return MAGIC.sub(r"\1pass", source)
 
 
 def imports_of(node: ast.stmt) -> list[Import]:

@@ -301,7 +301,19 @@ for row in gsm8k_train[:3]:
 
 # %% [inline] smollm_trm.models.recursion
 
-# %% [inline] smollm_trm.models.reasoners
+# %% [inline] smollm_trm.models.prompt
+
+# %% [inline] smollm_trm.models.reasoners.reasoner
+
+# %% [inline] smollm_trm.models.reasoners.compressor
+
+# %% [inline] smollm_trm.models.reasoners.trm
+
+# %% [inline] smollm_trm.models.reasoners.static
+
+# %% [inline] smollm_trm.models.reasoners.coconut
+
+# %% [inline] smollm_trm.models.reasoners.known
 
 # %% [markdown]
 # ## SmolLM integration
@@ -314,17 +326,21 @@ for row in gsm8k_train[:3]:
 
 # %% [inline] smollm_trm.models.tiny
 
-# %% [inline] smollm_trm.models.loading
+# %% [inline] smollm_trm.models.configuration
 
 # %% [inline] smollm_trm.models.span
 
+# %% [inline] smollm_trm.models.adapters
+
+# %% [inline] smollm_trm.models.modeling
+
+# %% [inline] smollm_trm.models.loading
+
 # %% [inline] smollm_trm.models.storage
 
-# %% [inline] smollm_trm.hub
+# %% [inline] smollm_trm.models.hub
 
-# %% [inline] smollm_trm.models.assembly
-
-# %% [inline] smollm_trm.models.output
+# %% [inline] smollm_trm.models.pretrained
 
 # %% [inline] smollm_trm.models.generation
 
@@ -360,16 +376,8 @@ print(f"masked:     {masked!r}\nsupervised: {tokenizer.decode(labels[labels != I
 
 # %% [markdown]
 # ## Lightning module
-#
-# Its test step answers problems as `evaluate_gsm8k` does, which therefore stands here too.
 
 # %% [inline] smollm_trm.training.optim
-
-# %% [inline] smollm_trm.evaluation.statistics: wilson_interval, mcnemar_p, PairedDifference, paired_difference, _corrected_phi
-
-# %% [inline] smollm_trm.evaluation.predictions
-
-# %% [inline] smollm_trm.evaluation.evaluate
 
 # %% [inline] smollm_trm.training.module
 
@@ -384,20 +392,33 @@ print(f"masked:     {masked!r}\nsupervised: {tokenizer.decode(labels[labels != I
 
 # %% [inline] smollm_trm.training.loggers
 
+# %% [inline] smollm_trm.training.progress
+
+# %% [inline] smollm_trm.training.run
+
 # %% [inline] smollm_trm.training.settings
 
 # %% [inline] smollm_trm.training.parts
 
-# %% [inline] smollm_trm.training.train
-
 # %% [markdown]
 # ## Evaluation
+
+# %% [inline] smollm_trm.evaluation.statistics: wilson_interval, mcnemar_p, PairedDifference, paired_difference, corrected_phi
+
+# %% [inline] smollm_trm.evaluation.predictions
+
+# %% [inline] smollm_trm.evaluation.evaluate
 
 # %% [inline] smollm_trm.evaluation.compare
 
 # %% [inline] smollm_trm.evaluation.plots
 
 # %% [inline] smollm_trm.evaluation.arms
+
+# %% [markdown]
+# ## All of it in one call
+
+# %% [inline] smollm_trm.finetune
 
 # %% [markdown]
 # ## Configuration
@@ -429,6 +450,7 @@ print(textwrap.fill("As usual: " + ", ".join(f"{name} {value}" for name, value i
 # one model at a time, so each is judged on the dev problems as soon as it is there.
 
 # %%
+trainer = model = tuned = None  # gives back the memory of an earlier run
 results: dict[str, dict] = {}
 shown = gsm8k_test[:3]
 before: list[str] = []
@@ -473,17 +495,20 @@ if config["model_name"] == "tiny":
         "max_steps": steps, "val_check_interval": steps // 2, "save_every_n_steps": steps // 2,
         "output_dir": str(FOLDER / "base"),
     })  # fmt: skip
-    config["model_name"] = str(FOLDER / "base" / "model" / "base")
+    config["model_name"] = str(FOLDER / "base" / "model")
     trainer = model = None
 
 # %%
 precision_name, base_dtype = pick_precision(checked.precision)
-base_settings = ModelSettings(base_training="frozen", reasoner=None, target="steps")
-base = SmolLMv3WithTRM.from_base(config["model_name"], settings=base_settings, dtype=base_dtype).to(device).eval()
+twin = chosen["model_name"] == "tiny"  # trained with an empty think block; SmolLM3 is asked in its own way, without
+base = SmolLMv3WithTRM.from_base(
+    config["model_name"], reasoner=None, base_training="frozen", think=twin, target="steps", dtype=base_dtype
+)
+base.to(device).eval()
 print(f"{sum(p.numel() for p in base.parameters()):,} parameters, precision {precision_name}; {gpu_memory()}\n")
 ids = base.tokenizer(f"{shown[0]['question']} {shown[0]['answer']}", return_tensors="pt")["input_ids"].to(device)
 with torch.no_grad():
-    if not base.causal_lm(input_ids=ids).logits.isfinite().all():
+    if not base(input_ids=ids).logits.isfinite().all():
         raise FloatingPointError(
             f"{config['model_name']} overflows in {precision_name}: its answers would be garbage. Choose a GPU with bf16, "
             "whose range is wider: Runtime → Change runtime type → L4 or A100, then Run all again."
@@ -506,10 +531,12 @@ judge("LoRA", model.model)
 
 # %%
 if checked.use_trm:
-    trainer = model = None
+    trainer = model = tuned = None
     free_memory()
     print(gpu_memory())
     trainer, model = train_gsm8k(**config)
+tuned = model.model  # a SmolLMv3WithTRM; what follows asks this one
+split, run_folder = trainer.datamodule.splits.summary, Path(trainer.default_root_dir)
 print(gpu_memory())
 
 # %% [markdown]
@@ -523,11 +550,11 @@ def count(part: nn.Module | None) -> str:
     return f"{sum(p.numel() for p in parameters):>13,} {sum(p.numel() for p in parameters if p.requires_grad):>11,}"
 
 
-model.model.base_model.print_trainable_parameters()
+tuned.base_model.print_trainable_parameters()
 print(f"\n{'part':14} {'parameters':>13} {'trained':>11}")
-print(f"{'base and LoRA':14} {count(model.model.base_model)}")
-if model.model.use_trm:
-    for name, part in model.model.reasoner.named_children():
+print(f"{'base and LoRA':14} {count(tuned.base_model.language_model)}")
+if tuned.use_trm:
+    for name, part in tuned.reasoner.named_children():
         print(f"{name:14} {count(part)}")
 
 # %% [markdown]
@@ -536,15 +563,15 @@ if model.model.use_trm:
 # On the 20% part. It picked the checkpoint, so this is a **dev** score.
 
 # %%
-model.model.to(device)
-after = model.model.generate_with_thinking([row["question"] for row in shown])
+tuned.to(device)
+after = tuned.generate_with_thinking([row["question"] for row in shown])
 for row, was, now in zip(shown, before, after, strict=True):
     print(
         f"question: {row['question']}\nbefore:   {was.strip()[:600]}\nafter:    {now.strip()[:600]}\n"
         f"right:    {gold_answer(row['answer'])}\n"
     )
-if model.model.use_trm:
-    judge("LoRA + TRM", model.model)
+if tuned.use_trm:
+    judge("LoRA + TRM", tuned)
 
 # %% [markdown]
 # ## Official evaluation (optional)
@@ -554,7 +581,7 @@ if model.model.use_trm:
 # %%
 if OFFICIAL_TEST or RUN == "smoke":
     final_results = evaluate_gsm8k(
-        model.model, gsm8k_final_test, batch_size=around["at_once"], predictions_path=FOLDER / "predictions/test.jsonl"
+        tuned, gsm8k_final_test, batch_size=around["at_once"], predictions_path=FOLDER / "predictions/test.jsonl"
     )
     low, high = final_results["interval"]
     print(f"test accuracy {final_results['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {final_results['total']} problems")
@@ -571,9 +598,7 @@ else:
 # expect them far below the base, which writes its steps.
 
 # %%
-comparison = report_comparison(
-    results, FOLDER, baseline="LoRA", part="dev", seed=SEED, split=trainer.datamodule.splits.summary
-)
+comparison = report_comparison(results, FOLDER, baseline="LoRA", part="dev", seed=SEED, split=split)
 display(Markdown(comparison.to_markdown()))
 display(Image(str(FOLDER / "comparison.png"), width=800, metadata={"alt": "accuracy of every arm with its interval"}))
 
@@ -598,20 +623,20 @@ display(Image(str(FOLDER / "losses.png"), width=800, metadata={"alt": "losses an
 # the loss of the solution is within 1% of the best step's, which says nothing about the answer being right.
 
 # %%
-if model.model.use_trm:
+if tuned.use_trm:
     question = shown[0]["question"]
     ids, mask = encode_prompts(
-        model.model.encoder, [question], max_new_tokens=64, context_length=model.model.config.max_position_embeddings
+        tuned.encoder, [question], max_new_tokens=64, context_length=tuned.config.max_position_embeddings
     )
     with torch.no_grad():
-        thoughts = model.model.think(ids.to(device), mask.to(device))
-    print(f"{question}   (right: {gold_answer(shown[0]['answer'])})\n{model.model.num_latents} latents")
+        thoughts = tuned.think(ids.to(device), mask.to(device))
+    print(f"{question}   (right: {gold_answer(shown[0]['answer'])})\n{tuned.num_latents} latents")
     stops = {"answer": "the answer is right", "steps": "the loss is within 1% of the best step's"}[checked.target]
     print(f"percentages: how likely {stops} after this step, as the halting head sees it")
     for step, thought in enumerate(thoughts, start=1):
         if thought.halting_logit is not None:
             chance = float(torch.sigmoid(thought.halting_logit[0]))
-            text = model.model.generate_with_thinking(question, n_steps=step)
+            text = tuned.generate_with_thinking(question, n_steps=step)
             print(f"step {step}: {chance:6.1%} {'█' * round(12 * chance):12} answers {extract_answer(text)}")
 
 # %% [markdown]
@@ -619,24 +644,26 @@ if model.model.use_trm:
 
 # %%
 my_question = "Tom has 4 bags with 6 pears in each bag. He eats 5 of the pears. How many pears does Tom have now?"  # @param {type:"string"}
-answer = model.model.generate_with_thinking(my_question)
+answer = tuned.generate_with_thinking(my_question)
 print(answer.strip())
 
 # %% [markdown]
 # ## Save, reload, Drive, Hub
 #
-# A saved model is the adapter, the reasoner, the tokenizer and one JSON file; the base is not copied. With
-# `USE_DRIVE` it lies on Drive already. Reloaded, it answers exactly as before.
+# A saved model is the adapter, the reasoner, the tokenizer and its configuration; the base is not copied. With
+# `USE_DRIVE` it lies on Drive already. Reloaded, it answers exactly as before, and takes the place of the one that was
+# trained: all cells above that ask `tuned` can be run again.
 
 # %%
 saved = FOLDER / "model"
-trained = read_notes(Path(trainer.default_root_dir) / "model")["training"]  # on what, for how long: for its card
-model.model.save_pretrained(saved, training=trained)
-trainer = model = None
+tuned.config.notes = read_config(run_folder / "model").notes  # on what it was trained, for how long: for its card
+tuned.save_pretrained(saved)
+trainer = model = tuned = None
 free_memory()
-reloaded = SmolLMv3WithTRM.from_pretrained(saved, dtype=base_dtype).to(device)
-assert reloaded.generate_with_thinking(my_question) == answer, "the reloaded model answers otherwise"
-print(f"{saved}: {sum(path.stat().st_size for path in saved.iterdir()) / 1e6:.0f} MB, and the same answer again")
+tuned = SmolLMv3WithTRM.from_pretrained(saved, dtype=base_dtype, device=device)
+assert tuned.generate_with_thinking(my_question) == answer, "the reloaded model answers otherwise"
+size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+print(f"{saved}: {size / 1e6:.0f} MB, and the same answer again")
 print(gpu_memory())
 
 # %% [markdown]

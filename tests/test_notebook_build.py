@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 
 import build  # noqa: E402
 from guide_tables import sections_of, structure_table  # noqa: E402
-from library import BuildError, imports_of  # noqa: E402
-from live_names import CodeCell, name_problems, python_of  # noqa: E402
+from library import BuildError, imports_of, python_of  # noqa: E402
+from names import CodeCell, name_problems  # noqa: E402
 
 SHAPES = '''"""Shapes and their areas.
 
@@ -422,21 +422,39 @@ def test_a_run_cell_may_bind_its_own_names_again_and_import_again(repo):
         "def with_annotation(value: later): ...",
         "class Derived(later): ...",
         "class Field:\n    value: int = later",
-        "f = lambda: later\nf()",
-        "def inner():\n    return later\ndef outer():\n    return inner()\nouter()",
-        "class Calls:\n    def __init__(self):\n        print(later)\nCalls()",
         "del AREA\nlater = AREA",
     ],
 )
 def test_a_name_used_before_it_is_bound_is_refused(repo, line):
     edit(repo / "notebooks/demo_colab.py", "width = room", f"{line}\nlater = 1\nwidth = room")
-    with pytest.raises(BuildError, match=r"(later|AREA).*cell above bind|needs later"):
+    with pytest.raises(BuildError, match=r"cell 11 \(.*: (later|AREA) is used before any cell binds it"):
+        built(repo)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "f = lambda: later",
+        "def inner():\n    return later\ndef f():\n    return inner()",
+        "class f:\n    def __init__(self):\n        print(later)",
+    ],
+)
+def test_what_the_functions_of_a_cell_use_must_be_bound_when_it_ends(repo, line):
+    cells = f"# %%\n{line}\n\n# %%\nf()\n\n# %%\nlater = 1\nwidth = room"
+    edit(repo / "notebooks/demo_colab.py", "# %%\nwidth = room", cells)
+    with pytest.raises(BuildError, match=r"cell 11 \(.*: later is used before any cell binds it"):
+        built(repo)
+
+
+def test_a_run_cell_that_does_not_parse_is_refused_with_its_line(repo):
+    edit(repo / "notebooks/demo_colab.py", "width = room", "%pip --version\nwidth = (\nwidth = room")
+    with pytest.raises(BuildError, match=r"cell 11 \(%pip --version\): .*\(line \d of the cell\)"):
         built(repo)
 
 
 def test_a_name_that_no_cell_binds_is_refused_also_inside_a_function(repo):
     edit(repo / "notebooks/demo_colab.py", "width = room", "def never():\n    return nowhere\nwidth = room")
-    with pytest.raises(BuildError, match="the code of a function uses nowhere, which no cell binds"):
+    with pytest.raises(BuildError, match="nowhere is used before any cell binds it"):
         built(repo)
 
 
@@ -449,7 +467,7 @@ def test_a_library_function_whose_helper_is_missing_is_refused(repo):
         "# %%\nwidth",
         "# %%\nwidth = room_width(AREA)\n\n# %% [inline] smollm_trm.late\n\n# %%\nwidth",
     )
-    with pytest.raises(BuildError, match="room_width needs _helped, which no cell above binds"):
+    with pytest.raises(BuildError, match=r"cell 6 \(root_of.*: _helped is bound by no cell up to cell 10 \("):
         built(repo)
 
 
