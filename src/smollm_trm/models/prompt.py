@@ -25,22 +25,23 @@ def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> lis
 
     Args:
         decoder: a Hugging Face decoder without its head.
-        depths: rising; k is what layer k (from 0) gets, and the last is what the decoder returns, normed.
+        depths: rising; k is what layer k (from 0) gets, and the number of layers is what the decoder returns, normed.
         inputs: for the decoder.
 
     Returns:
         A tensor `(B, L, D)` per depth.
     """
     stacks = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
-    layers = next(stack for stack in stacks if len(stack) == depths[-1])
+    layers = next(stack for stack in stacks if len(stack) == decoder.config.num_hidden_layers)
     states: list[Tensor] = []
-    hooks = [layers[k].register_forward_pre_hook(lambda _, given: states.append(given[0])) for k in depths[:-1]]
+    inner = [layers[k] for k in depths if k < len(layers)]
+    hooks = [layer.register_forward_pre_hook(lambda _, given: states.append(given[0])) for layer in inner]
     try:
         last = decoder(**inputs).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()
-    return [*states, last]
+    return [*states, last][: len(depths)]
 
 
 class Prompt:
@@ -71,27 +72,35 @@ class Prompt:
             use_cache=False,
         )
 
-    def extend(self, embeddings: Tensor | None = None, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def extend(
+        self, embeddings: Tensor | None = None, past: Cache | Tensor | None = None
+    ) -> tuple[Tensor, Cache | Tensor]:
         """One step of the base behind the prompt, with gradient.
 
         Args:
             embeddings: `(B, 1, D)`, what stands next; None reads the prompt itself.
-            cache: of the steps before; None with `embeddings` None.
+            past: of the steps before; None with `embeddings` None.
 
         Returns:
-            The final-norm hidden state `(B, 1, D)` of the last position, and the cache. The cache is written in place.
+            The final-norm hidden state `(B, 1, D)` of the last position, and the past: a cache, written in place, or
+            all embeddings so far where gradient checkpointing allows no cache and everything is read again.
         """
-        grown = embeddings is not None
-        embeddings = embeddings if grown else self.embeddings
-        cache = DynamicCache(config=self.decoder.config) if cache is None else cache
-        past = cache.get_seq_length()
-        extra = past + embeddings.shape[1] - self.mask.shape[1]
+        given = self.embeddings if embeddings is None else embeddings
+        if self.decoder.training and any(
+            getattr(part, "gradient_checkpointing", False) for part in self.decoder.modules()
+        ):
+            given = given if past is None else torch.cat([past, given], dim=1)
+            cache, begin, past = None, 0, given
+        else:
+            cache = past = DynamicCache(config=self.decoder.config) if past is None else past
+            begin = cache.get_seq_length()
+        extra = begin + given.shape[1] - self.mask.shape[1]
         mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), extra)], dim=1)
         output = self.decoder(
-            inputs_embeds=embeddings,
+            inputs_embeds=given,
             attention_mask=mask.long(),
-            position_ids=positions_of(mask)[:, past:],
+            position_ids=positions_of(mask)[:, begin:],
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
         )
-        return output.last_hidden_state[:, -1:], cache
+        return output.last_hidden_state[:, -1:], past

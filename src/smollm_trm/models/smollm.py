@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Cache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedTokenizerBase,
 )
@@ -172,6 +173,13 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             latents=output.latents,
             halting_logit=output.halting_logit,
         )
+
+    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        """Read the prompt, in one piece."""
+        size = generation_config.prefill_chunk_size
+        if self.use_trm and size is not None and size < input_ids.shape[1]:
+            raise UserMistake(f"prefill_chunk_size={size}: the latents depend on the whole prompt, leave it out")
+        return super()._prefill(input_ids, generation_config, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

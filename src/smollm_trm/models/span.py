@@ -7,7 +7,7 @@ from smollm_trm.records import UserMistake
 
 NO_SPAN = (
     "a prompt without a latent span: write it with model.encoder.encode_prompt, the tokenizer's apply_chat_template or "
-    "generate_with_thinking (prefill_chunk_size must be larger than the prompt; for no latents at all: use_trm=False)"
+    "generate_with_thinking (for no latents at all: use_trm=False)"
 )
 
 

@@ -26,10 +26,10 @@ class Coconut(Reasoner):
         self, prompt: Prompt, *, n_steps: int | None = None, gradient_at_every_step: bool = False
     ) -> list[Thought]:
         """One latent after the other; `(B, M, D)` with M the most slots of a row."""
-        thought, cache = prompt.extend()
+        thought, past = prompt.extend()
         latents: list[Tensor] = [thought]
         for _ in range(int(prompt.n_slots.max()) - 1):
-            thought, cache = prompt.extend(thought, cache)
+            thought, past = prompt.extend(thought, past)
             latents.append(thought)
         return [Thought(torch.cat(latents, dim=1))]
 
