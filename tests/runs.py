@@ -7,8 +7,8 @@ import pytest
 import torch
 from twins import ROWS, make_base, make_tokenizer
 
+from smollm_trm.finetune import train_gsm8k
 from smollm_trm.training.module import SmolLMTRMLightningModule
-from smollm_trm.training.train import train_gsm8k
 
 TRAIN_ROWS, DEV_ROWS = ROWS[:19], ROWS[19:25]
 TINY_TRM = {

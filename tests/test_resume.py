@@ -54,7 +54,7 @@ def test_a_killed_run_saves_the_same_model_and_figures(killed, plan):
         results.append(result)
         assert not list((folder / plan / name / "checkpoints").glob(".*")), "something half-written was left"
     assert results[0] == results[1]
-    for part in ("adapter_model.safetensors", "reasoner.safetensors"):
+    for part in ("adapter/adapter_model.safetensors", "model.safetensors"):
         broken, unbroken = ((folder / plan / name / "model" / part).read_bytes() for name in ("broken", "unbroken"))
         assert broken == unbroken
 

@@ -8,17 +8,33 @@ import torch
 from twins import ROWS, make_batch, make_model, make_tokenizer
 
 from smollm_trm.data.batching import IGNORED_LABEL
-from smollm_trm.models.reasoners import TRMSettings
-from smollm_trm.training.module import SmolLMTRMLightningModule, halting_losses, row_losses, rows_all_right
-
-TOKENIZER = make_tokenizer()
-FOUR_STEPS = TRMSettings(
-    n_layers=1, n_heads=2, n_latent_steps=1, n_deep_recursions=2, n_supervision_steps=4, compression_heads=2, dim=16
+from smollm_trm.models.reasoners.reasoner import Thought
+from smollm_trm.training.module import (
+    SmolLMTRMLightningModule,
+    halting_losses,
+    predicted_and_labels,
+    row_losses,
+    rows_all_right,
 )
 
+TOKENIZER = make_tokenizer()
+FOUR_STEPS = {
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_latent_steps": 1,
+    "n_deep_recursions": 2,
+    "n_supervision_steps": 4,
+    "compression_heads": 2,
+    "dim": 16,
+}
 
-def make_module(*, supervise: str = "one", rank: int = 0, **changes) -> SmolLMTRMLightningModule:
-    model = make_model("smollm3", TOKENIZER, **{"trm": FOUR_STEPS, "num_latents": 4, **changes}).train()
+
+def make_module(
+    *, supervise: str = "one", rank: int = 0, reasoner: str | None = "trm", accumulate: int = 1, **config
+) -> SmolLMTRMLightningModule:
+    if reasoner == "trm":
+        config = {"reasoner_settings": FOUR_STEPS, **config}
+    model = make_model("smollm3", TOKENIZER, reasoner=reasoner, **{"num_latents": 4, **config}).train()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():  # so that supervision steps differ
         for name, parameter in model.named_parameters():
@@ -28,7 +44,9 @@ def make_module(*, supervise: str = "one", rank: int = 0, **changes) -> SmolLMTR
                 parameter.fill_(10.0)
     module = SmolLMTRMLightningModule(model=model, supervise=supervise, seed=7)
     module.log = lambda *args, **options: None
-    module._trainer = SimpleNamespace(world_size=1, global_rank=rank, current_epoch=0)
+    module._trainer = SimpleNamespace(
+        world_size=1, global_rank=rank, current_epoch=0, global_step=0, accumulate_grad_batches=accumulate
+    )
     return module
 
 
@@ -55,6 +73,20 @@ def test_one_drawn_step_is_all_steps_in_the_mean(target, monkeypatch):
     assert sum(losses) / 4 == pytest.approx(expected_loss, abs=3e-6) and max(losses) - min(losses) > 5e-5
     for name, gradient in expected.items():
         assert torch.allclose(gradients[name], gradient, atol=1e-6), name
+
+
+def test_the_batches_of_an_optimizer_step_train_the_same_supervision_step():
+    module, drawn = make_module(accumulate=3), []
+    for batch_idx in range(120):
+        module.on_train_batch_start({}, batch_idx)
+        drawn.append((module.draw_step(), float(torch.rand(()))))
+    steps = [step for step, _ in drawn]
+    assert steps[0::3] == steps[1::3] == steps[2::3] and set(steps) == {1, 2, 3, 4}
+    alone = make_module()
+    for batch_idx, step in enumerate(steps[0::3]):  # as a run whose batches are three times as large
+        alone.on_train_batch_start({}, batch_idx)
+        assert alone.draw_step() == step
+    assert len({noise for _, noise in drawn}) == 120
 
 
 def test_all_processes_draw_the_same_step_and_each_its_own_dropout():
@@ -110,14 +142,19 @@ def test_row_losses_are_means_over_supervised_tokens():
     assert row_losses(logits, labels).tolist() == pytest.approx([(math.log(2) + math.log(4)) / 2, 0.0])
 
 
+def halting_part(module: SmolLMTRMLightningModule, batch: dict, output, step: int, by_step) -> torch.Tensor:
+    thought = Thought(output.latents, output.halting_logit)
+    return module.halting_part(thought, output.logits, batch["labels"], step, by_step)
+
+
 def test_under_answer_a_row_should_halt_where_its_tokens_are_right(monkeypatch):
     module = make_module()
     batch = make_batch(module.model, ROWS[:3])
     output = module.model(**batch)
     right = torch.tensor([True, False, True])
     monkeypatch.setattr("smollm_trm.training.module.rows_all_right", lambda logits, labels: right)
-    expected = 0.5 * halting_losses(output.halting_logit, right).mean()
-    assert torch.allclose(module.halting_part(output, 2, None), expected)
+    expected = halting_losses(output.halting_logit, right).sum()
+    assert torch.allclose(halting_part(module, batch, output, 2, None), expected)
 
 
 def test_under_steps_a_row_should_halt_within_one_percent_of_its_best_step():
@@ -126,20 +163,22 @@ def test_under_steps_a_row_should_halt_within_one_percent_of_its_best_step():
     output = module.model(**batch)
     losses = torch.tensor([[2.0, 3.0, 1.009], [1.005, 2.0, 1.0], [1.0, 2.5, 4.0]])  # (steps, rows)
     for step, target in ((1, [False, False, True]), (2, [True, True, True]), (3, [True, False, False])):
-        expected = 0.5 * halting_losses(output.halting_logit, torch.tensor(target)).mean()
-        assert torch.allclose(module.halting_part(output, step, losses), expected)
-    assert module.halting_part(output, 1, None) == 0  # a batch whose steps were not compared
-    module.halting_part(output, 1, None).backward()
+        expected = halting_losses(output.halting_logit, torch.tensor(target)).sum()
+        assert torch.allclose(halting_part(module, batch, output, step, losses), expected)
+    nothing = halting_part(module, batch, output, 1, None)  # a batch whose steps were not compared
+    assert nothing == 0
+    nothing.backward()
     assert module.model.reasoner.halting_head.weight.grad is not None  # as DDP asks
 
 
 @pytest.mark.parametrize("supervise", ["one", "all"])
-def test_the_steps_are_compared_once_on_every_16th_batch(supervise, monkeypatch):
+def test_the_steps_are_compared_once_in_every_16th_optimizer_step(supervise, monkeypatch):
     module, asked = make_module(target="steps", supervise=supervise), []
     batch = make_batch(module.model, ROWS[:3])
     losses_by_step = module.losses_by_step
     monkeypatch.setattr(module, "losses_by_step", lambda batch: asked.append(at) or losses_by_step(batch))
     for at in (15, 16, 17):
+        module.trainer.global_step = at
         module.on_train_batch_start(batch, at)
         module.training_step(batch, at)
     assert asked == [16]
@@ -154,18 +193,21 @@ def test_the_losses_that_halting_compares_have_no_dropout():
     losses = module.losses_by_step(batch)
     assert torch.equal(losses, module.losses_by_step(batch)) and losses.shape == (4, 3) and module.model.training
     last = module.model.eval()(**batch)
-    assert torch.allclose(losses[3], row_losses(last.logits, last.labels), atol=1e-6)
+    by_hand = row_losses(*predicted_and_labels(last.logits, batch["labels"]))
+    assert torch.allclose(losses[3], by_hand, atol=1e-6)
 
 
-def test_a_row_without_labels_weighs_nothing():
-    module = make_module()
+@pytest.mark.parametrize("target", ["answer", "steps"])
+def test_a_row_without_labels_weighs_nothing(target):
+    module = make_module(target=target)
     batch = make_batch(module.model, ROWS[:3])
     batch["labels"][2] = IGNORED_LABEL
     alone = {name: tensor[:2] for name, tensor in batch.items()}
     losses = []
     for part in (batch, alone):
         module.on_train_batch_start(part, 0)
-        losses.append(module.training_step(part, 0))
+        totals = {"num_items_in_batch": int((batch["labels"] != IGNORED_LABEL).sum()), "num_examples_in_batch": 2}
+        losses.append(module.training_step({**part, **totals}, 0))
     assert torch.allclose(*losses, rtol=1e-5)
     nothing = {**batch, "labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
     module.on_train_batch_start(nothing, 0)

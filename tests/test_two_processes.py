@@ -46,7 +46,7 @@ def test_the_weights_agree_at_the_end(folders):
         assert (two["state_dict"][name] - weight).abs().max() < 2e-3, name  # Adam magnifies the first small gradients
     result, shared = (json.loads((folder / "results.json").read_text()) for folder in folders)
     assert shared["dev_loss"] == pytest.approx(result["dev_loss"], abs=1e-5)
-    assert (folders[1] / "model" / "reasoner.safetensors").is_file()
+    assert (folders[1] / "model" / "model.safetensors").is_file()
 
 
 def test_both_processes_hold_the_same_model_and_share_the_test_problems(folders):

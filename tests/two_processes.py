@@ -15,6 +15,7 @@ from runs import DEV_ROWS, ROWS, train_tiny
 
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits
+from smollm_trm.models.generation import Completion
 
 # 19 rows in batches of 2 and 2: the last batch has 3 rows, one process gets 2 of them. The dev part has 5 rows in
 # batches of 2 and 2: of its last batch's single row, one process gets none. Its number of supervised tokens is odd.
@@ -42,9 +43,9 @@ def main(base: str, output: str) -> None:
     right = {row["question"]: row["answer"] for row in rows[:4]}
     asked: list[str] = []
 
-    def answer(questions: list[str], **options) -> list[str]:
+    def answer(questions: list[str], **options) -> list[Completion]:
         asked.extend(questions)
-        return [right.get(question, "no idea") for question in questions]
+        return [Completion(text=right.get(one, "no idea"), n_tokens=3, cut_off=False) for one in questions]
 
     module.model.generate_with_thinking = answer
     accuracy = trainer.test(module, datamodule=data, verbose=False)[0]["test_accuracy"]

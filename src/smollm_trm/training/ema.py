@@ -11,6 +11,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from smollm_trm.records import UserMistake
+
 
 class TrainableAverage:
     """The average itself, in fp32, on the device of each parameter.
@@ -22,7 +24,7 @@ class TrainableAverage:
 
     def __init__(self, module: nn.Module, *, limit: float = 0.999) -> None:
         if not 0 <= limit < 1:
-            raise ValueError(f"ema_decay={limit}: must be in [0, 1)")
+            raise UserMistake(f"ema_decay={limit}: must be at least 0 and below 1")
         self.limit = limit
         self.steps = 0
         self.averages = {

@@ -1,8 +1,8 @@
-"""The LightningModule: one drawn supervision step per batch, one loss, one backward.
+"""The LightningModule: one drawn supervision step, one loss, one backward.
 
-A supervised pass of the base at every supervision step would make a training step several times as slow. Drawing one
-step k per batch is unbiased for the mean over steps: the steps before k run without gradient, memory stays constant,
-and Lightning's automatic optimization, accumulation and clipping work as they are.
+TRM supervises after each of its N steps; a pass of the base for each would make training several times as slow. One
+step k, drawn for each optimizer step, is unbiased for their mean: the steps before k run without gradient, memory
+stays constant, and Lightning's automatic optimization, accumulation and clipping work as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from smollm_trm.data.batching import IGNORED_LABEL, supervised_columns
+from smollm_trm.models.modeling import LatentCausalLMOutput
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import UserMistake
@@ -57,7 +58,7 @@ class SmolLMTRMLightningModule(LightningModule):
     Args:
         model: base, adapter and reasoner.
         optimizer_settings: learning rates and schedule.
-        supervise: "one" draws a supervision step per batch; "all" makes a pass of the base per step.
+        supervise: "one" draws a supervision step; "all" makes a pass of the base for each.
         seed: of everything random in a step; a step's randomness depends on it and on the step's number only.
         answer_test: what `trainer.test` does with a list of official test problems; returns its accuracy.
     """
@@ -86,10 +87,14 @@ class SmolLMTRMLightningModule(LightningModule):
         return self.model(*args, **kwargs)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Make the step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one."""
-        step = self.current_epoch * 1_000_000 + batch_idx
-        self.step_generator = torch.Generator().manual_seed(self.seed * 7_919 + step)  # the same on every rank
-        torch.manual_seed((self.seed * 7_919 + step) * 1_009 + self.global_rank)
+        """Make a step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one.
+
+        The accumulated batches of an optimizer step, and all processes, draw the same supervision step, as one large
+        batch would; each has a dropout of its own.
+        """
+        first = self.seed * 7_919 + self.current_epoch * 1_000_000
+        self.step_generator = torch.Generator().manual_seed(first + batch_idx // self.trainer.accumulate_grad_batches)
+        torch.manual_seed((first + batch_idx) * 1_009 + self.global_rank)
 
     def draw_step(self) -> int | None:
         """The supervision step that this batch trains, 1 to all; None for a reasoner that has only one."""
@@ -97,41 +102,41 @@ class SmolLMTRMLightningModule(LightningModule):
             return None
         return int(torch.randint(1, self.model.reasoner.n_supervision_steps + 1, (), generator=self.step_generator))
 
-    def share_of_step(self) -> int:
-        """What a batch's sum is multiplied by: gradients are averaged over processes and accumulated batches."""
-        return self.trainer.world_size * self.trainer.accumulate_grad_batches
+    def step_totals(self, batch: dict[str, Tensor]) -> tuple[float, float]:
+        """What a batch's sums over supervised tokens and over rows are divided by.
+
+        Lightning averages the gradients of all processes and accumulated batches. For that to be the mean over the
+        optimizer step's tokens, whatever batch they lie in, each batch is divided by what the step has of them per
+        batch. A loader that does not say what the step has (`num_items_in_batch`) lets every batch count the same.
+        """
+        if "num_items_in_batch" not in batch:
+            return max(1, int((batch["labels"] != IGNORED_LABEL).sum())), len(batch["labels"])
+        averaged = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return batch["num_items_in_batch"] / averaged, batch["num_examples_in_batch"] / averaged
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One drawn supervision step, or all of them.
-
-        The loss is a sum over supervised tokens, divided by those of the whole optimizer step: over all processes
-        and accumulated batches (`num_items_in_batch`).
-        """
-        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-        step = None
-        if self.supervise == "all" and self.model.reasoner is not None:
-            thoughts = self.model.think(ids, mask, gradient_at_every_step=True)
-        else:
-            step = self.draw_step()
-            thoughts = self.model.think(ids, mask, n_steps=step)[-1:]
-        has_head = bool(thoughts) and thoughts[0].halting_logit is not None
-        compares = has_head and self.model.config.target == "steps" and batch_idx % HALTING_EVERY == 0
-        by_step = self.losses_by_step(batch) if compares else None
+        """The loss after one drawn supervision step, or the mean over all of them, and the halting head's."""
+        n_tokens, n_rows = self.step_totals(batch)
+        every = self.supervise == "all"
+        thoughts = self.model.think(
+            batch["input_ids"],
+            batch["attention_mask"],
+            n_steps=None if every else self.draw_step(),
+            gradient_at_every_step=every,
+        )
+        supervised = list(enumerate(thoughts or [None], start=1))[0 if every else -1 :]
+        by_step = self.losses_by_step(batch) if self.compares_steps(thoughts) else None
         losses, halting = [], []
-        for number, thought in enumerate(thoughts or [None], start=step or 1):
-            output = self.answer_from(batch, thought, num_items_in_batch=batch["num_items_in_batch"])
+        for number, thought in supervised:
+            output = self.answer_from(batch, thought, num_items_in_batch=n_tokens)
             losses.append(output.loss)
             if thought is not None and thought.halting_logit is not None:
-                logits, expected = predicted_and_labels(output.logits.detach(), labels)
-                halting.append(self.halting_part(thought.halting_logit, logits, expected, number, by_step))
+                halting.append(self.halting_part(thought, output.logits.detach(), batch["labels"], number, by_step))
         loss = torch.stack(losses).mean()
-        self.log_training(loss.detach(), batch, thoughts)
-        total = (
-            loss + HALTING_WEIGHT * sum(halting) / (len(halting) * batch["num_examples_in_batch"]) if halting else loss
-        )
-        return total * self.share_of_step()
+        self.log_training(loss.detach() * n_tokens, batch, thoughts)
+        return loss + HALTING_WEIGHT * torch.stack(halting).mean() / n_rows if halting else loss
 
-    def answer_from(self, batch: dict[str, Tensor], thought: Thought | None, **options):
+    def answer_from(self, batch: dict[str, Tensor], thought: Thought | None, **options) -> LatentCausalLMOutput:
         """One pass over a batch with latents made before; logits where labels are."""
         return self.model(
             input_ids=batch["input_ids"],
@@ -143,41 +148,47 @@ class SmolLMTRMLightningModule(LightningModule):
             **options,
         )
 
-    def log_training(self, loss: Tensor, batch: dict[str, Tensor], thoughts: list[Thought]) -> None:
+    def log_training(self, loss_sum: Tensor, batch: dict[str, Tensor], thoughts: list[Thought]) -> None:
         """The mean loss per supervised token of this batch, over all processes, and what the reasoner has to say."""
         count = (batch["labels"] != IGNORED_LABEL).sum()
         if self.trainer.world_size > 1:
             count = self.all_gather(count).sum()
-        mean = loss * batch["num_items_in_batch"] * self.trainer.world_size / count.clamp_min(1)
+        mean = loss_sum * self.trainer.world_size / count.clamp_min(1)
         self.log("train_loss", mean, prog_bar=True, sync_dist=True)
         if thoughts and len(batch["input_ids"]) > 1:
             for name, value in self.model.reasoner.logs(thoughts[-1]).items():
                 self.log(name, value)
 
+    def compares_steps(self, thoughts: list[Thought]) -> bool:
+        """Whether the halting head needs every supervision step's loss: under `target="steps"`, on every 16th step."""
+        has_head = bool(thoughts) and thoughts[0].halting_logit is not None
+        return has_head and self.model.config.target == "steps" and self.trainer.global_step % HALTING_EVERY == 0
+
     def halting_part(
-        self, halting_logit: Tensor, logits: Tensor, labels: Tensor, step: int, by_step: Tensor | None
+        self, thought: Thought, logits: Tensor, labels: Tensor, number: int, by_step: Tensor | None
     ) -> Tensor:
         """The halting head's loss, summed over rows.
 
         Under `target="answer"` a row should stop where all its answer tokens are right. Under `target="steps"` it
         should stop where its loss is within 1% of its best step's; that takes the other steps' losses, so it is
-        trained on every 16th batch only.
+        trained in every 16th optimizer step only.
 
         Args:
-            halting_logit: `(B,)`.
-            logits: see `predicted_and_labels`.
-            labels: see `predicted_and_labels`.
-            step: the supervision step in training, from 1.
-            by_step: see `losses_by_step`; None on the other batches.
+            thought: of the supervision step.
+            logits: of the last columns, after this thought.
+            labels: `(B, L)`.
+            number: of the supervision step, from 1.
+            by_step: see `losses_by_step`; None in the other optimizer steps.
         """
+        logits, expected = predicted_and_labels(logits, labels)
         if self.model.config.target == "answer":
-            target = rows_all_right(logits, labels)
+            should_stop = rows_all_right(logits, expected)
         elif by_step is not None:
-            target = by_step[step - 1] <= HALTING_TOLERANCE * by_step.amin(0)
+            should_stop = by_step[number - 1] <= HALTING_TOLERANCE * by_step.amin(0)
         else:
-            return 0.0 * halting_logit.sum()  # so that the head has a gradient in every step, as DDP asks
-        real = (labels != IGNORED_LABEL).any(1)
-        return halting_losses(halting_logit, target).masked_fill(~real, 0).sum()
+            return 0.0 * thought.halting_logit.sum()  # so that the head has a gradient in every step, as DDP asks
+        real = (expected != IGNORED_LABEL).any(1)
+        return halting_losses(thought.halting_logit, should_stop).masked_fill(~real, 0).sum()
 
     @torch.no_grad()
     def losses_by_step(self, batch: dict[str, Tensor]) -> Tensor:
@@ -197,14 +208,9 @@ class SmolLMTRMLightningModule(LightningModule):
         self.log_mean("dev_loss", output.loss, int((batch["labels"] != IGNORED_LABEL).sum()))
 
     def log_mean(self, name: str, mean: Tensor | float, count: int) -> None:
-        """Log the mean over an evaluation, of all processes.
+        """Log the mean over an evaluation, of all processes; `count` is what this batch's mean weighs.
 
         Lightning averages the counts of the processes as integers; as multiples of their number they stay exact.
-
-        Args:
-            name: of the figure.
-            mean: over this batch.
-            count: how much this batch weighs.
         """
         mean = mean if count else 0.0  # the mean over nothing is not a number
         self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
@@ -230,23 +236,15 @@ class SmolLMTRMLightningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Leave the frozen base out."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {
-            name: tensor
-            for name, tensor in checkpoint["state_dict"].items()
-            if name in trainable or ".reasoner." in name
-        }
+        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        weights = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name: one for name, one in weights if name in kept or ".reasoner." in name}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model."""
-        found = checkpoint["state_dict"]
+        found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
         for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name not in found:
-                raise UserMistake(f"the checkpoint has no {name}: it was made by another configuration")
-            if found[name].shape != parameter.shape:
-                raise UserMistake(
-                    f"the checkpoint's {name} has shape {tuple(found[name].shape)}, this model's has "
-                    f"{tuple(parameter.shape)}: it was made by another configuration"
-                )
+            if parameter.requires_grad and found.get(name) != parameter.shape:
+                shapes = f"its {name} has shape {found.get(name)}, not {tuple(parameter.shape)}"
+                reason = shapes if name in found else f"it has no {name}"
+                raise UserMistake(f"the checkpoint was made by another configuration: {reason}")

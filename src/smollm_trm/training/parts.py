@@ -93,14 +93,7 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     if precision == "auto":
         precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
-    if precision not in dtypes:
-        raise UserMistake(f"precision={precision!r}: choose 'auto', '32-true', 'bf16-mixed' or '16-mixed'")
     return precision, dtypes[precision]
-
-
-def enable_checkpointing(model: SmolLMv3WithTRM) -> None:
-    """Trade time for memory in the base: keep no activations, compute them again in the backward pass."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def build_module(
@@ -118,7 +111,7 @@ def build_module(
     )
     model.fit_reasoner([row["question"] for row in splits.gsm8k_train[:FITTED_ON]])
     if settings.gradient_checkpointing:
-        enable_checkpointing(model)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return SmolLMTRMLightningModule(
         model=model.train(),
         optimizer_settings=settings.optimizer_settings(),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from smollm_trm.data.prompts import PROMPT_FORMATS
 from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import BASE_TRAININGS
 from smollm_trm.models.reasoners.known import REASONERS, complete_settings
@@ -104,7 +105,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices",
-                     "num_nodes", "save_every_n_steps", "max_length", "patience"):  # fmt: skip
+                     "num_nodes", "save_every_n_steps", "max_length", "patience", "max_samples",
+                     "max_dev_samples"):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
         if self.use_trm and self.num_latents < 1:
@@ -113,7 +115,7 @@ class TrainSettings:
             "reasoner": tuple(REASONERS),
             "base_training": BASE_TRAININGS,
             "target": ("steps", "answer"),
-            "prompt_format": ("plain", "chat", "bare"),
+            "prompt_format": tuple(PROMPT_FORMATS),
             "supervise": ("one", "all"),
             "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
         }
@@ -129,9 +131,6 @@ class TrainSettings:
                 raise UserMistake(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise UserMistake(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
-        for name in ("max_samples", "max_dev_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1, or left out for all")
         self.model_config()
         self.lora_settings()
         self.optimizer_settings()
