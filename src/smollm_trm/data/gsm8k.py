@@ -52,7 +52,16 @@ class GSM8KSplits:
     @property
     def summary(self) -> dict[str, str | int]:
         """What every run and every result says about its split."""
-        return {"fingerprint": self.fingerprint, "seed": self.seed, "source": self.source}
+        return {"fingerprint": self.fingerprint, "seed": self.seed, "source": source_name(self.source)}
+
+
+def source_name(source: str) -> str:
+    """What results call the place that problems came from: a file's or folder's own name, or a name on the Hub.
+
+    Where it lies is nobody else's business, and may hold a user's name.
+    """
+    local = os.path.isabs(source) or Path(source).exists()
+    return Path(os.path.abspath(source)).name if local else source
 
 
 def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSplits:

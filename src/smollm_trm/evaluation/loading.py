@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
+from smollm_trm.data.gsm8k import load_gsm8k, source_name, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import default_device, default_dtype
@@ -88,16 +88,20 @@ def own_problems(
 ) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """See `problems_of`: all rows of a file, or, wherever it lies, the dev part of one that a model was trained on."""
     rows = list(ReasoningDataset(dataset_path))
-    whole = {"source": dataset_path, "seed": None, "fingerprint": split_fingerprint(rows)}
+    name = source_name(dataset_path)
+    whole = {"source": name, "seed": None, "fingerprint": split_fingerprint(rows)}
     trained: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {}
     for model, split in splits.items():
         with suppress(ValueError):  # too few to have been split
             parts = split_gsm8k(rows, seed=split["seed"])
             if split_fingerprint(*parts) == split["fingerprint"]:
-                trained[split["fingerprint"]] = parts[1], {**whole, **split, "source": dataset_path}
+                trained[split["fingerprint"]] = parts[1], {**whole, **split, "source": name}
                 continue
-        if split["source"] == dataset_path:
-            raise UserMistake(f"{model} was trained on {dataset_path}, which holds other problems now: give another")
+        if split["source"] == name:
+            raise UserMistake(
+                f"{model} was trained on {name}, which holds other problems now and may hold its training problems; "
+                "give another file, or rename it if it only has the same name"
+            )
     if len(trained) > 1 or (trained and part == "test"):
         raise UserMistake(f"{dataset_path} was trained on: evaluate its dev part, or give a file of test problems")
     return next(iter(trained.values()), (rows, whole))
