@@ -7,8 +7,10 @@ import pytest
 import torch
 from twins import ROWS, make_base, make_tokenizer
 
+from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.finetune import train_gsm8k
 from smollm_trm.training.module import SmolLMTRMLightningModule
+from smollm_trm.training.watch import NonFiniteGuard
 
 TRAIN_ROWS, DEV_ROWS = ROWS[:19], ROWS[19:25]
 TINY_TRM = {
@@ -54,6 +56,35 @@ def bend_dev_loss(patch: pytest.MonkeyPatch, *, best_step: int) -> None:
         log_mean(self, name, mean + abs(self.trainer.global_step - best_step), count)
 
     patch.setattr(SmolLMTRMLightningModule, "log_mean", log_bent)
+
+
+def plain_descent(patch: pytest.MonkeyPatch) -> None:
+    """Train by plain gradient descent on rows in a fixed order, so that runs whose gradients agree stay together.
+
+    (Adam divides by a gradient's size: of two that are nothing but rounding it makes steps of full length. The order
+    within an epoch depends on how long the rows of a batch are.)
+    """
+
+    def in_order(self: LengthGroupedBatches) -> list[list[int]]:
+        rows, size = list(range(len(self.lengths))), self.batch_size * self.world_size
+        return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+    patch.setattr(LengthGroupedBatches, "global_batches", in_order)
+    patch.setattr("torch.optim.AdamW", lambda groups, betas: torch.optim.SGD(groups))
+
+
+def seen_gradients(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """A list that gets the gradients of every optimizer step, as they are before they are clipped."""
+    steps: list[dict[str, torch.Tensor]] = []
+    guard_step = NonFiniteGuard.on_before_optimizer_step
+
+    def see(self: NonFiniteGuard, trainer: Any, pl_module: SmolLMTRMLightningModule, optimizer: Any) -> None:
+        named = pl_module.named_parameters()
+        steps.append({name: p.grad.detach().clone() for name, p in named if p.grad is not None})
+        guard_step(self, trainer, pl_module, optimizer)
+
+    patch.setattr(NonFiniteGuard, "on_before_optimizer_step", see)
+    return steps
 
 
 def newest_checkpoint(output_dir: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
-from runs import DEV_ROWS, ROWS, train_tiny
+from runs import DEV_ROWS, ROWS, plain_descent, seen_gradients, train_tiny
 
 from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits
@@ -28,12 +29,17 @@ PLAN = {
 }
 SHARED = {**PLAN, "devices": 2, "batch_size": 2, "eval_batch_size": 2}
 ALONE = {**PLAN, "devices": 1, "batch_size": 4, "eval_batch_size": 4}
+WHOLE = {**ALONE, "batch_size": 8, "accumulate_grad_batches": 1, "val_check_interval": 2}
 
 
 def main(base: str, output: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    patch = pytest.MonkeyPatch()
+    plain_descent(patch)
+    gradients = seen_gradients(patch)
     trainer, module = train_tiny(base, Path(output), **SHARED)
+    torch.save(gradients, Path(output) / f"gradients-{trainer.global_rank}.pt")
     rows = ROWS[36:41]
     splits = GSM8KSplits(
         gsm8k_train=DEV_ROWS, gsm8k_test=DEV_ROWS, gsm8k_final_test=rows, seed=0, source="rows", fingerprint="",

@@ -1,0 +1,88 @@
+"""However an optimizer step's rows are cut into batches, they give the gradients of one large batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import plain_descent, save_tiny_base, seen_gradients, train_tiny, trainable_weights
+
+from smollm_trm.data.datamodule import GSM8KDataset
+from smollm_trm.training.module import SmolLMTRMLightningModule
+
+# 19 rows: two steps of 8 and one of 3.
+WHOLE = {"batch_size": 8, "accumulate_grad_batches": 1}
+CUT = {
+    "halves": {"batch_size": 4, "accumulate_grad_batches": 2},
+    "pairs": {"batch_size": 2, "accumulate_grad_batches": 4},
+}
+PLAN = {"lora_kwargs": {"r": 4, "dropout": 0.0}, "num_epochs": 2, "num_latents": 3}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def trained(base: str, folder: Path, patch: pytest.MonkeyPatch, **settings) -> tuple[list[dict], dict]:
+    """The gradients of every optimizer step before it was made, and the weights at the end."""
+    with patch.context() as inner:
+        plain_descent(inner)
+        steps = seen_gradients(inner)
+        _, module = train_tiny(base, folder, **{**PLAN, **settings})
+    return steps, trainable_weights(module)
+
+
+def largest_difference(left: dict, right: dict) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"target": "answer"},
+        {"target": "steps"},
+        {"target": "steps", "supervise": "all"},
+        {"target": "steps", "use_trm": False},
+    ],
+)
+def test_accumulated_batches_give_the_gradients_of_one_large_batch(base, tmp_path, monkeypatch, how):
+    whole, end = trained(base, tmp_path / "whole", monkeypatch, **WHOLE, **how)
+    assert len(whole) == 6 and max(float(gradient.abs().max()) for gradient in whole[0].values()) > 1e-2
+    for name, cut in CUT.items():
+        parts, weights = trained(base, tmp_path / name, monkeypatch, **cut, **how)
+        assert len(parts) == 6
+        for step, (expected, found) in enumerate(zip(whole, parts, strict=True)):
+            assert largest_difference(expected, found) < 1e-5, f"{name}, step {step}"
+        assert largest_difference(end, weights) < 1e-5
+
+
+@pytest.mark.parametrize("broken", ["tokens of the batch", "no share", "rows of the batch"])
+def test_a_loss_that_only_knows_its_batch_would_be_seen(base, tmp_path, monkeypatch, broken):
+    whole, _ = trained(base, tmp_path / "whole", monkeypatch, **WHOLE, target="answer")
+    totals, step_totals = GSM8KDataset.totals, SmolLMTRMLightningModule.step_totals
+    with monkeypatch.context() as patch:
+        if broken == "tokens of the batch":
+            patch.setattr(GSM8KDataset, "totals", lambda *_: {})
+        elif broken == "no share":
+            patch.setattr(
+                SmolLMTRMLightningModule,
+                "step_totals",
+                lambda self, batch: (batch["num_items_in_batch"], batch["num_examples_in_batch"]),
+            )
+        else:
+            patch.setattr(
+                SmolLMTRMLightningModule,
+                "step_totals",
+                lambda self, batch: (step_totals(self, batch)[0], len(batch["labels"])),
+            )
+        parts, _ = trained(base, tmp_path / "parts", patch, **CUT["halves"], target="answer")
+    assert totals is GSM8KDataset.totals
+    assert max(largest_difference(*pair) for pair in zip(whole, parts, strict=True)) > 1e-3
+
+
+def test_a_loader_that_does_not_know_its_step_lets_every_batch_count_the_same(base, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(GSM8KDataset, "totals", lambda *_: {})
+        steps, _ = trained(base, tmp_path, patch, **CUT["halves"], num_epochs=1)
+    assert len(steps) == 3 and all(torch.isfinite(one).all() for step in steps for one in step.values())
