@@ -11,22 +11,12 @@ import os
 from pathlib import Path
 
 import pytest
-from executed_notebook import ExecutedNotebook
+from executed_notebook import FEWER, ExecutedNotebook
 
 from smollm_trm.evaluation.loading import problems_of
 
 PACKAGES = os.environ.get("COLAB_PACKAGES")
 COLAB = {"transformers": "5.15.0", "peft": "0.20.0"}  # as in the Makefile
-FEWER = {
-    '"max_steps": 240': '"max_steps": 4',
-    '"val_check_interval": 120': '"val_check_interval": 2',
-    '"save_every_n_steps": 120': '"save_every_n_steps": 2',
-    '"base_steps": 900': '"base_steps": 4',
-    '"word_problems": 30_000': '"word_problems": 200',
-    '"dev": 500': '"dev": 8',
-    '"compared": 300': '"compared": 4',
-    "test=300": "test=4",
-}
 SAYING = 'import peft, transformers\nprint(f"transformers {transformers.__version__}, peft {peft.__version__}")\n'
 
 
