@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from _record import benchmark_options, print_table, record
@@ -34,11 +35,11 @@ from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
 
 from smollm_trm.data.batching import collate_examples
 from smollm_trm.data.prompts import EncodedExample, slot_token_id
-from smollm_trm.models.loading import LoraSettings, adapt_base
-from smollm_trm.models.output import token_losses
-from smollm_trm.models.reasoners import TRMSettings, build_reasoner
+from smollm_trm.models import modeling
+from smollm_trm.models.adapters import LoraSettings, add_adapter
+from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.loading import take_apart
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import train_tiny_tokenizer
 from smollm_trm.training.ema import TrainableAverage
 from smollm_trm.training.module import SmolLMTRMLightningModule
@@ -72,6 +73,7 @@ class Run:
     use_trm: bool = True
     gradient_checkpointing: bool = False
     trm: Mapping[str, int] | None = None
+    target: str = "steps"
 
 
 def notebook_run(name: str, changes: Mapping[str, object]) -> Run:
@@ -151,23 +153,20 @@ def build(run: Run, shapes: Mapping, dtype: torch.dtype) -> SmolLMv3WithTRM:
         base = SmolLM3ForCausalLM(SmolLM3Config(**shapes))
     finally:
         torch.set_default_dtype(usual)
-    settings = TRMSettings(**(run.trm or {}))
-    reasoner = None
-    if run.use_trm:
-        hidden = base.config.hidden_size
-        reasoner = build_reasoner(
-            "trm",
-            num_latents=run.num_latents,
-            hidden_size=hidden,
-            settings=settings,
-            anchor=torch.zeros(hidden),
-            table_rms=0.02,
-        )
+    config = LatentReasoningConfig(
+        text_config=base.config,
+        base_model="traced",
+        reasoner="trm" if run.use_trm else None,
+        reasoner_settings=dict(run.trm or {}),
+        num_latents=run.num_latents,
+        slot_token_id=slot_token_id(tokenizer),
+        target=run.target,
+    )
+    model = SmolLMv3WithTRM.assemble(take_apart(base, tokenizer, "traced"), config)
+    add_adapter(model.model.language_model, LoraSettings().to_peft(base.config.model_type))
+    model.freeze_base()
     if run.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    base = adapt_base(base, training="lora", lora=LoraSettings())
-    model_settings = ModelSettings(reasoner="trm" if run.use_trm else None, num_latents=run.num_latents, trm=settings)
-    model = SmolLMv3WithTRM(base_model=base, tokenizer=tokenizer, reasoner=reasoner, settings=model_settings)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
 
@@ -190,41 +189,57 @@ def build_fake(run: Run, shapes: Mapping, dtype: torch.dtype) -> SmolLMv3WithTRM
 
 def batch_of(model: SmolLMv3WithTRM, rows: int) -> dict[str, Tensor]:
     """Real ids, masks and labels of the longest rows."""
-    span = [slot_token_id(model.tokenizer)] * model.num_latents
+    span = [model.config.slot_token_id] * model.num_latents
     row = EncodedExample(prompt=[7] * (QUESTION - 1) + span + [8], completion=[9] * SOLUTION)
     return collate_examples([row] * rows, 0)
+
+
+def filled_wholly(embeddings: Tensor, slots: Tensor, latents: Tensor) -> Tensor:
+    """`fill_slots` where every row has all its slots: what is selected by a mask has no shape without data."""
+    return embeddings.masked_scatter(slots.unsqueeze(-1), latents.to(embeddings.dtype).flatten(0, 1).clone())
 
 
 def train_once(model: SmolLMv3WithTRM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> None:
     """One batch as the Lightning module trains it, with the last supervision step drawn, and an optimizer step.
 
-    It is one of those that train the halting head: `losses_by_step` first computes every step's logits, one by one.
+    It is one of those that train the halting head: under `target="steps"` every step's logits are computed first.
     """
-    thought = (model.think(batch["input_ids"], batch["attention_mask"]) or [None])[-1]
-    if thought is not None and thought.halting_logit is not None:
-        SmolLMTRMLightningModule(model=model).losses_by_step(batch)
-    output = model(**batch, thought=thought)
-    loss = token_losses(output.logits, output.labels).sum() / batch["labels"].numel()
-    if output.halting_logit is not None:
-        loss = loss + output.halting_logit.sum()
-    loss.backward()
+    module = lightning_module(model)
+    module.training_step(batch, 0).backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
+def lightning_module(model: SmolLMv3WithTRM) -> SmolLMTRMLightningModule:
+    """The Lightning module without a trainer: one process, nothing accumulated, nothing logged."""
+    module = SmolLMTRMLightningModule(model=model)
+    module._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, global_step=0)
+    module.draw_step = lambda: None  # all steps, the last with gradient
+    module.log_training = lambda *_: None
+    return module
+
+
 def generate_once(model: SmolLMv3WithTRM, run: Run) -> None:
     """Read, think, fill the cache with the prompt, and go on to the longest text in one stride (an upper bound)."""
-    span = [slot_token_id(model.tokenizer)] * model.num_latents
+    span = [model.config.slot_token_id] * model.num_latents
     ids = torch.tensor([[7] * (LONGEST_QUESTION - 1) + span + [8]] * run.at_once)
     mask = torch.ones_like(ids)
-    if model.use_trm:
-        model.latents_for(ids, mask)
-    cache = DynamicCache(config=model.config)
+    latents = model.latents_for(ids, mask) if model.use_trm else None
+    cache = DynamicCache(config=model.config.text_config)
     options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    model.causal_lm(input_ids=ids, attention_mask=mask, **options)
+    model(input_ids=ids, attention_mask=mask, latents=latents, **options)
     more = torch.full((run.at_once, SOLUTION + SPARE), 9)
     whole = torch.ones(run.at_once, ids.shape[1] + more.shape[1], dtype=torch.long)
-    model.causal_lm(input_ids=more, attention_mask=whole, **options)
+    model(input_ids=more, attention_mask=whole, **options)
+
+
+def optimizer_of(model: SmolLMv3WithTRM) -> torch.optim.Optimizer:
+    """As the Lightning module configures it; on a GPU it updates all tensors of a group at once."""
+    base = [parameter for name, parameter in model.named_parameters() if ".reasoner." not in name]
+    optimizer = build_optimizer(base=base, reasoner=model.reasoner, settings=OptimizerSettings())
+    for group in optimizer.param_groups:
+        group["foreach"] = True
+    return optimizer
 
 
 def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, generation: bool = True) -> dict[str, float]:
@@ -234,9 +249,7 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
     average = TrainableAverage(model)
     for tensor in [*model.parameters(), *model.buffers(), *average.averages.values()]:
         counter.add(tensor)
-    optimizer = build_optimizer(base=model.base_model, reasoner=model.reasoner, settings=OptimizerSettings())
-    for group in optimizer.param_groups:
-        group["foreach"] = True  # as on a GPU
+    optimizer = optimizer_of(model)
     peaks["weights"] = counter.total / GIB
     autocast = torch.autocast("cpu", dtype=dtype) if dtype != torch.float32 else nullcontext()
     with sdpa_kernel(SDPBackend.MATH):
@@ -249,7 +262,7 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
         model.eval()
         with counter.phase("validation", peaks), torch.no_grad(), autocast:
             average.swap_in(model)
-            model(**batch_of(model, run.eval_batch_size)).loss  # noqa: B018 - computed when asked for
+            lightning_module(model).answer_from(batch_of(model, run.eval_batch_size), None)
             average.swap_out(model)
         if generation:
             del optimizer, average
@@ -261,9 +274,7 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
 def allocator_peak(run: Run, shapes: Mapping) -> dict[str, float]:
     """What PyTorch's allocator itself reports for one step at a small size: bytes at the peak, over what was there."""
     model = build(run, shapes, torch.float32)
-    optimizer = build_optimizer(base=model.base_model, reasoner=model.reasoner, settings=OptimizerSettings())
-    for group in optimizer.param_groups:
-        group["foreach"] = True
+    optimizer = optimizer_of(model)
     batch = batch_of(model, run.batch_size)
     with sdpa_kernel(SDPBackend.MATH):
         train_once(model, optimizer, batch)
@@ -297,6 +308,7 @@ def main() -> None:
     if options.record and options.only:
         parser.error("--record wants all runs, for they make one table: leave --only out")
     torch.manual_seed(0)
+    modeling.fill_slots = filled_wholly
     if options.validate:
         runs = {
             "with checkpointing": Run(gradient_checkpointing=True),
