@@ -1,24 +1,55 @@
 """A saved model is small, plain, and the same model when it is loaded."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
+from twins import ROWS, SMALL, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
 
-from smollm_trm.hub import model_card
-from smollm_trm.models import assembly
-from smollm_trm.models.loading import adapt_base, load_base
+from smollm_trm.models import pretrained
+from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.loading import load_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import ModelSettings
+from smollm_trm.records import UserMistake
 
 TOKENIZER = make_tokenizer()
 QUESTIONS = [row["question"] for row in ROWS[:3]]
+NEW = {"max_new_tokens": 8}
 
 
 def fresh_base(architecture: str = "smollm3"):
     return make_base(architecture, TOKENIZER), TOKENIZER
+
+
+def base_folder(folder: Path, architecture: str = "smollm3") -> str:
+    """A base on disk, as a user has one."""
+    nameless_base(architecture, TOKENIZER).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return str(folder)
+
+
+def bend_adapter(model: SmolLMv3WithTRM) -> SmolLMv3WithTRM:
+    """An adapter that is not at its (neutral) start."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model.eval()
+
+
+def logits_and_texts(model: SmolLMv3WithTRM) -> tuple[torch.Tensor, list[str]]:
+    ids = torch.tensor([model.encoder.encode_prompt(QUESTIONS[0])])
+    return model(ids).logits.detach(), model.generate_with_thinking(QUESTIONS, **NEW)
+
+
+def assert_same_model(one: SmolLMv3WithTRM, other: SmolLMv3WithTRM) -> None:
+    (logits, texts), (other_logits, other_texts) = logits_and_texts(one), logits_and_texts(other)
+    assert torch.allclose(logits, other_logits, atol=1e-6) and texts == other_texts
 
 
 @pytest.fixture
@@ -28,162 +59,262 @@ def saved(tmp_path):
     return model, tmp_path / "model"
 
 
+def rewrite_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# The same model
+
+
 @pytest.mark.parametrize("architecture", ["smollm3", "gpt2"])
-@pytest.mark.parametrize("reasoner", ["trm", "compressor", "static", None])
-def test_a_reloaded_model_generates_the_same_text(tmp_path, architecture, reasoner):
+@pytest.mark.parametrize("reasoner", ["trm", "compressor", "static", "pause", "coconut", None])
+def test_a_reloaded_model_is_the_same(tmp_path, architecture, reasoner):
     model = make_model(architecture, TOKENIZER, reasoner=reasoner)
     model.save_pretrained(tmp_path)
     loaded = SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=fresh_base(architecture))
-    options = {"max_new_tokens": 12, "do_sample": True}
-    torch.manual_seed(3)
-    before = model.generate_with_thinking(QUESTIONS, **options)
-    torch.manual_seed(3)
-    assert loaded.generate_with_thinking(QUESTIONS, **options) == before
-
-
-def test_the_folder_holds_no_base_and_no_pickle(saved):
-    model, folder = saved
-    names = {path.name for path in folder.iterdir()}
-    assert {"adapter_model.safetensors", "reasoner.safetensors", "smollm_trm.json"} <= names
-    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".ckpt"))]
-    tensors = load_file(folder / "adapter_model.safetensors") | load_file(folder / "reasoner.safetensors")
-    assert not any("embed_tokens" in name for name in tensors)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert sum(t.numel() for name, t in tensors.items()) <= trained + 3 * 32 + 1
-
-
-def test_a_base_trained_whole_is_saved_whole(tmp_path):
-    model = make_model("smollm3", TOKENIZER, base_training="full", reasoner="trm")
-    model.save_pretrained(tmp_path)
-    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
-    assert loaded.generate_with_thinking(QUESTIONS, max_new_tokens=8) == model.generate_with_thinking(
-        QUESTIONS, max_new_tokens=8
-    )
-
-
-def test_the_adapter_merges_into_the_base():
-    model = make_model("smollm3", TOKENIZER)
-    before = model.generate_with_thinking(QUESTIONS, max_new_tokens=8)
-    merged = model.merge_and_unload()
-    assert not hasattr(merged.base_model, "peft_config")
-    assert merged.generate_with_thinking(QUESTIONS, max_new_tokens=8) == before
-
-
-def test_a_folder_without_our_configuration_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no smollm_trm.json there; give a folder that save_pretrained wrote"):
-        SmolLMv3WithTRM.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["{", '{"format_version": 99}', '{"format_version": 1}', "[]"])
-def test_a_configuration_that_is_not_ours_is_refused(tmp_path, content):
-    (tmp_path / "smollm_trm.json").write_text(content)
-    with pytest.raises(ValueError, match="not a smollm-trm configuration"):
-        SmolLMv3WithTRM.from_pretrained(tmp_path)
-
-
-def test_missing_foreign_and_misshapen_tensors_are_refused_by_name(saved):
-    _, folder = saved
-    path = folder / "reasoner.safetensors"
-    tensors = load_file(path)
-    broken = {
-        "missing": {name: t for name, t in tensors.items() if name != "compressor.queries"},
-        "has shape": tensors | {"compressor.queries": torch.zeros(2, 2)},
-        "unknown tensor": tensors | {"another": torch.zeros(1)},
-    }
-    for message, content in broken.items():
-        save_file(content, path)
-        with pytest.raises(ValueError, match=message):
-            SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
-    path.write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match="cannot be read"):
-        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
-    path.unlink()
-    with pytest.raises(ValueError, match="reasoner.safetensors: cannot be read"):
-        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
-
-
-def test_a_missing_adapter_and_a_foreign_base_are_refused(saved):
-    _, folder = saved
-    with pytest.raises(ValueError, match="does not fit this base"):
-        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base("gpt2"))
-    (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="adapter_model.safetensors is missing"):
-        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
-
-
-def test_the_settings_say_what_was_measured(tmp_path):
-    make_model("smollm3", TOKENIZER).save_pretrained(tmp_path, training={"dev_loss": 1.5})
-    content = json.loads((tmp_path / "smollm_trm.json").read_text())
-    assert content["training"] == {"dev_loss": 1.5} and content["num_latents"] == 6
-
-
-def test_a_base_that_is_not_there_is_one_clear_line(tmp_path):
-    with pytest.raises(ValueError, match="no config.json in that folder"):
-        load_base(str(tmp_path))
-    with pytest.raises(ValueError, match="tiny.*pass a dataset"):
-        load_base("tiny")
-
-
-def test_an_unknown_way_to_train_the_base_is_refused():
-    with pytest.raises(ValueError, match="base_training='some': choose 'lora', 'frozen' or 'full'"):
-        adapt_base(make_base("llama", TOKENIZER), training="some", lora=None)
-
-
-def test_a_tiny_base_with_an_adapter_comes_back_as_it_was(tmp_path):
-    texts = [f"{row['question']} {row['answer']}" for row in ROWS]
-    model = SmolLMv3WithTRM.from_base(
-        "tiny", settings=ModelSettings(num_latents=4, trm=SMALL_TRM), tiny_texts=texts, seed=3
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    model.eval().save_pretrained(tmp_path)
-    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
-    options = {"max_new_tokens": 12}
-    assert loaded.generate_with_thinking(QUESTIONS, **options) == model.generate_with_thinking(QUESTIONS, **options)
+    assert_same_model(model, loaded)
+    assert not loaded.training and loaded.config.reasoner_settings == model.config.reasoner_settings
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trainable
 
 
-def test_adapter_and_reasoner_are_the_only_weights_in_the_folder_and_the_tokenizer_is_beside_them(saved):
-    _, folder = saved
-    weights = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
-    assert weights == {"adapter_model.safetensors", "reasoner.safetensors"}
-    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
-    assert (folder / "tokenizer.json").is_file()
+@pytest.mark.parametrize("architecture", ["smollm3", "llama", "gpt2"])
+@pytest.mark.parametrize("training", ["full", "lora"])
+def test_a_base_that_has_no_name_is_saved_with_the_model(tmp_path, training, architecture):
+    base = nameless_base(architecture, TOKENIZER), TOKENIZER
+    model = bend_adapter(
+        SmolLMv3WithTRM.from_base(base, base_training=training, num_latents=4, reasoner_settings=SMALL_TRM)
+    )
+    model.save_pretrained(tmp_path)
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
+    assert_same_model(model, loaded)
+    assert loaded.config.base_model == ""
+    state, again = model.state_dict(), loaded.state_dict()
+    assert state.keys() == again.keys() and all(torch.equal(state[name], again[name]) for name in state)
 
 
-def test_a_reloaded_model_has_its_settings_and_is_ready_to_answer(tmp_path):
-    model = make_model("smollm3", TOKENIZER, read_with_adapter=False)
+def test_a_new_process_generates_the_same_through_the_auto_class(tmp_path):
+    base = base_folder(tmp_path / "base")
+    model = bend_adapter(SmolLMv3WithTRM.from_base(base, num_latents=4, reasoner_settings=SMALL_TRM))
+    model.save_pretrained(tmp_path / "model")
+    program = (
+        "import json, sys, smollm_trm\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "print(json.dumps(model.generate_with_thinking(json.loads(sys.argv[2]), max_new_tokens=8)))\n"
+    )
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path / "model")]
+    found = subprocess.run([*command, json.dumps(QUESTIONS)], capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == model.generate_with_thinking(QUESTIONS, **NEW)
+    assert found.stderr == "", "loading says nothing"
+
+
+def test_the_auto_classes_load_it_and_no_class_makes_up_a_base(tmp_path):
+    base = base_folder(tmp_path / "base")
+    model = bend_adapter(SmolLMv3WithTRM.from_base(base, num_latents=4, reasoner_settings=SMALL_TRM))
+    model.save_pretrained(tmp_path / "model")
+    assert isinstance(AutoConfig.from_pretrained(tmp_path / "model"), LatentReasoningConfig)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert type(loaded) is SmolLMv3WithTRM
+    assert_same_model(model, loaded)
+    table = model.get_input_embeddings().weight
+    for auto in (AutoModel, type(model.model)):
+        backbone = auto.from_pretrained(tmp_path / "model")
+        assert torch.equal(backbone.get_input_embeddings().weight, table)
+
+
+def test_a_run_folder_with_the_model_in_it_will_do(tmp_path):
+    model = make_model("smollm3", TOKENIZER)
+    model.save_pretrained(tmp_path / "model")
+    assert_same_model(model, SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=fresh_base()))
+
+
+@pytest.mark.parametrize("architecture", ["smollm3", "gpt2"])
+def test_a_merged_model_is_whole_and_the_same(tmp_path, architecture):
+    model = make_model(architecture, TOKENIZER)
+    before, texts = logits_and_texts(model)
+    merged = model.merge_and_unload()
+    after, merged_texts = logits_and_texts(merged)
+    assert torch.allclose(before, after, atol=1e-5) and texts == merged_texts
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name or "base_layer" in name]
+    merged.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter").exists()
+    assert_same_model(merged, SmolLMv3WithTRM.from_pretrained(tmp_path))
+
+
+def test_merging_over_a_saved_adapter_takes_it_away(saved):
+    model, folder = saved
+    model.merge_and_unload().save_pretrained(folder)
+    assert not (folder / "adapter").exists()
+    assert_same_model(model, SmolLMv3WithTRM.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("training", ["lora", "full", "frozen"])
+def test_statistics_anchors_constants_and_halting_survive_loading(tmp_path, training):
+    model = make_model("smollm3", TOKENIZER, base_training=training, reasoner_settings={**SMALL_TRM, "start": "fixed"})
+    model.save_pretrained(tmp_path)
+    base, tokenizer = fresh_base()
+    given = None if training == "full" else (base.to(torch.bfloat16), tokenizer)
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=given, dtype=torch.bfloat16)
+    state, again = model.reasoner.state_dict(), loaded.reasoner.state_dict()
+    assert state.keys() == again.keys() and all(torch.equal(state[name], again[name]) for name in state)
+    assert again["halting_head.bias"].item() == -5 and again["standardize.deviation"].min() < 0.9
+    assert {p.dtype for p in loaded.reasoner.parameters()} == {torch.float32}
+    assert loaded.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_making_and_loading_a_model_leave_the_random_state_as_it_was(tmp_path, training):
+    base = base_folder(tmp_path / "base")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model = SmolLMv3WithTRM.from_base(base, num_latents=4, base_training=training, reasoner_settings=SMALL_TRM)
+    assert torch.equal(torch.get_rng_state(), before)
+    model.save_pretrained(tmp_path / "model")
+    SmolLMv3WithTRM.from_pretrained(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)
+    pieces = SmolLMv3WithTRM.from_base("tiny", tiny_texts=QUESTIONS, reasoner=None)
+    assert pieces.num_latents == 0 and torch.equal(torch.get_rng_state(), before)
+
+
+# What lies in the folder
+
+
+def test_the_folder_holds_adapter_and_reasoner_and_no_base_and_no_pickle(saved):
+    model, folder = saved
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in files if name.endswith("safetensors")} == {
+        "model.safetensors",
+        "adapter/adapter_model.safetensors",
+    }
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", "README.md"} <= files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".ckpt"))]
+    tensors = load_file(folder / "model.safetensors") | load_file(folder / "adapter/adapter_model.safetensors")
+    assert not any("embed_tokens" in name for name in tensors)
+    held = {name for name in model.state_dict() if "lora_" in name or ".reasoner." in name}
+    assert len(tensors) == len(held)
+
+
+@pytest.mark.parametrize("training", ["lora", "full", "frozen", "merged"])
+def test_no_local_path_is_saved_but_the_place_of_the_base(tmp_path, training):
+    base = base_folder(tmp_path / "the-base-folder")
+    config = {"base_training": "lora" if training == "merged" else training, "reasoner_settings": SMALL_TRM}
+    model = SmolLMv3WithTRM.from_base(base, num_latents=4, **config)
+    if training == "merged":
+        model.merge_and_unload()
+    model.save_pretrained(tmp_path / "model")
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path / "model")
+    loaded.save_pretrained(tmp_path / "again")
+    for folder in ("model", "again"):
+        for path in (tmp_path / folder).rglob("*"):
+            if path.is_file() and path.suffix != ".safetensors":
+                text = path.read_text(encoding="utf-8")
+                if path.name == "config.json" and training in ("lora", "frozen"):
+                    assert json.loads(text)["base_model"] == base
+                    text = text.replace(f'"base_model": "{base}"', "")
+                assert str(tmp_path) not in text and "the-base-folder" not in text, path.name
+            elif path.is_file():
+                assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_notes_survive_a_reload_and_a_merge(tmp_path):
+    model = make_model("smollm3", TOKENIZER)
+    model.config.notes["training"] = {"dev_loss": 1.5}
     model.save_pretrained(tmp_path)
     loaded = SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=fresh_base())
-    assert loaded.settings == model.settings and not loaded.training
-
-
-def test_an_adapter_that_the_read_pass_goes_without_is_not_merged():
-    with pytest.raises(ValueError, match="read_with_adapter=False: .* cannot be merged"):
-        make_model("smollm3", TOKENIZER, read_with_adapter=False).merge_and_unload()
-
-
-def test_a_model_of_another_format_is_refused(saved):
-    _, folder = saved
-    content = json.loads((folder / "smollm_trm.json").read_text())
-    (folder / "smollm_trm.json").write_text(json.dumps({**content, "format_version": 99}))
-    with pytest.raises(ValueError, match="another format version"):
-        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
-
-
-def test_what_was_measured_survives_a_reload(saved, tmp_path):
-    _, folder = saved
-    content = json.loads((folder / "smollm_trm.json").read_text())
-    noted = {"training": {"dev_loss": 1.5}, "evaluations": {"dev": {"accuracy": 0.5}}}
-    (folder / "smollm_trm.json").write_text(json.dumps({**content, **noted}))
-    loaded = SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
-    loaded.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "smollm_trm.json").read_text()) == {**content, **noted}
+    assert loaded.config.notes == {"training": {"dev_loss": 1.5}} and loaded.config.num_latents == 6
     loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
-    assert json.loads((tmp_path / "merged" / "smollm_trm.json").read_text())["training"] == noted["training"]
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "merged").config.notes == loaded.config.notes
+
+
+def test_a_tiny_base_with_an_adapter_comes_back_as_it_was(tmp_path):
+    texts = [f"{row['question']} {row['answer']}" for row in ROWS]
+    for seed in (1, 3):  # the second over the first: a folder's own base is the model's
+        model = SmolLMv3WithTRM.from_base(
+            "tiny", num_latents=4, reasoner_settings=SMALL_TRM, tiny_texts=texts, seed=seed
+        )
+        bend_adapter(model).save_pretrained(tmp_path)
+    assert_same_model(model, SmolLMv3WithTRM.from_pretrained(tmp_path))
+
+
+# The base
+
+
+def test_a_base_handed_over_is_named_by_where_it_came_from(tmp_path):
+    base = load_base(base_folder(tmp_path / "base", "llama"))
+    assert base.name == str(tmp_path / "base")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base"), TOKENIZER
+    model = SmolLMv3WithTRM.from_base(loaded, num_latents=2, reasoner_settings=SMALL_TRM)
+    model.save_pretrained(tmp_path / "model")
+    assert model.config.base_model == str(tmp_path / "base")
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model").config.text_config.model_type == "llama"
+
+
+def test_a_moved_base_is_one_clear_line_and_may_be_given(tmp_path):
+    base = base_folder(tmp_path / "base")
+    SmolLMv3WithTRM.from_base(base, num_latents=2, reasoner_settings=SMALL_TRM).save_pretrained(tmp_path / "model")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserMistake, match="no config.json in that folder"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path / "model")
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model", model_name=str(tmp_path / "elsewhere")).num_latents == 2
+
+
+def test_another_base_is_refused(saved):
+    _, folder = saved
+    with pytest.raises(UserMistake, match="'twins/smollm3' is not the one .*: model_type is gpt2, not smollm3"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base("gpt2"))
+
+
+def test_a_base_that_is_not_there_is_one_clear_line(tmp_path):
+    for name, message in ((str(tmp_path), "no config.json in that folder"), ("tiny", "tiny.*pass a dataset")):
+        with pytest.raises(UserMistake, match=message):
+            load_base(name)
+
+
+def test_pickled_weights_are_not_loaded(tmp_path):
+    base = base_folder(tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "base" / "pytorch_model.bin")
+    with pytest.raises(UserMistake, match="could not load the base model .*safetensors") as refused:
+        SmolLMv3WithTRM.from_base(base)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "unheard-of"])
+def test_remote_code_never_runs_and_nothing_is_asked(tmp_path, monkeypatch, kind):
+    def write_code(folder: Path) -> None:
+        touch = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        (folder / "evil.py").write_text(f"{touch}class A:\n    pass\n")
+        (folder / "custom_generate").mkdir()
+        (folder / "custom_generate" / "generate.py").write_text(f"{touch}def generate(model, **kwargs): ...\n")
+        autos = {"AutoConfig": "evil.A", "AutoModel": "evil.A", "AutoModelForCausalLM": "evil.A"}
+        rewrite_config(folder, auto_map=autos)
+        path = folder / "tokenizer_config.json"
+        content = {**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil.A", "evil.A"]}}
+        path.write_text(json.dumps(content))
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
+    base = base_folder(tmp_path / "base", "llama")
+    model = SmolLMv3WithTRM.from_base(base, num_latents=2, reasoner_settings=SMALL_TRM)
+    model.save_pretrained(tmp_path / "model")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    for folder in ("base", "model", "merged"):
+        write_code(tmp_path / folder)
+    rewrite_config(tmp_path / "base", model_type="llama" if kind == "llama" else kind)
+    calls = [lambda: SmolLMv3WithTRM.from_base(base)]
+    calls += [lambda: SmolLMv3WithTRM.from_pretrained(tmp_path / "model")]
+    for call in calls:
+        if kind == "llama":
+            assert call().config.text_config.model_type == "llama"
+        else:
+            with pytest.raises(UserMistake) as refused:
+                call()
+            assert "\n" not in str(refused.value)
+    for load in (SmolLMv3WithTRM.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        assert load(tmp_path / "merged").num_latents == 2
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -191,71 +322,137 @@ def test_what_was_measured_survives_a_reload(saved, tmp_path):
     [((8, 0), "torch.bfloat16 to cuda"), ((7, 5), "torch.float16 to cuda"), (None, "torch.float32 to cpu")],
 )
 def test_a_base_is_loaded_at_once_in_the_dtype_that_suits_its_device(saved, monkeypatch, capability, expected):
-    class Base:
-        def __init__(self, name: str, *, dtype: torch.dtype) -> None:
-            self.dtype = dtype
+    asked = []
 
-        def to(self, device: torch.device) -> None:
-            raise RuntimeError(f"{self.dtype} to {device}")
+    def stop(name: str, *, dtype: torch.dtype):
+        asked.append(dtype)
+        raise RuntimeError("asked")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(assembly, "load_base", lambda name, **how: (Base(name, **how), None))
-    with pytest.raises(RuntimeError, match=expected):
-        SmolLMv3WithTRM.from_pretrained(saved[1])
-    with pytest.raises(RuntimeError, match="torch.float16 to cpu"):
-        SmolLMv3WithTRM.from_pretrained(saved[1], dtype=torch.float16, device="cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(pretrained, "load_base", stop)
+    for options in ({}, {"device": "cpu"}, {"device": "cpu", "dtype": torch.float16}, {"dtype": "bfloat16"}):
+        with pytest.raises(RuntimeError, match="asked"):
+            SmolLMv3WithTRM.from_pretrained(saved[1], **options)
+    suited = getattr(torch, expected.split()[0].removeprefix("torch."))
+    assert asked == [suited, torch.float32, torch.float16, torch.bfloat16]
 
 
-def test_a_base_that_was_left_in_the_folder_is_not_taken_for_another_models(tmp_path):
-    base, tokenizer = fresh_base()
-    base.save_pretrained(tmp_path / "other"), tokenizer.save_pretrained(tmp_path / "other")
-    make_base("llama", TOKENIZER).save_pretrained(tmp_path / "model" / "base")
-    settings = ModelSettings(num_latents=2, trm=SMALL_TRM)
-    SmolLMv3WithTRM.from_base(str(tmp_path / "other"), settings=settings).save_pretrained(tmp_path / "model")
-    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model").config.model_type == "smollm3"
+# Refused, each in one line
 
 
-def test_a_second_tiny_model_in_a_folder_brings_its_own_base(tmp_path):
-    texts = [f"{row['question']} {row['answer']}" for row in ROWS]
-    settings = ModelSettings(num_latents=2, trm=SMALL_TRM)
-    for seed in (1, 2):
-        model = SmolLMv3WithTRM.from_base("tiny", settings=settings, tiny_texts=texts, seed=seed)
-        model.save_pretrained(tmp_path)
-    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
-    assert torch.equal(*(one.causal_lm.get_input_embeddings().weight for one in (model, loaded)))
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(UserMistake, match="no config.json there; give a folder that save_pretrained wrote"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path)
 
 
-def test_a_model_saved_before_a_setting_was_there_still_loads(saved):
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama"}', '"text"'])
+def test_a_configuration_that_is_not_ours_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserMistake, match="not a configuration of this program") as refused:
+        SmolLMv3WithTRM.from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_of_the_version_before_is_refused_unless_it_was_saved_over(saved, tmp_path):
     _, folder = saved
-    content = json.loads((folder / "smollm_trm.json").read_text())
-    del content["keep_annotations"]
-    (folder / "smollm_trm.json").write_text(json.dumps(content))
-    assert not SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base()).encoder.keep_annotations
+    (tmp_path / "old").mkdir()
+    for place in (tmp_path / "old", folder):
+        (place / "smollm_trm.json").write_text('{"format_version": 3}')
+    with pytest.raises(UserMistake, match="saved by an earlier version.*train the model again"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path / "old")
+    assert SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base()).num_latents == 6
 
 
-def test_a_base_that_was_handed_over_is_named_by_where_it_came_from(tmp_path):
-    base, tokenizer = fresh_base("llama")
-    base.save_pretrained(tmp_path / "base"), tokenizer.save_pretrained(tmp_path / "base")
-    settings = ModelSettings(num_latents=2, trm=SMALL_TRM)
-    model = SmolLMv3WithTRM.from_base(load_base(str(tmp_path / "base")), settings=settings)
-    model.save_pretrained(tmp_path / "model")
-    assert model.settings.base == str(tmp_path / "base")
-    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model").config.model_type == "llama"
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_training": "Lora"}, "base_training='Lora': choose one of lora, frozen, full"),
+        ({"reasoner": "oracle"}, "reasoner='oracle': choose one of trm"),
+        ({"reasoner_settings": {"n_layer": 1}}, "unknown setting 'n_layer'; did you mean 'n_layers'"),
+        ({"reasoner_settings": {"n_layers": "one"}}, "n_layers='one' must be int"),
+        ({"num_latents": "six"}, "num_latents"),
+        ({"num_latents": 0}, "num_latents=0: must be at least 1"),
+        ({"target": 3}, "target"),
+        ({"target": "proof"}, "target='proof': choose 'steps' or 'answer'"),
+        ({"prompt_format": "poem"}, "prompt_format='poem': choose one of plain"),
+        ({"think": "yes"}, "think"),
+        ({"slot_token_id": 10**6}, "slot_token_id=1000000, but .* tokenizer"),
+        ({"slot_token_id": None}, "slot_token_id=None, but .* tokenizer"),
+        ({"base_model": 7}, "base_model"),
+        ({"notes": []}, "notes"),
+        ({"text_config": {"model_type": "gemma3_text"}}, "'gemma3_text' is not supported: choose one of smollm3"),
+        ({"text_config": None}, "hidden_size is 32, not 2048"),
+        ({"text_config": "llama"}, "text_config"),
+    ],
+)
+def test_a_wrong_value_in_the_configuration_is_refused_by_name(saved, changes, message):
+    _, folder = saved
+    rewrite_config(folder, **changes)
+    with pytest.raises(UserMistake, match=message) as refused:
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+    assert "\n" not in str(refused.value)
 
 
-def test_a_base_without_a_name_is_asked_for_unless_it_goes_along(tmp_path):
-    def model(**settings) -> SmolLMv3WithTRM:
-        base = nameless_base("smollm3", TOKENIZER), TOKENIZER
-        return SmolLMv3WithTRM.from_base(base, settings=ModelSettings(num_latents=2, trm=SMALL_TRM, **settings))
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_missing_foreign_and_misshapen_tensors_are_refused_by_name(tmp_path, training):
+    make_model("smollm3", TOKENIZER, base_training=training).save_pretrained(tmp_path)
+    path, name = tmp_path / "model.safetensors", "model.reasoner.compressor.queries"
+    given = None if training == "full" else fresh_base()
+    tensors = load_file(path)
+    broken = [
+        {key: t for key, t in tensors.items() if key != name},
+        tensors | {name: torch.zeros(2, 2)},
+        tensors | {"model.reasoner.another": torch.zeros(1)},
+    ]
+    if training == "full":
+        broken.append({key: t for key, t in tensors.items() if "layers.1.mlp" not in key})
+    for content in broken:
+        save_file(content, path, metadata={"format": "pt"})
+        with pytest.raises(UserMistake, match="compressor.queries|another|layers.1.mlp") as refused:
+            SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=given)
+        assert "\n" not in str(refused.value)
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(UserMistake, match="cannot be read"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=given)
+    path.unlink()
+    with pytest.raises(UserMistake, match="cannot be read"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=given)
 
-    model().save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="trained on a base without a name: give it as model_name=") as caught:
-        SmolLMv3WithTRM.from_pretrained(tmp_path / "model")
-    assert "\n" not in str(caught.value)
-    base = nameless_base("smollm3", TOKENIZER), TOKENIZER
-    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "model", model_name=base).num_latents == 2
-    model(base_training="full").save_pretrained(tmp_path / "whole")
-    assert SmolLMv3WithTRM.from_pretrained(tmp_path / "whole").settings.base == ""
-    assert "# Latent reasoning with a base of its own" in model_card(tmp_path / "whole")
-    assert model(base="me/base").settings.base == "me/base", "what the caller says stands where the base says nothing"
+
+def test_a_missing_damaged_or_foreign_adapter_is_refused(saved, tmp_path):
+    _, folder = saved
+    adapter = folder / "adapter"
+    weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    whole, settings = weights.read_bytes(), config.read_text()
+    tensors = load_file(weights)
+    save_file(dict(list(tensors.items())[1:]), weights)
+    with pytest.raises(UserMistake, match="the adapter does not fit this base .*lora_A"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+    weights.write_bytes(whole)
+    for path, content in ((weights, "x"), (config, "{"), (config, '{"peft_type": "MAGIC"}'), (config, None)):
+        path.write_text(content) if content else path.unlink()
+        with pytest.raises(UserMistake, match="the adapter cannot be read|does not fit") as refused:
+            SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+        assert "\n" not in str(refused.value)
+        weights.write_bytes(whole), config.write_text(settings)
+    weights.unlink()
+    with pytest.raises(UserMistake, match="the adapter cannot be read"):
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_damaged_file_beside_the_weights_is_one_clear_line(saved, file):
+    _, folder = saved
+    (folder / file).write_text("{")
+    with pytest.raises(UserMistake) as refused:
+        SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+    assert "\n" not in str(refused.value)
+
+
+def test_settings_that_no_reasoner_has_are_refused_before_anything_is_loaded():
+    with pytest.raises(UserMistake, match="base_training='some': choose one of lora, frozen, full"):
+        LatentReasoningConfig(text_config=LlamaConfig(), base_training="some")
+    with pytest.raises(UserMistake, match="gain=0: must be above 0"):
+        LatentReasoningConfig(text_config=LlamaConfig(), reasoner="static", reasoner_settings={"gain": 0})
+    assert LatentReasoningConfig(text_config=LlamaConfig(), reasoner_settings=SMALL["trm"]).to_dict()

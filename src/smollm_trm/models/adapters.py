@@ -115,7 +115,7 @@ def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
     try:
         weights = load_file(folder / ADAPTER_FILE)
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         reason = f"the adapter cannot be read ({first_line(error)}); save or download it again"
         raise UserMistake(f"{folder}: {reason}") from error
     add_adapter(decoder, config)

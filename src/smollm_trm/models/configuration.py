@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from smollm_trm.models.reasoners.known import complete_settings
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, is_of_type
 
 SUPPORTED_BASES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2", "arcee")
 """Decoders whose head is one linear layer and nothing else; many others scale or cap their logits."""
@@ -55,6 +55,9 @@ class LatentReasoningConfig(PreTrainedConfig):
     """Plain values that are kept with the model: what it was trained on, how it was evaluated."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for name, hint in LatentReasoningConfig.__annotations__.items():
+            if not is_of_type(value := getattr(self, name), hint):
+                raise UserMistake(f"{name}={value!r} must be {getattr(hint, '__name__', hint)}")
         if isinstance(self.text_config, Mapping):
             kind = self.text_config.get("model_type")
             refuse_unsupported(kind)
@@ -104,3 +107,15 @@ def refuse_unsupported(model_type: str | None) -> None:
     if model_type not in SUPPORTED_BASES:
         kinds = ", ".join(SUPPORTED_BASES)
         raise UserMistake(f"a base of the kind {model_type!r} is not supported: choose one of {kinds}")
+
+
+def refuse_unknown_names(given: Mapping[str, Any]) -> None:
+    """Refuse a misspelt setting, which Hugging Face's configurations take in silence.
+
+    Raises:
+        UserMistake: with the names that exist.
+    """
+    known = LatentReasoningConfig.__annotations__
+    for name in given:
+        if name not in known:
+            raise UserMistake(f"unknown setting {name!r}; known are {', '.join(known)}")

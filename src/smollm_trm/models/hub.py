@@ -17,7 +17,7 @@ def measured_lines(notes: Mapping[str, Any]) -> list[str]:
     """What a model's notes hold of training and evaluation, as the card's bullet points."""
     lines = []
     training = notes.get("training", {})
-    if training:
+    if "split" in training:
         split = training["split"]
         lines.append(
             f"trained on {training['train_rows']} problems of {split['source']} (split seed {split['seed']}, "

@@ -1,15 +1,38 @@
 """The base model: by a name on the Hub, from a folder or a GGUF file, or the tiny twin made on the spot."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from smollm_trm.models.configuration import refuse_unsupported
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.records import UserMistake, first_line
+
+ANCHOR_TEXT = "."
+"""The token whose embedding a fresh latent is near: of those tried on a real base, one of the least disturbing."""
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without transformers' bars over reading and writing weights."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def own_random_state() -> Any:
+    """A context that leaves torch's global random state, on every device, as it was."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 class LoadedBase(NamedTuple):
@@ -149,3 +172,28 @@ def load_base(
     return take_apart(
         part_of_base(AutoModelForCausalLM, model_name, dtype=dtype, use_safetensors=True), tokenizer, model_name
     )
+
+
+def anchor_embedding(base: LoadedBase) -> Tensor:
+    """The embedding `(D,)` that fresh latents are near: of `ANCHOR_TEXT`, or the mean where a vocabulary refuses it."""
+    table = base.decoder.get_input_embeddings().weight.detach()
+    try:
+        return table[base.tokenizer(ANCHOR_TEXT, add_special_tokens=False)["input_ids"][-1]]
+    except Exception:  # what a tokenizer without an unknown token raises
+        return table.mean(0)
+
+
+def with_rows(base: LoadedBase, n_rows: int) -> LoadedBase:
+    """A base whose embedding table has at least so many rows; new ones are the mean of the old."""
+    if base.head.out_features >= n_rows:
+        return base
+    decoder, old = base.decoder, base.head.weight
+    tied = old is decoder.get_input_embeddings().weight
+    table = decoder.resize_token_embeddings(n_rows, mean_resizing=False)
+    head = nn.Linear(old.shape[1], n_rows, bias=False, device=old.device, dtype=old.dtype)
+    with torch.no_grad():
+        table.weight[len(old) :] = table.weight[: len(old)].mean(0)
+        head.weight.copy_(torch.cat([old, old.mean(0, keepdim=True).expand(n_rows - len(old), -1)]))
+    if tied:
+        head.weight = table.weight
+    return base._replace(head=head)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from smollm_trm.models.adapters import merge_adapter
@@ -100,6 +100,11 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
             )
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "LatentReasoningModel":
+        """The backbone of a saved model, whose base lies elsewhere."""
+        return AutoModelForCausalLM.from_pretrained(*args, **kwargs).model
+
     def get_input_embeddings(self) -> nn.Module:
         """The base's embedding table."""
         return self.language_model.get_input_embeddings()
@@ -156,10 +161,15 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
 
     @torch.no_grad()
     def fit_reasoner(self, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Let the reasoner measure the statistics it keeps, on some prompts `(B, L)` with their spans."""
-        if self.reasoner is not None:
-            slots = whole_spans(input_ids, self.config.slot_token_id)
-            self.reasoner.fit(self.prompt_before(input_ids, attention_mask, slots))
+        """Let the reasoner measure the statistics it keeps, on some prompts `(B, L)` with their spans; no dropout."""
+        if self.reasoner is None:
+            return
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        slots = whole_spans(input_ids, self.config.slot_token_id)
+        self.reasoner.fit(self.prompt_before(input_ids, attention_mask, slots))
+        for module, mode in modes.items():
+            module.training = mode
 
     def forward(
         self,

@@ -5,6 +5,7 @@ A saved folder holds `config.json`, the reasoner in `model.safetensors`, the LoR
 """
 
 import copy
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -12,7 +13,6 @@ from typing import Any, Self
 import torch
 from peft import PeftConfig
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -29,23 +29,34 @@ from smollm_trm.models.adapters import (
     load_adapter,
     save_adapter,
 )
-from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.configuration import LatentReasoningConfig, refuse_unknown_names
 from smollm_trm.models.hub import model_card, push_model
 from smollm_trm.models.loading import (
     LoadedBase,
+    anchor_embedding,
     default_device,
     default_dtype,
     is_local,
     load_base,
+    no_progress_bars,
+    own_random_state,
     part_of_base,
     take_apart,
+    with_rows,
 )
 from smollm_trm.models.modeling import (
     CALIBRATION_QUESTIONS,
     LatentReasoningPreTrainedModel,
 )
 from smollm_trm.models.reasoners.known import build_reasoner
-from smollm_trm.models.storage import REASONER_PREFIX, read_config, read_weights, saved_model_folder, weights_to_save
+from smollm_trm.models.storage import (
+    REASONER_PREFIX,
+    read_config,
+    read_generation_config,
+    read_weights,
+    saved_model_folder,
+    weights_to_save,
+)
 from smollm_trm.records import UserMistake, first_line, write_text
 
 ANCHOR_TEXT = "..."
@@ -94,29 +105,28 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             seed: of every new weight; the global random state is left as it was.
             config: fields of `LatentReasoningConfig`, such as `reasoner`, `num_latents`, `target`.
         """
-        if isinstance(model_name, str):
-            base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
-        else:
-            base = take_apart(*model_name, model_name[0].config.name_or_path)
-        training = config.setdefault("base_training", "lora")
-        config.setdefault("base_model", "" if training == "full" else base.name)
-        if config.get("reasoner", "trm") is not None:
-            base = base._replace(tokenizer=copy.deepcopy(base.tokenizer))
-            config["slot_token_id"] = slot_token_id(base.tokenizer)
-            base = with_rows(base, config["slot_token_id"] + 1)
-        text_config = copy.deepcopy(base.decoder.config)
-        text_config.name_or_path = ""
-        with torch.random.fork_rng():
+        refuse_unknown_names(config)
+        with own_random_state(), no_progress_bars():
+            if isinstance(model_name, str):
+                base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
+            else:
+                base = take_apart(*model_name, model_name[0].config.name_or_path)
+            training = config.setdefault("base_training", "lora")
+            config.setdefault("base_model", "" if training == "full" else base.name)
+            if config.get("reasoner", "trm") is not None:
+                base = base._replace(tokenizer=copy.deepcopy(base.tokenizer))
+                config["slot_token_id"] = slot_token_id(base.tokenizer)
+                base = with_rows(base, config["slot_token_id"] + 1)
+            text_config = copy.deepcopy(base.decoder.config)
+            text_config.name_or_path = ""
             torch.manual_seed(seed)
             model = cls.assemble(base, LatentReasoningConfig(text_config=text_config, **config))
             if training == "lora":
                 add_adapter(base.decoder, (lora or LoraSettings()).to_peft(text_config.model_type))
-        model.freeze_base()
-        if model.reasoner is not None:
-            table = base.decoder.get_input_embeddings().weight.detach()
-            anchor = base.tokenizer(ANCHOR_TEXT, add_special_tokens=False)["input_ids"] if has_anchor(base) else []
-            model.reasoner.start_near(table, table[anchor[-1]] if anchor else table.mean(0))
-            model.fit_reasoner(CALIBRATION_QUESTIONS)
+            model.freeze_base()
+            if model.reasoner is not None:
+                model.reasoner.start_near(base.decoder.get_input_embeddings().weight.detach(), anchor_embedding(base))
+                model.fit_reasoner(CALIBRATION_QUESTIONS)
         return model
 
     @classmethod
@@ -147,7 +157,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         device = default_device() if device == "auto" else torch.device(device)
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         dtype = dtype or default_dtype(device)
-        with torch.random.fork_rng():
+        with own_random_state(), no_progress_bars():
             if model_name is None and not config.base_model:
                 model = cls._with_saved_base(folder, config, dtype)
             else:
@@ -155,8 +165,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             if config.base_training == "lora":
                 load_adapter(model.model.language_model, folder / ADAPTER_FOLDER)
         model.use_tokenizer(part_of_base(AutoTokenizer, str(folder)))
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = read_generation_config(folder) or model.generation_config
         model.freeze_base()
         return model.to(device).eval()
 
@@ -165,7 +174,13 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """A model whose base was saved with it: transformers' own loading, checked."""
         try:
             model, found = super().from_pretrained(
-                folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+                folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserMistake(
@@ -203,6 +218,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """Take a tokenizer; its chat template becomes the one that writes this model's prompts."""
         config = self.config
         self.tokenizer = copy.deepcopy(tokenizer)
+        if config.reasoner and (slot := slot_token_id(self.tokenizer)) != config.slot_token_id:
+            raise UserMistake(f"slot_token_id={config.slot_token_id}, but the slot of this tokenizer is {slot}")
         self.encoder = PromptEncoder(
             tokenizer=self.tokenizer,
             num_latents=config.num_latents,
@@ -237,7 +254,9 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """
         folder = Path(save_directory)
         kwargs["state_dict"] = weights_to_save(self)
-        super().save_pretrained(folder, *args, **kwargs)
+        with no_progress_bars():
+            super().save_pretrained(folder, *args, **kwargs)
+        shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
         if adapter_layers(self.model.language_model):
             public = "" if is_local(self.config.base_model) else self.config.base_model
             save_adapter(self.model.language_model, folder / ADAPTER_FOLDER, base_model=public)
@@ -267,27 +286,3 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         add_adapter(self.model.language_model, adapter_config)
         self.config.base_training = "lora"
         self.freeze_base()
-
-
-def has_anchor(base: LoadedBase) -> bool:
-    """Whether the tokenizer has the anchor's text (a closed vocabulary may refuse it)."""
-    try:
-        return bool(base.tokenizer(ANCHOR_TEXT, add_special_tokens=False)["input_ids"])
-    except Exception:  # what a tokenizer without an unknown token raises
-        return False
-
-
-def with_rows(base: LoadedBase, n_rows: int) -> LoadedBase:
-    """A base whose embedding table has at least so many rows; new ones are the mean of the old."""
-    if base.head.out_features >= n_rows:
-        return base
-    decoder, old = base.decoder, base.head.weight
-    tied = old is decoder.get_input_embeddings().weight
-    table = decoder.resize_token_embeddings(n_rows, mean_resizing=False)
-    head = nn.Linear(old.shape[1], n_rows, bias=False, device=old.device, dtype=old.dtype)
-    with torch.no_grad():
-        table.weight[len(old) :] = table.weight[: len(old)].mean(0)
-        head.weight.copy_(torch.cat([old, old.mean(0, keepdim=True).expand(n_rows - len(old), -1)]))
-    if tied:
-        head.weight = table.weight
-    return base._replace(head=head)

@@ -8,11 +8,13 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.records import UserMistake, first_line
 
 CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 EARLIER_FORMAT = "smollm_trm.json"
 SHARED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
@@ -59,7 +61,7 @@ def read_config(folder: Path) -> LatentReasoningConfig:
         UserMistake: no such file, not JSON, of the version before, or a value of a wrong type.
     """
     path = folder / CONFIG_FILE
-    if (folder / EARLIER_FORMAT).is_file():
+    if not path.is_file() and (folder / EARLIER_FORMAT).is_file():
         raise UserMistake(
             f"{folder} was saved by an earlier version, whose latents stood at other positions: train the model again"
         )
@@ -73,6 +75,20 @@ def read_config(folder: Path) -> LatentReasoningConfig:
         return LatentReasoningConfig(**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserMistake(f"{path}: not a configuration of this program ({first_line(error)})") from error
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """How a saved model generates; None where it does not say.
+
+    Raises:
+        UserMistake: the file is damaged.
+    """
+    if not (folder / GENERATION_CONFIG_FILE).is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserMistake(f"{folder / GENERATION_CONFIG_FILE}: cannot be read ({first_line(error)})") from error
 
 
 def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
