@@ -1,16 +1,17 @@
 """Sharing a model: the card states what was measured, the upload holds what loads, a refusal is one line."""
 
-import json
 import os
-from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
-from twins import make_model, make_tokenizer
+from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
 
-from smollm_trm import commands, hub
-from smollm_trm.models import assembly
+from smollm_trm import commands
+from smollm_trm.models import hub, storage
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.records import UserMistake
 
 TRAINING = {
     "train_rows": 40,
@@ -20,46 +21,98 @@ TRAINING = {
     "split": {"source": "openai/gsm8k (main)", "seed": 42, "fingerprint": "ab" * 32},
 }
 RESULT = {"accuracy": 0.25, "correct": 5, "total": 20, "interval": [0.11, 0.47], "examples": ["left out"]}
+QUESTION = ROWS[0]["question"]
+
+
+def save(folder: Path, *, training: dict | None = None, **config) -> SmolLMv3WithTRM:
+    model = make_model("smollm3", make_tokenizer(), **config)
+    if training:
+        model.config.notes["training"] = training
+    model.save_pretrained(folder)
+    return model
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+class StandIn:
+    """A Hub that takes uploads into a folder, as the real one filters them."""
+
+    calls: dict = {}
+
+    def __init__(self, endpoint=None):
+        self.calls["endpoint"] = endpoint
+
+    def create_repo(self, repo_id, **options):
+        self.calls["repo"] = (repo_id, options)
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns):
+        folder = Path(folder_path)
+        chosen = filter_repo_objects(sorted(files_in(folder)), allow_patterns=allow_patterns)
+        self.calls["upload"] = {name: (folder / name).read_bytes() for name in chosen}
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> dict:
+    monkeypatch.setattr(hub, "HfApi", StandIn)
+    StandIn.calls = {}
+    return StandIn.calls
 
 
 @pytest.fixture
 def folder(tmp_path):
-    make_model("smollm3", make_tokenizer()).save_pretrained(tmp_path, training=TRAINING)
-    return tmp_path
+    save(tmp_path / "model", training=TRAINING)
+    return tmp_path / "model"
 
 
 def test_the_card_states_what_was_measured_and_nothing_else(folder):
     hub.add_evaluation(folder, "dev", RESULT)
-    card = hub.model_card(folder)
+    config = storage.read_config(folder)
+    card = hub.model_card(config)
     assert "dev: 25.0% of 20 problems (95% interval 11.0 to 47.0)" in card
     assert "40 problems of openai/gsm8k (main)" in card and "dev loss 1.2500" in card
-    assert "left out" not in json.dumps(json.loads((folder / "smollm_trm.json").read_text()))
+    assert '"base_model": "twins/smollm3"' in card and "openai/gsm8k" in card
+    assert "left out" not in (folder / "config.json").read_text()
 
 
 def test_a_card_of_an_unmeasured_model_says_so(tmp_path):
-    make_model("smollm3", make_tokenizer()).save_pretrained(tmp_path)
-    assert "- nothing was measured yet" in hub.model_card(tmp_path)
+    save(tmp_path)
+    assert "- nothing was measured yet" in (tmp_path / "README.md").read_text()
 
 
-def test_the_upload_holds_exactly_what_loads(folder, monkeypatch):
-    calls = {}
-
-    class StandIn:
-        def __init__(self, endpoint=None):
-            calls["endpoint"] = endpoint
-
-        def create_repo(self, repo_id, **options):
-            calls["repo"] = (repo_id, options)
-
-        def upload_folder(self, **options):
-            calls["upload"] = options
-
-    monkeypatch.setattr(hub, "HfApi", StandIn)
+def test_the_upload_holds_exactly_what_loads(folder, stand_in, tmp_path, monkeypatch):
     (folder / "notes.ckpt").write_text("not for the Hub")
     files = hub.push_model(folder, "me/model", private=False)
-    assert {"adapter_model.safetensors", "reasoner.safetensors", "smollm_trm.json", "README.md"} <= set(files)
-    assert "notes.ckpt" not in files and calls["upload"]["allow_patterns"] == list(hub.UPLOADED)
-    assert calls["repo"] == ("me/model", {"private": False, "exist_ok": True})
+    assert set(files) == files_in(folder) - {"notes.ckpt"} == set(stand_in["upload"])
+    assert {"config.json", "model.safetensors", "adapter/adapter_model.safetensors", "README.md"} <= set(files)
+    assert stand_in["repo"] == ("me/model", {"private": False, "exist_ok": True})
+    assert 'from_pretrained("me/model")' in stand_in["upload"]["README.md"].decode()
+    asked = {}
+
+    def download(name: str, **options) -> str:
+        asked.update(options)
+        for path in filter_repo_objects(list(stand_in["upload"]), **options):
+            (tmp_path / "hub" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "hub" / path).write_bytes(stand_in["upload"][path])
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(storage, "snapshot_download", download)
+    tokenizer = make_tokenizer()
+    loaded = SmolLMv3WithTRM.from_pretrained("me/model", model_name=(make_base("smollm3", tokenizer), tokenizer))
+    original = make_model("smollm3", tokenizer)
+    assert loaded.generate_with_thinking(QUESTION, max_new_tokens=6) == original.generate_with_thinking(
+        QUESTION, max_new_tokens=6
+    )
+
+
+def test_a_model_pushes_itself(stand_in):
+    model = make_model("smollm3", make_tokenizer())
+    files = model.push_to_hub("me/model")
+    assert set(files) == set(stand_in["upload"]) and stand_in["repo"] == (
+        "me/model",
+        {"private": True, "exist_ok": True},
+    )
 
 
 def test_a_dry_run_uploads_nothing(folder, monkeypatch):
@@ -68,39 +121,61 @@ def test_a_dry_run_uploads_nothing(folder, monkeypatch):
 
 
 def test_an_unreachable_hub_is_one_clear_line(folder):
-    with pytest.raises(ValueError, match="could not push to me/model: .*set HF_TOKEN") as refused:
+    with pytest.raises(UserMistake, match="could not push to me/model: .*set HF_TOKEN") as refused:
         hub.push_model(folder, "me/model", endpoint="http://127.0.0.1:9")
     assert "\n" not in str(refused.value)
 
 
-def test_everything_that_is_saved_is_uploaded_and_privately_unless_told_otherwise(tmp_path):
+def test_a_name_that_the_hub_does_not_know_is_one_clear_line(monkeypatch):
+    def unknown(*_, **__):
+        raise OSError("404 Client Error.\nmore about it")
+
+    monkeypatch.setattr(storage, "snapshot_download", unknown)
+    with pytest.raises(UserMistake, match="me/nothing: no such folder, and the Hub did not give it") as refused:
+        SmolLMv3WithTRM.from_pretrained("me/nothing")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("prompt_format", ["plain", "chat"])
+def test_everything_that_is_saved_is_uploaded_and_privately_unless_told_otherwise(tmp_path, prompt_format):
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ messages }}"
-    make_model("smollm3", tokenizer).save_pretrained(tmp_path)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    make_model("smollm3", tokenizer, prompt_format=prompt_format).save_pretrained(tmp_path)
+    assert set(hub.push_model(tmp_path, "me/model", dry_run=True)) == files_in(tmp_path) >= {"chat_template.jinja"}
+    pushes = (hub.push_model, commands.push, SmolLMv3WithTRM.push_to_hub)
+    assert all(signature(push).parameters["private"].default is True for push in pushes)
+
+
+def test_a_model_on_a_base_that_lies_here_only_is_refused_until_it_is_merged(tmp_path):
+    base, tokenizer = nameless_base("smollm3", make_tokenizer()), make_tokenizer()
+    base.save_pretrained(tmp_path / "base"), tokenizer.save_pretrained(tmp_path / "base")
+    model = SmolLMv3WithTRM.from_base(str(tmp_path / "base"), num_latents=2, reasoner_settings=SMALL_TRM)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserMistake, match="its base lies on this machine only.*merge_and_unload") as refused:
+        hub.push_model(tmp_path / "model", "me/model", dry_run=True)
+    assert "\n" not in str(refused.value)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert set(hub.push_model(tmp_path / "merged", "me/model", dry_run=True)) == files_in(tmp_path / "merged")
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert str(tmp_path) not in card and "base_model" not in card and "a base of its own" in card
+
+
+def test_a_base_that_is_saved_with_the_model_goes_with_it(tmp_path):
+    texts = [row["question"] for row in ROWS]
+    config = {"num_latents": 2, "reasoner_settings": SMALL_TRM, "tiny_texts": texts}
+    SmolLMv3WithTRM.from_base("tiny", **config).save_pretrained(tmp_path)
     files = hub.push_model(tmp_path, "me/model", dry_run=True)
-    assert set(files) == {path.name for path in tmp_path.iterdir()} and "chat_template.jinja" in files
-    assert all(signature(push).parameters["private"].default is True for push in (hub.push_model, commands.push))
+    assert set(files) == files_in(tmp_path) >= {"model.safetensors", "adapter/adapter_model.safetensors"}
 
 
-def test_a_card_names_neither_a_local_folder_nor_data_it_does_not_know(tmp_path):
-    model = make_model("smollm3", make_tokenizer())
-    model.settings = replace(model.settings, base="/somewhere/base")
-    model.save_pretrained(tmp_path, training={**TRAINING, "split": {**TRAINING["split"], "source": "rows.json"}})
-    card = hub.model_card(tmp_path)
-    assert "/somewhere" not in card and "base_model" not in card and "openai/gsm8k" not in card
+def test_a_run_folder_may_be_pushed(tmp_path):
+    save(tmp_path / "model")
+    assert "config.json" in hub.push_model(tmp_path, "me/model", dry_run=True)
 
 
-def test_a_base_that_is_saved_with_the_model_goes_with_it(tmp_path, monkeypatch):
-    make_model("smollm3", make_tokenizer(), base_training="full").save_pretrained(tmp_path)
-    (tmp_path / "base" / "tokenizer.model").write_bytes(b"pieces")
-    files = hub.push_model(tmp_path, "me/model", dry_run=True)
-    everything = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert set(files) == everything >= {"base/model.safetensors", "base/tokenizer.model"}
-    assert set(filter_repo_objects(everything, allow_patterns=list(hub.UPLOADED))) == everything
-    asked = {}
-    monkeypatch.setattr(assembly, "snapshot_download", lambda name, **how: asked.update(how) or str(tmp_path))
-    assembly.local_folder("me/model")
-    assert set(filter_repo_objects(everything, **asked)) >= everything - {"README.md"}
+def test_a_card_names_no_data_it_does_not_know(tmp_path):
+    save(tmp_path, training={**TRAINING, "split": {**TRAINING["split"], "source": "rows.json"}})
+    assert "openai/gsm8k" not in (tmp_path / "README.md").read_text()
 
 
 def test_a_card_is_whole_or_the_one_before_stays(folder, monkeypatch):

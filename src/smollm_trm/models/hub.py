@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import is_local
-from smollm_trm.models.storage import CONFIG_FILE, SHARED_FILES, read_config
+from smollm_trm.models.storage import CONFIG_FILE, SHARED_FILES, local_model_folder, read_config
 from smollm_trm.records import UserMistake, first_line, write_json, write_text
 
 
@@ -96,7 +96,7 @@ def push_model(
     Raises:
         UserMistake: not a saved model, a base that is only here, or the Hub refused.
     """
-    folder = Path(folder)
+    folder = local_model_folder(folder) or Path(folder)
     config = read_config(folder)
     if config.base_model and is_local(config.base_model):
         raise UserMistake(
