@@ -14,7 +14,7 @@ from smollm_trm.models.configuration import refuse_unsupported
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.records import UserMistake, first_line
 
-ANCHOR_TEXT = "."
+ANCHOR_TEXT = "..."
 """The token whose embedding a fresh latent is near: of those tried on a real base, one of the least disturbing."""
 
 

@@ -59,8 +59,6 @@ from smollm_trm.models.storage import (
 )
 from smollm_trm.records import UserMistake, first_line, write_text
 
-ANCHOR_TEXT = "..."
-"""The token whose embedding a fresh latent is near: of those tried on a real base, one of the least disturbing."""
 BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
