@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import DEV_ROWS, ROWS, TINY_TRM, first_difference, save_tiny_base, train_tiny, trainable_weights
+from runs import DEV_ROWS, ROWS, TINY_TRM, TRAIN_ROWS, first_difference, save_tiny_base, train_tiny, trainable_weights
 
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.evaluation.loading import problems_of
@@ -106,3 +106,21 @@ def test_a_saved_model_names_no_place_on_this_machine(base, tmp_path, monkeypatc
             "dev", **{"data_dir": None, "dataset_path": None, given: spelling}, seed=1, models=[str(folder)]
         )
         assert len(rows) == notes["dev_rows"] and split == notes["split"]
+
+
+def test_a_fresh_reasoner_measures_the_training_questions_once(base, tmp_path, monkeypatch):
+    asked, fit = [], SmolLMv3WithTRM.fit_reasoner
+
+    def see(self, questions):
+        asked.append((list(questions), self.training))
+        fit(self, questions)
+
+    monkeypatch.setattr(SmolLMv3WithTRM, "fit_reasoner", see)
+    _, module = train(base, tmp_path, "trm", num_epochs=1)
+    assert asked[1:] == [([row["question"] for row in TRAIN_ROWS], False)]
+    measured = {name: buffer.clone() for name, buffer in module.named_buffers() if "standardize" in name}
+    assert len(measured) == 2
+    _, resumed = train(base, tmp_path, "trm", num_epochs=1)
+    assert len(asked) == 3, "only the few questions that every fresh model is measured on"
+    again = dict(resumed.named_buffers())
+    assert all(torch.equal(buffer, again[name]) for name, buffer in measured.items())

@@ -60,6 +60,7 @@ class SmolLMTRMLightningModule(LightningModule):
         optimizer_settings: learning rates and schedule.
         supervise: "one" draws a supervision step; "all" makes a pass of the base for each.
         seed: of everything random in a step; a step's randomness depends on it and on the step's number only.
+        fitted_on: training questions on which a fresh reasoner measures the statistics it keeps.
         answer_test: what `trainer.test` does with a list of official test problems; returns its accuracy.
     """
 
@@ -70,6 +71,7 @@ class SmolLMTRMLightningModule(LightningModule):
         optimizer_settings: OptimizerSettings | None = None,
         supervise: str = "one",
         seed: int = 0,
+        fitted_on: Sequence[str] = (),
         answer_test: Callable[["SmolLMTRMLightningModule", Sequence[dict[str, str]], int], float] | None = None,
     ) -> None:
         super().__init__()
@@ -79,12 +81,15 @@ class SmolLMTRMLightningModule(LightningModule):
         self.optimizer_settings = optimizer_settings or OptimizerSettings()
         self.supervise = supervise
         self.seed = seed
+        self.fitted_on = fitted_on
         self.answer_test = answer_test
         self.strict_loading = False  # checkpoints leave the frozen base out
 
-    def forward(self, *args, **kwargs):
-        """The model's forward."""
-        return self.model(*args, **kwargs)
+    def on_fit_start(self) -> None:
+        """Measure a fresh reasoner's statistics, on the device: on a CPU a base in half precision takes minutes."""
+        if self.fitted_on and self.trainer.ckpt_path is None:
+            self.model.eval().fit_reasoner(self.fitted_on)
+            self.model.train()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Make a step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one.
@@ -118,12 +123,8 @@ class SmolLMTRMLightningModule(LightningModule):
         """The loss after one drawn supervision step, or the mean over all of them, and the halting head's."""
         n_tokens, n_rows = self.step_totals(batch)
         every = self.supervise == "all"
-        thoughts = self.model.think(
-            batch["input_ids"],
-            batch["attention_mask"],
-            n_steps=None if every else self.draw_step(),
-            gradient_at_every_step=every,
-        )
+        options = {"n_steps": None if every else self.draw_step(), "gradient_at_every_step": every}
+        thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], **options)
         supervised = list(enumerate(thoughts or [None], start=1))[0 if every else -1 :]
         by_step = self.losses_by_step(batch) if self.compares_steps(thoughts) else None
         losses, halting = [], []
@@ -212,7 +213,7 @@ class SmolLMTRMLightningModule(LightningModule):
 
         Lightning averages the counts of the processes as integers; as multiples of their number they stay exact.
         """
-        mean = mean if count else 0.0  # the mean over nothing is not a number
+        mean = mean if count else 0.0  # of nothing there is none
         self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
 
     def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:
@@ -224,12 +225,9 @@ class SmolLMTRMLightningModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         """AdamW, and its schedule stepped once per optimizer step."""
-        settings = self.optimizer_settings
-        optimizer = build_optimizer(
-            base=[p for name, p in self.model.named_parameters() if ".reasoner." not in name],
-            reasoner=self.model.reasoner,
-            settings=settings,
-        )
+        settings, reasoner = self.optimizer_settings, self.model.reasoner
+        base = [parameter for name, parameter in self.model.named_parameters() if ".reasoner." not in name]
+        optimizer = build_optimizer(base=base, reasoner=reasoner, settings=settings)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = build_schedule(optimizer, total_steps=total, settings=settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -109,7 +109,6 @@ def build_module(
         seed=settings.seed,
         **settings.model_config(),
     )
-    model.fit_reasoner([row["question"] for row in splits.gsm8k_train[:FITTED_ON]])
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return SmolLMTRMLightningModule(
@@ -117,6 +116,7 @@ def build_module(
         optimizer_settings=settings.optimizer_settings(),
         supervise=settings.supervise,
         seed=settings.seed,
+        fitted_on=[row["question"] for row in splits.gsm8k_train[:FITTED_ON]],
         **options,
     )
 

@@ -78,7 +78,7 @@ class CollapseWarning(Callback):
             self.warned = True
             logger.warning(
                 "the latents hardly differ between problems (variation %.5f at step %d): they act as a soft prompt. "
-                "Lower trm_learning_rate or lengthen warmup_fraction (with the TRM also: lower trm_kwargs branch_scale)",
+                "Lower trm_learning_rate or lengthen warmup_fraction (with the TRM also lower trm_kwargs branch_scale)",
                 float(variation),
                 trainer.global_step,
             )
