@@ -29,13 +29,18 @@ PROMPT_FORMATS = {
     "chat": None,
 }
 """What stands before the question, behind it, and between that and `<think>`; "chat" takes the tokenizer's template."""
-OWN_TEMPLATE = "{#- a question, then a latent span -#}"
-SPAN_BELOW = "{#- the latent span -#}"
 UNDATED = (
     "{%- if messages[0]['role'] != 'system' -%}"
     "{%- set messages = [{'role': 'system', 'content': '/system_override'}] + messages -%}{%- endif -%}"
 )
 """SmolLM3's own template puts the date of today into the system prompt, unless this stands there."""
+WITHOUT_COMPLETION = (
+    "{%- if messages[-1]['role'] == 'assistant' -%}{%- set completion = messages[-1]['content'] -%}"
+    "{%- set messages = messages[:-1] -%}{%- set add_generation_prompt = true -%}{%- endif -%}"
+)
+"""A conversation that ends in an answer is the prompt for it, and behind the span the answer."""
+CONVERSATION, SPAN = "{#- the conversation -#}", "{#- the latent span -#}"
+COMPLETION = "{%- if completion is defined -%}{{ completion + eos_token }}{%- endif -%}"
 
 
 @dataclass(frozen=True)
@@ -115,30 +120,31 @@ class PromptEncoder:
 
     @cached_property
     def template(self) -> str:
-        """The chat template (Jinja) that writes a prompt; it is saved with the model's tokenizer."""
-        if self.prompt_format == "chat":
-            return self._chat_template(self.tokenizer.chat_template)
-        before, behind, gap = PROMPT_FORMATS[self.prompt_format]
-        starts_with_bos = self.prompt_format == "plain" and self.tokenizer("x")["input_ids"][:1] == [
-            self.tokenizer.bos_token_id
-        ]  # some tokenizers write it without saying so in add_bos_token
-        bos = "{{ bos_token }}" if starts_with_bos else ""
-        behind = (behind + gap if self.think else behind).replace("\n", "\\n")
-        span = self.span_text.replace("'", "\\'")
-        return (
-            f"{OWN_TEMPLATE}{bos}"
-            "{%- for message in messages -%}"
-            f"{{%- if message['role'] == 'user' -%}}{{{{ '{before}' + message['content'] + '{behind}{span}' }}}}"
-            "{%- elif message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}{%- endif -%}"
-            "{%- endfor -%}"
-        )
+        """The chat template (Jinja) that writes a prompt; it is saved with the model's tokenizer.
 
-    def _chat_template(self, given: str) -> str:
-        """The base's own template with the span where the answer begins, and without the date of today."""
-        body = given.removeprefix(OWN_TEMPLATE).removeprefix(UNDATED).partition(SPAN_BELOW)[0]
-        head = UNDATED if "/system_override" in body else ""
-        tail = f"{{%- if add_generation_prompt -%}}{{{{ '{self.span_text}' }}}}{{%- endif -%}}" if self.think else ""
-        return f"{OWN_TEMPLATE}{head}{body}{SPAN_BELOW}{tail}"
+        Only the last answer of a conversation has a span before it.
+        """
+        if self.prompt_format == "chat":
+            given, gap = self.tokenizer.chat_template, ""
+            body = given.rpartition(CONVERSATION)[2].partition(SPAN)[0]  # a model's own template is taken apart again
+            head = UNDATED if "/system_override" in body else ""
+        else:
+            before, behind, gap = PROMPT_FORMATS[self.prompt_format]
+            # Some tokenizers write a first token without saying so in add_bos_token.
+            begins = (
+                self.prompt_format == "plain" and self.tokenizer("x")["input_ids"][0] == self.tokenizer.bos_token_id
+            )
+            head = "{{ bos_token }}" if begins else ""
+            body = (
+                "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
+                f"{{{{ {before!r} + message['content'] + {behind!r} }}}}"
+                "{%- elif message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}{%- endif -%}"
+                "{%- endfor -%}"
+            )
+        span = (
+            f"{{%- if add_generation_prompt -%}}{{{{ {gap + self.span_text!r} }}}}{{%- endif -%}}" if self.think else ""
+        )
+        return f"{head}{WITHOUT_COMPLETION}{CONVERSATION}{body}{SPAN}{span}{COMPLETION}"
 
     def prompt_text(self, question: str) -> str:
         """The whole prompt as text: question, slots, `</think>`. The slot's token in a question is left out."""
