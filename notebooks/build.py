@@ -31,8 +31,17 @@ from pathlib import Path
 import jupytext
 import nbformat
 from guide_tables import filled_guide
-from inlining import Inlining, imports_text
-from library import PACKAGE, BuildError, Import, imports_of, package_modules, python_of, read_module
+from inlining import Inlining, Namespace, imports_text
+from library import (
+    PACKAGE,
+    BuildError,
+    Definition,
+    Import,
+    imports_of,
+    package_modules,
+    python_of,
+    read_module,
+)
 from names import CodeCell, name_problems
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -120,7 +129,7 @@ def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
             cells.append(new_markdown_cell(cell.source))
         elif marker == "[imports]":
             for one in _extra_imports(cell.source, source.name):
-                inlining.collect(one, source.name)
+                inlining.names.collect(one, source.name)
             imports_cell = imports_cell or _library_cell("")
             cells.append(imports_cell)
             kinds[len(cells)] = "the imports cell"
@@ -133,7 +142,7 @@ def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
             cells.append(new_code_cell(cell.source, metadata=metadata))
     if imports_cell is None or cells.count(imports_cell) != 1:
         raise BuildError(f"{source.name}: exactly one '# %% [imports]' is needed, above the first [inline]")
-    imports_cell.source = "#@title Imports\n" + imports_text(one for one, _ in inlining.imports.values())
+    imports_cell.source = "#@title Imports\n" + imports_text(one for one, _ in inlining.names.imports.values())
     for cell in cells:
         if cell.cell_type == "markdown":
             cell.source = filled_needs(cell.source, {None: cells}, root / RESULTS)
@@ -143,34 +152,22 @@ def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
 
 def package_problems(root: Path = ROOT) -> list[str]:
     """One line for everything in the library that a notebook could not inline."""
-    problems: list[str] = []
-    places: dict[str, str] = {}
-    bound: dict[str, tuple[str, str]] = {}
     modules = {name: read_module(root, name) for name in package_modules(root)}
-    same: dict[tuple[str, ...], str] = {}
-    for module in modules.values():
-        problems += module.problems
-        for definition in module.definitions:
-            if definition.kind == "constant" and same.setdefault(definition.names, definition.code) == definition.code:
-                for name in definition.names:
-                    places.setdefault(name, f"{module.place}:{definition.line}")
-                continue
-            for name in definition.names:
-                place = f"{module.place}:{definition.line}"
-                if (first := places.setdefault(name, place)) != place:
-                    problems.append(f"{place}: {name} clashes with {name} in {first}; rename one")
-    for module in modules.values():
-        for one in module.imports:
-            place = f"{module.place}:{one.line}"
-            if one.own:
-                if one.module not in modules or one.name not in modules[one.module].names:
-                    problems.append(f"{place}: {one.module} defines no {one.name}; import it from where it is defined")
-                continue
-            origin, first = bound.setdefault(one.binds, (one.origin, place))
-            if origin != one.origin:
-                problems.append(f"{place}: {one.binds} is {one.origin} here and {origin} in {first}; rename one")
-            if one.binds in places:
-                problems.append(f"{place}: the import of {one.binds} clashes with {places[one.binds]}; rename one")
+    problems = [problem for module in modules.values() for problem in module.problems]
+    bound = [(module, one) for module in modules.values() for one in module.definitions]
+    bound += [(module, one) for module in modules.values() for one in module.imports]
+    names = Namespace()
+    for module, one in bound:
+        place = f"{module.place}:{one.line}"
+        try:
+            if isinstance(one, Definition):
+                names.define(one, place)
+            elif not one.own:
+                names.collect(one, place)
+            elif one.module not in modules or one.name not in modules[one.module].names:
+                raise BuildError(f"{place}: {one.module} defines no {one.name}; import it from where it is defined")
+        except BuildError as error:
+            problems.append(str(error))
     return problems
 
 

@@ -27,18 +27,53 @@ class LibraryCell:
 
 
 @dataclass
-class Inlining:
-    """What one notebook has taken from the library so far."""
+class Namespace:
+    """The one namespace that all inlined modules share: every name means one thing."""
 
-    root: Path
-    inlined: dict[str, set[str]] = field(default_factory=dict)
-    """Module name -> the names that stand in the notebook."""
     places: dict[str, str] = field(default_factory=dict)
     """Name -> where it was defined."""
     statements: dict[tuple[str, ...], str] = field(default_factory=dict)
     """Names -> the code that binds them."""
     imports: dict[str, tuple[Import, str]] = field(default_factory=dict)
     """Name -> the import that binds it, and where it stood."""
+
+    def define(self, definition: Definition, place: str) -> bool:
+        """Bind a definition's names; False if another module brought this very constant already (`logger = ...`).
+
+        Raises:
+            BuildError: a name is something else already.
+        """
+        if definition.kind == "constant" and self.statements.get(definition.names) == definition.code:
+            return False
+        self.statements[definition.names] = definition.code
+        for name in definition.names:
+            if before := self.places.get(name) or self.imports.get(name, ("", ""))[1]:
+                raise BuildError(f"{place}: {name} clashes with {name} in {before}; rename one")
+            self.places[name] = place
+        return True
+
+    def collect(self, wanted: Import, place: str) -> None:
+        """Put an import into the imports cell.
+
+        Raises:
+            BuildError: its name is something else already.
+        """
+        name = wanted.binds
+        if name in self.places:
+            raise BuildError(f"{place}: the import of {name} clashes with {name} in {self.places[name]}; rename one")
+        known, where = self.imports.setdefault(name, (wanted, place))
+        if known.origin != wanted.origin:
+            raise BuildError(f"{place}: {name} is {wanted.origin} here and {known.origin} in {where}; rename one")
+
+
+@dataclass
+class Inlining:
+    """What one notebook has taken from the library so far."""
+
+    root: Path
+    inlined: dict[str, set[str]] = field(default_factory=dict)
+    """Module name -> the names that stand in the notebook."""
+    names: Namespace = field(default_factory=Namespace)
 
     def add(self, name: str, only: tuple[str, ...] = ()) -> list[LibraryCell]:
         """The cells of one module.
@@ -56,55 +91,25 @@ class Inlining:
             raise BuildError("\n".join(module.problems))
         if unknown := sorted(set(only) - set(module.names)):
             raise BuildError(f"{module.place} defines no {', '.join(unknown)}; correct its [inline] marker")
-        wanted = set(only) or set(module.names) - self.inlined.get(name, set())
+        there = self.inlined.setdefault(name, set())
+        wanted = set(only) or set(module.names) - there
         taken = [one for one in module.definitions if set(one.names) & wanted]
-        taken = [one for one in taken if not self._is_there(one, module)]
         text = "\n".join(one.text for one in taken)
-        used = [one for one in module.imports if not only or re.search(rf"\b{one.binds}\b", text)]
-        for one in used:
-            if one.own:
-                self._require(one, module)
-            else:
-                self.collect(one, f"{module.place}:{one.line}")
-        self._define(taken, module)
+        for one in module.imports:
+            if only and not re.search(rf"\b{one.binds}\b", text):
+                continue
+            place = f"{module.place}:{one.line}"
+            if not one.own:
+                self.names.collect(one, place)
+            elif one.name not in self.inlined.get(one.module, ()):
+                raise BuildError(
+                    f"{place} needs {one.name}, which is not in the notebook yet: "
+                    f"put '# %% [inline] {one.module}' above that of {module.name}"
+                )
+        there.update(bound for one in taken for bound in one.names)
+        new = [one for one in taken if self.names.define(one, f"{module.place}:{one.line}")]
         prose = [] if only else [LibraryCell(prose_of(module), is_code=False)]
-        return prose + [LibraryCell(code_of(group, module), is_code=True) for group in grouped(taken)]
-
-    def collect(self, wanted: Import, place: str) -> None:
-        """Put an import into the imports cell, or refuse it if its name is already something else."""
-        name = wanted.binds
-        if name in self.places:
-            raise BuildError(f"{place}: the import of {name} clashes with {name} in {self.places[name]}; rename one")
-        known, where = self.imports.setdefault(name, (wanted, place))
-        if known.origin != wanted.origin:
-            raise BuildError(f"{place}: {name} is {wanted.origin} here and {known.origin} in {where}; rename one")
-
-    def _is_there(self, definition: Definition, module: LibraryModule) -> bool:
-        """Whether another module brought this very statement already (`logger = ...`)."""
-        if definition.kind != "constant" or self.statements.get(definition.names) != definition.code:
-            return False
-        if any(self.places[name].startswith(f"{module.place}:") for name in definition.names):
-            return False
-        self.inlined.setdefault(module.name, set()).update(definition.names)
-        return True
-
-    def _define(self, definitions: list[Definition], module: LibraryModule) -> None:
-        for definition in definitions:
-            self.statements[definition.names] = definition.code
-            for name in definition.names:
-                place = f"{module.place}:{definition.line}"
-                before = self.places.get(name) or self.imports.get(name, ("", ""))[1]
-                if before:
-                    raise BuildError(f"{place}: {name} clashes with {name} in {before}; rename one")
-                self.places[name] = place
-                self.inlined.setdefault(module.name, set()).add(name)
-
-    def _require(self, wanted: Import, module: LibraryModule) -> None:
-        if wanted.name not in self.inlined.get(wanted.module, ()):
-            raise BuildError(
-                f"{module.place}:{wanted.line} needs {wanted.name}, which is not in the notebook yet: "
-                f"put '# %% [inline] {wanted.module}' above that of {module.name}"
-            )
+        return prose + [LibraryCell(code_of(group, module), is_code=True) for group in grouped(new)]
 
 
 def grouped(definitions: Iterable[Definition]) -> list[list[Definition]]:
