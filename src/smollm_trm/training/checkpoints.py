@@ -20,7 +20,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from smollm_trm.records import first_line, remove_path, write_whole
+from smollm_trm.records import UserMistake, first_line, remove_path, write_whole
 from smollm_trm.training.watch import require_finite
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Read tensors and plain values.
 
         Raises:
-            ValueError: one line: damaged, or it holds something that would run code.
+            UserMistake: one line: damaged, or it holds something that would run code.
         """
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-            raise ValueError(f"{path}: not a checkpoint of this program ({first_line(error)})") from error
+            raise UserMistake(f"{path}: not a checkpoint of this program ({first_line(error)})") from error
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
@@ -64,11 +64,7 @@ def damage_of(path: Path) -> str | None:
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with most optimizer steps that can be read; damaged ones are skipped with a message.
-
-    Args:
-        folder: where training left its `step-<n>.ckpt` files.
-    """
+    """The checkpoint with most optimizer steps that can be read; damaged ones are skipped with a message."""
     found = checkpoints_by_step(folder)
     for step in sorted(found, reverse=True):
         damage = damage_of(found[step])
@@ -85,12 +81,6 @@ class BestAndLatest(Checkpoint):
 
     The newest two stay, so that one may be damaged, and with each the one that was best by a metric of the validation
     when it was written. It also sees to it that a run ends with a validation, and that a run which has ended stays so.
-
-    Args:
-        folder: where to write.
-        every_n_steps: optimizer steps after which to write without a validation.
-        metric: the validation's figure whose lowest value is the best.
-        advice: what to do where that figure is not finite, for the message.
     """
 
     def __init__(
@@ -125,7 +115,7 @@ class BestAndLatest(Checkpoint):
         """A run that had ended is not trained further; one from another folder left its best checkpoint there."""
         if self.best_path is not None and not self.best_path.is_file():
             if self.finished:
-                raise ValueError(f"{self.best_path} is missing: resume a run that has ended in its own output_dir")
+                raise UserMistake(f"{self.best_path} is missing: resume a run that has ended in its own output_dir")
             self.best_step, self.best_loss, self.recent = 0, math.inf, []
         trainer.should_stop = self.finished
 

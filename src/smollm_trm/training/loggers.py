@@ -42,12 +42,7 @@ def quiet_lightning() -> Iterator[None]:
 
 
 class KeptCSVLogger(CSVLogger):
-    """Lightning's CSV logger, except that a resumed run goes on with the rows it has: Lightning's deletes them.
-
-    Args:
-        folder: of the run; the file is `logs/metrics.csv`.
-        first_step: rows of this optimizer step and later are dropped: they are about to be made again.
-    """
+    """Lightning's CSV logger, except that a resumed run goes on with the rows it has: Lightning's deletes them."""
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         super().__init__(str(folder), name="logs", version="", flush_logs_every_n_steps=1)
@@ -88,14 +83,7 @@ class KeptCSVLogger(CSVLogger):
 
 
 def build_loggers(folder: Path, *, first_step: int, wandb: tuple[str | None, str | None], seed: int) -> list[Logger]:
-    """CSV always, TensorBoard where installed, Weights & Biases only where a key is set: nothing ever asks for one.
-
-    Args:
-        folder: of the run.
-        first_step: optimizer steps made in earlier sessions.
-        wandb: project at Weights & Biases (None for none) and the run's name there.
-        seed: of the run; its sessions in a folder are one run there.
-    """
+    """CSV always, TensorBoard where installed, Weights & Biases only where a key is set: nothing ever asks for one."""
     loggers: list[Logger] = [KeptCSVLogger(folder, first_step=first_step)]
     try:
         from pytorch_lightning.loggers import TensorBoardLogger

@@ -17,12 +17,7 @@ SECONDS_ON_A_TERMINAL = 0.2
 
 
 class RunProgress(ProgressBar):
-    """Shows a run's optimizer steps, earlier sessions' included, out of all that it will make.
-
-    Args:
-        metric: shown beside the training loss, as it was in the last validation.
-        seconds_between_lines: at least, where there is no terminal.
-    """
+    """Shows a run's optimizer steps, earlier sessions' included, out of all that it will make."""
 
     def __init__(self, *, metric: str = "dev_loss", seconds_between_lines: float = 10.0) -> None:
         super().__init__()
@@ -77,13 +72,7 @@ class RunProgress(ProgressBar):
             self.bar = None
 
     def show(self, trainer: Trainer, doing: str, *, always: bool = False) -> None:
-        """Draw the bar again or write a line, if that is due.
-
-        Args:
-            trainer: knows step and losses.
-            doing: what the run is at.
-            always: show it in any case.
-        """
+        """Draw the bar again or write a line, if that is due."""
         now = time.perf_counter()
         wait = SECONDS_ON_A_TERMINAL if self.bar is not None else self.seconds_between_lines
         if not (self.enabled and (always or now - self.shown >= wait)):

@@ -20,7 +20,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.utilities import rank_zero_only
 
-from smollm_trm.records import refuse_other_settings, remove_path, remove_unfinished, write_json
+from smollm_trm.records import UserMistake, refuse_other_settings, remove_path, remove_unfinished, write_json
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, newest_good_checkpoint
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.loggers import build_loggers, finish_wandb
@@ -70,16 +70,11 @@ class Run:
 def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> Path | None:
     """Note what a run is begun with, and find where it goes on.
 
-    Args:
-        run: its folder and how to resume.
-        settings: plain values, noted in the folder; a run that was begun with others is refused.
-        may_change: names of those that are not compared.
-
     Returns:
         The checkpoint to go on from; None at the beginning.
 
     Raises:
-        ValueError: other settings, or `resume` names no file.
+        UserMistake: other settings, or `resume` names no file.
         OSError: the folder cannot be written to.
     """
     anew = run.resume == "never"
@@ -91,7 +86,7 @@ def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str
         return None
     checkpoint = newest_good_checkpoint(run.checkpoints) if run.resume == "auto" else Path(run.resume)
     if checkpoint is not None and not checkpoint.is_file():
-        raise ValueError(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
+        raise UserMistake(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
     return checkpoint
@@ -99,13 +94,7 @@ def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str
 
 @rank_zero_only
 def prepare_folder(run: Run, settings: Mapping[str, Any], *, anew: bool) -> None:
-    """Note the settings in a run's folder; remove what a killed process left, or a whole earlier run.
-
-    Args:
-        run: its folder.
-        settings: what the settings file is to hold.
-        anew: whether an earlier run goes.
-    """
+    """Note the settings in a run's folder; remove what a killed process left, or a whole earlier run."""
     for place in (run.folder, run.checkpoints):
         remove_unfinished(place)
     if anew:
@@ -120,14 +109,7 @@ def steps_done(checkpoint: Path | None) -> int:
 
 
 def build_run_trainer(run: Run, *, first_step: int = 0, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
-    """Lightning's trainer with what every run has: guard, average, clock, checkpoints, loggers, progress.
-
-    Args:
-        run: how it is kept.
-        first_step: optimizer steps made in earlier sessions.
-        callbacks: the model's own.
-        options: of `Trainer`: lengths, intervals, precision, devices.
-    """
+    """Lightning's trainer with what every run has: guard, average, clock, checkpoints, loggers, progress."""
     own: list[Callback] = [NonFiniteGuard(advice=run.not_finite)]
     if run.ema_decay is not None:
         own.append(AverageWeights(limit=run.ema_decay))
@@ -160,13 +142,6 @@ def build_run_trainer(run: Run, *, first_step: int = 0, callbacks: Sequence[Call
 def fit_run(run: Run, trainer: Trainer, module: LightningModule, *, checkpoint: Path | None, **data: Any) -> None:
     """Train, from a checkpoint if there is one, with the user's interruptions and mistakes as they are.
 
-    Args:
-        run: its advice.
-        trainer: of `build_run_trainer`.
-        module: what is trained.
-        checkpoint: where to go on.
-        data: `datamodule`, or `train_dataloaders` and `val_dataloaders`.
-
     Raises:
         FloatingPointError: the gradients or the metric are not finite, with what helps.
         RuntimeError: out of memory, with what helps.
@@ -186,12 +161,7 @@ def fit_run(run: Run, trainer: Trainer, module: LightningModule, *, checkpoint: 
 
 @torch.no_grad()
 def load_average(module: LightningModule, checkpoint: Path) -> None:
-    """Put a checkpoint's averaged weights into the module, and the buffers that it holds: statistics are not averaged.
-
-    Args:
-        module: of the run that wrote it.
-        checkpoint: of a run that keeps an average.
-    """
+    """Put a checkpoint's averaged weights into the module, and the buffers that it holds: statistics are not averaged."""
     found = WholeCheckpointIO().load_checkpoint(checkpoint)
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     for name, average in found["callbacks"]["AverageWeights"]["averages"].items():

@@ -22,9 +22,6 @@ class ColouredFormatter(logging.Formatter):
 def training_log(path: Path) -> Iterator[None]:
     """Keep the package's messages and every figure in a file, with timestamps; show the messages on standard error.
 
-    Args:
-        path: the log file; a resumed run appends.
-
     Raises:
         OSError: it cannot be written.
     """
