@@ -161,7 +161,7 @@ def fit_run(run: Run, trainer: Trainer, module: LightningModule, *, checkpoint: 
 
 @torch.no_grad()
 def load_average(module: LightningModule, checkpoint: Path) -> None:
-    """Put a checkpoint's averaged weights into the module, and the buffers that it holds: statistics are not averaged."""
+    """Put a checkpoint's averaged weights into the module, and the buffers it holds, which are not averaged."""
     found = WholeCheckpointIO().load_checkpoint(checkpoint)
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     for name, average in found["callbacks"]["AverageWeights"]["averages"].items():
