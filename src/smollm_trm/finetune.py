@@ -40,10 +40,7 @@ ONLY_WITH_TRM = ("reasoner", "num_latents", "trm_kwargs", "trm_learning_rate", "
 def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:
     """The checkpoint that `resume` asks for; a run begun with other settings or other rows is refused.
 
-    Args:
-        run: see `describe_run`.
-        settings: of the run; they are noted in its folder.
-        split: fingerprint of its rows.
+    Settings and the rows' fingerprint (`split`) are noted in the run's folder.
     """
     may_change = MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
     return begin_run(run, {**asdict(settings), "split": split}, may_change=may_change)
@@ -66,7 +63,7 @@ def train_gsm8k(
         the same model lies in `output_dir/model`, and the run's figures in `output_dir/results.json`.
 
     Raises:
-        ValueError: a setting that cannot be, before anything expensive starts.
+        UserMistake: a setting that cannot be, before anything expensive starts.
         OSError: the output folder cannot be written to, or the disk is full.
         FloatingPointError: the gradients or the dev loss are not finite, with the settings that help.
         RuntimeError: out of memory, with the settings that help.
@@ -112,7 +109,7 @@ def finish_run(
 
     Args:
         trainer: after the fit.
-        module: its module.
+        module: what it trained.
         settings: of the run.
         n_batches: of an epoch, per process.
         trained: whether this session made a step; if not, the figures that are there stay.

@@ -53,13 +53,7 @@ def check_fits(settings: TrainSettings) -> None:
 
 
 def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | None) -> GSM8KSplits:
-    """The parts to train and validate on: given rows, an own file, or GSM8K.
-
-    Args:
-        settings: `dataset_path`, `data_dir` and `split_seed` count here.
-        train_dataset: rows to train on.
-        test_dataset: the dev part (the documents call the 20% part "test").
-    """
+    """The parts to train and validate on: given rows (`test_dataset` is the dev part), an own file, or GSM8K."""
     if train_dataset is None and settings.dataset_path is None:
         if test_dataset is not None:
             raise UserMistake("test_dataset was given without train_dataset: give both, or neither for GSM8K")
@@ -138,13 +132,9 @@ def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLi
 
 
 def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
-    """When Lightning is to validate and to log.
+    """When Lightning is to validate and to log, given the batches of an epoch per process.
 
     Validations fall on optimizer steps: what an unfinished accumulation holds is in no checkpoint.
-
-    Args:
-        settings: `val_check_interval` and `accumulate_grad_batches` count here.
-        n_batches: of an epoch, per process.
     """
     interval, accumulate = settings.val_check_interval, settings.accumulate_grad_batches
     wanted = interval * n_batches if interval <= 1 else interval
@@ -172,15 +162,7 @@ def describe_run(settings: TrainSettings) -> Run:
 
 
 def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batches: int, first_step: int) -> Trainer:
-    """Lightning's trainer for the settings.
-
-    Args:
-        settings: of the run.
-        run: see `describe_run`.
-        precision: Lightning's name.
-        n_batches: of an epoch, per process.
-        first_step: optimizer steps made in earlier sessions.
-    """
+    """Lightning's trainer for the settings, given the batches of an epoch and the steps of earlier sessions."""
     return build_run_trainer(
         run,
         first_step=first_step,

@@ -62,7 +62,7 @@ class TrainSettings:
     accumulate_grad_batches: int = 4
     """Batches per optimizer step."""
     supervise: str = "one"
-    """"one" drawn supervision step per batch, or "all" (a pass of the base for each)."""
+    """"one" supervision step, drawn for each optimizer step, or "all" (a pass of the base for each)."""
     ema_decay: float = 0.999
     """Limit of the weight average, which is what is validated and saved for use."""
     precision: str = "auto"
