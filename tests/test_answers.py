@@ -15,6 +15,7 @@ from smollm_trm.data.answers import (
     is_correct,
     strip_annotations,
 )
+from smollm_trm.records import UserMistake
 
 ODD_FORMS = json.loads((Path(__file__).parent / "data" / "odd_answers.json").read_text())
 OPENAI_ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)")  # grade-school-math, dataset.py
@@ -92,9 +93,9 @@ def test_gold_answer_is_a_plain_number():
 
 
 def test_a_solution_without_a_final_answer_is_refused():
-    with pytest.raises(ValueError, match="no final '#### <number>'"):
+    with pytest.raises(UserMistake, match="no final '#### <number>'"):
         gold_answer("He pays 5.")
-    with pytest.raises(ValueError, match="holds no number"):
+    with pytest.raises(UserMistake, match="holds no number"):
         is_correct("5", "five")
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
+from smollm_trm.data.gsm8k import load_gsm8k, source_name, split_fingerprint, split_gsm8k
 from smollm_trm.data.rows import normalize_question, write_jsonl
 from smollm_trm.data.word_problems import generate_word_problems
+from smollm_trm.records import UserMistake
 
 REAL = Path(os.environ.get("GSM8K_DIR") or Path(__file__).parents[2] / "shared" / "data" / "gsm8k")
 needs_gsm8k = pytest.mark.skipif(
@@ -83,10 +84,10 @@ def test_the_fingerprint_knows_every_answer_the_order_and_the_borders_of_the_par
 
 
 def test_a_split_that_would_leave_a_part_empty_is_refused(rows):
-    with pytest.raises(ValueError, match="1 different problems are too few"):
-        split_gsm8k(rows[:1] * 3)
-    with pytest.raises(ValueError, match="train_fraction 1.0: must lie between 0 and 1"):
-        split_gsm8k(rows, train_fraction=1.0)
+    for too_few in ([], rows[:1], rows[:1] * 3):
+        with pytest.raises(UserMistake, match="[01] different problems are too few"):
+            split_gsm8k(too_few)
+    assert [len(part) for part in split_gsm8k(rows[:2])] == [1, 1]
 
 
 def test_the_folder_comes_from_the_argument_then_from_the_environment(folder, rows, tmp_path, monkeypatch):
@@ -100,18 +101,27 @@ def test_the_folder_comes_from_the_argument_then_from_the_environment(folder, ro
     assert len(splits.gsm8k_train) == 16
 
 
+def test_results_name_the_folder_without_where_it_lies(folder, tmp_path, monkeypatch):
+    splits = load_gsm8k(folder)
+    assert splits.source == str(folder) and splits.summary["source"] == folder.name
+    monkeypatch.chdir(folder)
+    assert load_gsm8k(".").summary["source"] == folder.name
+    assert source_name("/gone/since/rows.jsonl") == "rows.jsonl"
+    assert source_name("openai/gsm8k (main)") == "openai/gsm8k (main)" and source_name("me/sums") == "me/sums"
+
+
 def test_without_a_folder_the_hub_is_asked_and_gives_the_same_split(folder, rows, monkeypatch):
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load_dataset(*arguments):
-        asked.append(arguments)
-        return {"train": datasets.Dataset.from_list(rows[:50]), "test": datasets.Dataset.from_list(rows[50:])}
+    def load_dataset(*arguments, split):
+        asked.append((*arguments, split))
+        return datasets.Dataset.from_list({"train": rows[:50], "test": rows[50:]}[split])
 
     monkeypatch.delenv("GSM8K_DIR", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     from_hub = load_gsm8k()
-    assert asked == [("openai/gsm8k", "main")]
+    assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
     assert from_hub.source == "openai/gsm8k (main)"
     assert from_hub.fingerprint == load_gsm8k(folder).fingerprint
 
@@ -119,7 +129,7 @@ def test_without_a_folder_the_hub_is_asked_and_gives_the_same_split(folder, rows
 def test_without_a_network_the_message_says_how_to_use_a_folder(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(*arguments):
+    def load_dataset(*arguments, split):
         raise ConnectionError("Couldn't reach the Hub\nand a long trace")
 
     monkeypatch.delenv("GSM8K_DIR", raising=False)
@@ -165,7 +175,7 @@ def test_a_missing_folder_or_file_is_named(folder):
 def test_a_bad_row_is_named_by_file_line_and_reason(folder, line, reason):
     lines = (folder / "train.jsonl").read_text().splitlines()
     (folder / "train.jsonl").write_text("\n".join([lines[0], "", line, *lines[1:]]))
-    with pytest.raises(ValueError, match=r"train\.jsonl, " + reason) as refusal:
+    with pytest.raises(UserMistake, match=r"train\.jsonl, " + reason) as refusal:
         load_gsm8k(folder)
     assert "\n" not in str(refusal.value)
 
@@ -176,7 +186,7 @@ def test_a_bad_row_is_named_by_file_line_and_reason(folder, line, reason):
 )
 def test_a_file_that_holds_no_rows_is_refused(folder, content, reason):
     (folder / "test.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"test\.jsonl: {reason}"):
+    with pytest.raises(UserMistake, match=rf"test\.jsonl: {reason}"):
         load_gsm8k(folder)
 
 

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from smollm_trm.data.answers import gold_answer
 from smollm_trm.data.reasoning_dataset import ReasoningDataset, create_sample_dataset
+from smollm_trm.records import UserMistake
 
 ROWS = [
     {
@@ -115,13 +116,13 @@ def test_a_json_number_becomes_the_final_answer(number):
     ],
 )
 def test_any_other_answer_without_a_final_number_is_refused(answer):
-    with pytest.raises(ValueError, match=r"rows, row 1: (the answer does not end in '#### <number>'|'answer' is)"):
+    with pytest.raises(UserMistake, match=r"rows, row 1: (the answer does not end in '#### <number>'|'answer' is)"):
         ReasoningDataset([{"question": "How many?", "answer": answer}])
 
 
 @pytest.mark.parametrize("answer", [None, True, ["5"]])
 def test_an_answer_that_is_neither_text_nor_a_number_is_refused(answer):
-    with pytest.raises(ValueError, match=r"rows, row 1: 'answer' must be text"):
+    with pytest.raises(UserMistake, match=r"rows, row 1: 'answer' must be text"):
         ReasoningDataset([{"question": "How many?", "answer": answer}])
 
 
@@ -136,7 +137,7 @@ def test_an_answer_that_is_neither_text_nor_a_number_is_refused(answer):
 )
 def test_a_bad_row_is_named_by_file_line_and_reason(tmp_path, ending, line, change, reason):
     path = WRITERS[ending](tmp_path / f"own.{ending}", [*ROWS[:2], {**ROWS[2], **change}])
-    with pytest.raises(ValueError, match=rf"own\.{ending}, line {line}: {reason}") as refusal:
+    with pytest.raises(UserMistake, match=rf"own\.{ending}, line {line}: {reason}") as refusal:
         ReasoningDataset(path)
     assert "\n" not in str(refusal.value)
 
@@ -145,7 +146,7 @@ def test_a_bad_row_is_named_by_file_line_and_reason(tmp_path, ending, line, chan
 def test_a_missing_column_is_refused(tmp_path, ending):
     rows = [{"question": row["question"], "solution": row["answer"]} for row in ROWS]
     path = WRITERS[ending](tmp_path / f"own.{ending}", rows)
-    with pytest.raises(ValueError, match=rf"own\.{ending}, line \d: the key 'answer' is missing"):
+    with pytest.raises(UserMistake, match=rf"own\.{ending}, line \d: the key 'answer' is missing"):
         ReasoningDataset(path)
 
 
@@ -156,11 +157,11 @@ def test_a_missing_column_is_refused(tmp_path, ending):
         ("own.json", "[]", "own.json: there are no rows"),
         ("own.json", '{"data": []}', "own.json: expected a JSON list; .* must be named .jsonl"),
         ("own.json", "[\nROW,\n{,}]", "own.json, line 3: not valid JSON"),
-        ("own.json", "[\nROW\nROW]", "own.json, line 3: not valid JSON .expected ','"),
+        ("own.json", "[\nROW\nROW]", "own.json, line 3: not valid JSON .Expecting ','"),
         ("own.json", "[ROW,\n", "own.json, line 2: not valid JSON"),
         ("own.json", "[ROW\n", "own.json, line 2: not valid JSON"),
-        ("own.json", "[ROW,\n]", "own.json, line 2: not valid JSON"),
-        ("own.json", "[ROW]\n]", "own.json, line 2: not valid JSON .something follows"),
+        ("own.json", "[ROW,\n]", "own.json, line [12]: not valid JSON"),
+        ("own.json", "[ROW]\n]", "own.json, line 2: not valid JSON .Extra data"),
         ("own.jsonl", '{"question"}', "own.jsonl, line 1: not valid JSON"),
         ("own.csv", "question,answer\n", "own.csv: there are no rows"),
         ("own.csv", "question,answer\na,1\nb\n", "own.csv, line 3: the number of fields differs"),
@@ -171,7 +172,7 @@ def test_a_missing_column_is_refused(tmp_path, ending):
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, name, content, reason):
     (tmp_path / name).write_text(content.replace("ROW", json.dumps(ROWS[1])))
-    with pytest.raises(ValueError, match=reason) as refusal:
+    with pytest.raises(UserMistake, match=reason) as refusal:
         ReasoningDataset(tmp_path / name)
     assert "\n" not in str(refusal.value)
 
@@ -182,7 +183,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_empty_list_is_refused():
-    with pytest.raises(ValueError, match="rows: there are no rows"):
+    with pytest.raises(UserMistake, match="rows: there are no rows"):
         ReasoningDataset([])
 
 

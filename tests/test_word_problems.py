@@ -13,6 +13,7 @@ from smollm_trm.data.answers import gold_answer, strip_annotations
 from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.rows import normalize_question
 from smollm_trm.data.word_problems import WordProblemSettings, generate_word_problems, write_word_problems
+from smollm_trm.records import UserMistake
 
 SMALL = WordProblemSettings(max_number=10, max_value=50)
 HARD = WordProblemSettings(max_steps=6, max_number=50, max_value=1000, distractor_rate=0.6)
@@ -309,7 +310,7 @@ def test_no_question_comes_twice(rows):
 
 def test_more_problems_than_there_are_is_refused_instead_of_searched_forever(monkeypatch):
     monkeypatch.setattr("smollm_trm.data.word_problems.normalize_question", lambda text: text[:1])
-    with pytest.raises(ValueError, match="count 30: only .* different problems were found"):
+    with pytest.raises(UserMistake, match="count 30: only .* different problems were found"):
         generate_word_problems(count=30, seed=0)
 
 
@@ -333,14 +334,14 @@ def test_every_setting_changes_the_problems(field):
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserMistake, match=message):
         WordProblemSettings(**settings)
 
 
 def test_a_count_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="count 0: at least 1"):
+    with pytest.raises(UserMistake, match="count 0: at least 1"):
         generate_word_problems(count=0, seed=0)
-    with pytest.raises(ValueError, match="test 0: at least 1"):
+    with pytest.raises(UserMistake, match="test 0: at least 1"):
         write_word_problems(tmp_path, train=10, test=0, seed=0)
     assert not list(tmp_path.iterdir())
 

@@ -19,6 +19,8 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from smollm_trm.records import UserMistake
+
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 _CUT_OFF_ANNOTATION = re.compile(r"<<[^<>\n]*\Z")
 _NEXT_PROBLEM = re.compile(r"\n[ \t]*(?:Question|Problem|Q)[ \t]*:")
@@ -49,11 +51,11 @@ def gold_answer(answer: str) -> str:
     """The final answer of a GSM8K solution (`... #### 1,234`) as a normalised number (`1234`).
 
     Raises:
-        ValueError: the solution has no `####` followed by a number.
+        UserMistake: the solution has no `####` followed by a number.
     """
     gold = extract_strict_answer(answer)
     if gold is None:
-        raise ValueError(f"the answer {answer[-60:]!r} has no final '#### <number>'; add one, as in GSM8K")
+        raise UserMistake(f"the answer {answer[-60:]!r} has no final '#### <number>'; add one, as in GSM8K")
     return gold
 
 
@@ -85,11 +87,11 @@ def is_correct(text: str, gold: str, *, strict: bool = False) -> bool:
         strict: accept an answer after `####` only.
 
     Raises:
-        ValueError: the gold answer holds no number.
+        UserMistake: the gold answer holds no number.
     """
     expected = extract_answer(str(gold))
     if expected is None:
-        raise ValueError(f"the gold answer {str(gold)[-60:]!r} holds no number; give 'n' or '#### n'")
+        raise UserMistake(f"the gold answer {str(gold)[-60:]!r} holds no number; give 'n' or '#### n'")
     return (extract_strict_answer(text) if strict else extract_answer(text)) == expected
 
 
@@ -129,8 +131,8 @@ def _number_after_mark(text: str) -> str | None:
     for mark in reversed(list(_ANSWER_MARK.finditer(text))):
         tail = text[mark.end() : mark.end() + _REACH_OF_A_MARK]
         if mark.group().endswith(":"):  # "Answer: he has 5 apples, so" opens a chain, announces nothing
-            at_once = re.match(r"[^\w\n]*", tail)
-            number = _NUMBER_TOKEN.match(tail, _start_of_sign(tail, at_once.end()))
+            blanks = re.match(r"[^\w\n]*", tail).group()
+            number = _NUMBER_TOKEN.match(tail, len(blanks.rstrip("+-$€£¥₹.")))  # from its sign on
             if number and (value := _normalised(number)) is not None:
                 return value
             continue
@@ -141,13 +143,6 @@ def _number_after_mark(text: str) -> str | None:
         if result:
             return result[0]
     return None
-
-
-def _start_of_sign(text: str, digits_at: int) -> int:
-    """Where the sign, currency or decimal point before the digits at `digits_at` begins."""
-    while digits_at > 0 and text[digits_at - 1] in "+-$€£¥₹.":
-        digits_at -= 1
-    return digits_at
 
 
 def _numbers_in(text: str) -> list[str]:
@@ -168,26 +163,12 @@ def _normalised(match: re.Match) -> str | None:
             return None
         value = Fraction(digits + (match["exponent"] or "")) / int(match["below"] or 1)
         value += int(match["whole"] or 0)
-        if _has_endless_decimals(value):
+        places = value.denominator.bit_length()  # 2**k * 5**l divides 10**max(k, l), and max(k, l) < bit length
+        if 10**places % value.denominator:
             return f"{'-' if negative else ''}{value.numerator}/{value.denominator}"
-        digits = _decimal_digits(value)
+        digits = str(value.numerator * 10**places // value.denominator).rjust(places + 1, "0")
+        digits = f"{digits[:-places]}.{digits[-places:]}"
     integer, _, decimals = digits.partition(".")
     integer, decimals = integer.lstrip("0") or "0", decimals.rstrip("0")
     unsigned = f"{integer}.{decimals}" if decimals else integer
     return "-" + unsigned if negative and unsigned != "0" else unsigned
-
-
-def _has_endless_decimals(value: Fraction) -> bool:
-    """Whether the denominator has a prime factor other than 2 and 5."""
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest != 1
-
-
-def _decimal_digits(value: Fraction) -> str:
-    """A non-negative fraction whose decimals end, written out."""
-    places = value.denominator.bit_length()  # 2**k * 5**l divides 10**max(k, l), and max(k, l) < bit length
-    digits = str(value.numerator * 10**places // value.denominator).rjust(places + 1, "0")
-    return f"{digits[:-places]}.{digits[-places:]}"

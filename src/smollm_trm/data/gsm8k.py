@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smollm_trm.data.rows import check_row, normalize_question, read_jsonl
-from smollm_trm.records import first_line
+from smollm_trm.data.rows import check_row, normalize_question, read_jsonl, rows_on_the_hub
+from smollm_trm.records import UserMistake
 
 gsm8k_log = logging.getLogger("smollm_trm.data.gsm8k")
 
@@ -56,12 +56,9 @@ class GSM8KSplits:
 
 
 def source_name(source: str) -> str:
-    """What results call the place that problems came from: a file's or folder's own name, or a name on the Hub.
-
-    Where it lies is nobody else's business, and may hold a user's name.
-    """
-    local = os.path.isabs(source) or Path(source).exists()
-    return Path(os.path.abspath(source)).name if local else source
+    """What results call a place of problems: the own name of a file or folder, without where it lies, or a Hub name."""
+    here = Path(source).is_absolute() or Path(source).exists()
+    return Path(os.path.abspath(source)).name if here else source
 
 
 def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSplits:
@@ -74,16 +71,12 @@ def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSp
 
     Raises:
         FileNotFoundError: the folder or a file is missing, or the Hub cannot be reached.
-        ValueError: a file is empty, or a row is bad (named by file and line).
+        UserMistake: a file is empty, or a row is bad (named by file and line).
     """
     folder = data_dir or os.environ.get("GSM8K_DIR")
-    if folder:
-        source = str(folder)
-        official_train, official_test = read_gsm8k_folder(Path(folder))
-    else:
-        source = f"{GSM8K_ON_THE_HUB} (main)"
-        official_train, official_test = download_gsm8k()
+    official_train, official_test = (official_part(folder and Path(folder), part) for part in ("train", "test"))
     train, dev = split_gsm8k(official_train, seed=seed, held_out=official_test)
+    source = str(folder) if folder else f"{GSM8K_ON_THE_HUB} (main)"
     duplicates = len(official_train) - len(train) - len(dev)
     if duplicates:
         gsm8k_log.warning("%s: dropped %d training rows with a question seen before.", source, duplicates)
@@ -98,56 +91,26 @@ def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSp
     )
 
 
-def read_gsm8k_folder(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The rows of `train.jsonl` and `test.jsonl`, each checked."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; {GSM8K_USE_A_FOLDER}.")
-    parts = []
-    for name in ("train.jsonl", "test.jsonl"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder}: {name} is missing; {GSM8K_USE_A_FOLDER}.")
-        path = folder / name
-        parts.append([check_row(row, where=f"{path}, line {line}") for line, row in read_jsonl(path)])
-    return parts[0], parts[1]
-
-
-def download_gsm8k() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The rows of the official train and test parts from the Hub (or its local cache), each checked."""
-    import datasets  # takes seconds to import, and a local folder does not need it
-
-    try:
-        official = datasets.load_dataset(GSM8K_ON_THE_HUB, "main")
-    except Exception as error:  # the libraries below raise many kinds; to the user all mean the same
-        raise FileNotFoundError(
-            f"GSM8K could not be loaded from the Hub ({first_line(error)}); without a network, {GSM8K_USE_A_FOLDER}."
-        ) from error
-    train, test = (
-        [check_row(row, where=f"{GSM8K_ON_THE_HUB} {part}, row {at}") for at, row in enumerate(rows, start=1)]
-        for part, rows in (("train", official["train"]), ("test", official["test"]))
-    )
-    return train, test
+def official_part(folder: Path | None, part: str) -> list[dict[str, str]]:
+    """The checked rows of the official "train" or "test" part, from a folder or, without one, from the Hub."""
+    if folder is None:
+        places = rows_on_the_hub(GSM8K_ON_THE_HUB, config="main", split=part, instead=GSM8K_USE_A_FOLDER)
+        return [check_row(row, where=where) for where, row in places]
+    path = folder / f"{part}.jsonl"
+    if not path.is_file():
+        missing = f"{path.name} is missing" if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{folder}: {missing}; {GSM8K_USE_A_FOLDER}.")
+    return [check_row(row, where=f"{path}, line {line}") for line, row in read_jsonl(path)]
 
 
 def split_gsm8k(
-    rows: Sequence[Mapping[str, str]],
-    *,
-    seed: int = 42,
-    train_fraction: float = 0.8,
-    held_out: Iterable[Mapping[str, str]] = (),
+    rows: Sequence[Mapping[str, str]], *, seed: int = 42, held_out: Iterable[Mapping[str, str]] = ()
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Shuffle by seed and cut into (train, dev), with no question in two parts.
-
-    Args:
-        rows: the problems to split.
-        seed: of the shuffle.
-        train_fraction: `int(train_fraction * n)` rows go to the first part.
-        held_out: problems of another part (the official test); their questions are left out here.
+    """Shuffle by seed and cut 80/20 into (train, dev); no question in both, or in `held_out`, the official test.
 
     Raises:
-        ValueError: a fraction outside (0, 1), or so few rows that a part would be empty.
+        UserMistake: so few different questions that a part would be empty.
     """
-    if not 0.0 < train_fraction < 1.0:
-        raise ValueError(f"train_fraction {train_fraction}: must lie between 0 and 1.")
     seen = {normalize_question(row["question"]) for row in held_out}
     kept = []
     for row in rows:
@@ -155,9 +118,9 @@ def split_gsm8k(
         if question not in seen:
             seen.add(question)
             kept.append(dict(row))
-    n_train = int(train_fraction * len(kept))
-    if not 0 < n_train < len(kept):
-        raise ValueError(f"{len(kept)} different problems are too few for train_fraction {train_fraction}.")
+    n_train = int(0.8 * len(kept))
+    if n_train == 0:
+        raise UserMistake(f"{len(kept)} different problems are too few to split into train and dev.")
     random.Random(seed).shuffle(kept)
     return kept[:n_train], kept[n_train:]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from smollm_trm.data.rows import check_row, read_csv, read_json_list, read_jsonl
-from smollm_trm.records import first_line
+from smollm_trm.data.rows import check_row, read_csv, read_json_list, read_jsonl, rows_on_the_hub
+from smollm_trm.records import UserMistake
 
 OWN_DATA_READERS = {".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv}
 _BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\d+)?\s?%?\.?")
@@ -32,7 +32,7 @@ class ReasoningDataset(Dataset):
 
     Raises:
         FileNotFoundError: the file is missing, or the Hub cannot be reached.
-        ValueError: no rows at all, or a bad row: a column missing or empty, an answer without a final number,
+        UserMistake: no rows at all, or a bad row: a column missing or empty, an answer without a final number,
             an `id` that was there before. The message names file, line and reason.
     """
 
@@ -43,39 +43,24 @@ class ReasoningDataset(Dataset):
         hub_config: str | None = None,
         hub_split: str = "train",
     ) -> None:
+        self.source = str(source) if isinstance(source, str | Path) else "rows"
         if not isinstance(source, str | Path):
-            self.source = "rows"
             places = ((f"rows, row {at}", row) for at, row in enumerate(source, start=1))
         elif (reader := OWN_DATA_READERS.get(Path(source).suffix.lower())) is not None:
-            self.source = str(source)
             places = ((f"{source}, line {line}", row) for line, row in reader(Path(source)))
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not Path(source).exists():
-            self.source = str(source)
-            places = rows_on_the_hub(self.source, hub_config=hub_config, hub_split=hub_split)
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", self.source) and not Path(source).exists():
+            places = rows_on_the_hub(self.source, config=hub_config, split=hub_split, instead="name a local file")
         else:
-            raise ValueError(f"{source}: expected a .json, .jsonl or .csv file, or a Hub name (owner/name).")
+            raise UserMistake(f"{source}: expected a .json, .jsonl or .csv file, or a Hub name (owner/name).")
         self.rows = checked_own_rows(places)
         if not self.rows:
-            raise ValueError(f"{self.source}: there are no rows.")
+            raise UserMistake(f"{self.source}: there are no rows.")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, str]:
         return self.rows[index]
-
-
-def rows_on_the_hub(name: str, *, hub_config: str | None, hub_split: str) -> Iterable[tuple[str, Any]]:
-    """(place, row) of every row of one part of a dataset on the Hub (or in its local cache)."""
-    import datasets  # takes seconds to import, and local files do not need it
-
-    try:
-        part = datasets.load_dataset(name, hub_config, split=hub_split)
-    except Exception as error:  # the libraries below raise many kinds; to the user all mean the same
-        raise FileNotFoundError(
-            f"{name}: could not be loaded from the Hub ({first_line(error)}); without a network, name a local file."
-        ) from error
-    return ((f"{name} {hub_split}, row {at}", row) for at, row in enumerate(part, start=1))
 
 
 def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
@@ -86,7 +71,7 @@ def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
         if isinstance(row, Mapping):
             identity = row.get("id")
             if identity is not None and (first := place_of_id.setdefault(str(identity), where)) != where:
-                raise ValueError(f"{where}: the id {identity!r} is already that of {first}.")
+                raise UserMistake(f"{where}: the id {identity!r} is already that of {first}.")
         rows.append(check_row(row_with_final_mark(row), where=where))
     return rows
 

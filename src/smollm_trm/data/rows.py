@@ -1,4 +1,4 @@
-"""Rows `{"question", "answer"}` on disk: read, checked one by one, written whole or not at all.
+"""Rows `{"question", "answer"}`: read, checked one by one, written whole or not at all.
 
 GSM8K, the word problems and own data all pass through here, so that a bad row is named the same way
 everywhere: file, line, reason. Every reader yields (line number, row) and stops at the first bad line.
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from smollm_trm.data.answers import extract_strict_answer
-from smollm_trm.records import write_text
+from smollm_trm.records import UserMistake, first_line, write_text
 
 _WORD_OR_SIGN = re.compile(r"\w+|-(?=\s*\d)|[^\w\s.,;:!?'\"()\u2019\u201c\u201d-]")
-
-_BLANKS = re.compile(r"\s*")
+_BEFORE_AN_ELEMENT = re.compile(r"[\s,]*")
 
 
 def normalize_question(text: str) -> str:
@@ -28,47 +27,35 @@ def normalize_question(text: str) -> str:
 
 
 def check_row(row: Any, *, where: str) -> dict[str, str]:
-    """Refuse a row without a question or without a `#### number` answer.
-
-    Args:
-        row: what stands at this place.
-        where: the place, for the message ("train.jsonl, line 3").
-
-    Returns:
-        question and answer as they came, nothing else.
+    """Question and answer of a row as they came; a row without a question or a `#### number` is refused.
 
     Raises:
-        ValueError: no object; a key missing, not text or empty; an answer without `#### number`.
+        UserMistake: what is wrong, after `where`, the row's place ("train.jsonl, line 3").
     """
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: a row must be an object, found {type(row).__name__}.")
+        raise UserMistake(f"{where}: a row must be an object, found {type(row).__name__}.")
     for key in ("question", "answer"):
         if key not in row:
-            raise ValueError(f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer'.")
+            raise UserMistake(f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer'.")
         if not isinstance(row[key], str):
-            raise ValueError(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
+            raise UserMistake(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
         if not row[key].strip():
-            raise ValueError(f"{where}: '{key}' is empty.")
+            raise UserMistake(f"{where}: '{key}' is empty.")
     if extract_strict_answer(row["answer"]) is None:
-        raise ValueError(f"{where}: the answer does not end in '#### <number>'.")
+        raise UserMistake(f"{where}: the answer does not end in '#### <number>'.")
     return {"question": row["question"], "answer": row["answer"]}
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not UTF-8, or nothing but blanks in it.
-    """
+    """The text of a UTF-8 file that is there and not empty (a byte order mark is dropped)."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}: {error.reason}).") from None
+        raise UserMistake(f"{path}: not UTF-8 text (byte {error.start}: {error.reason}).") from None
     if not text.strip():
-        raise ValueError(f"{path}: the file is empty.")
+        raise UserMistake(f"{path}: the file is empty.")
     return text
 
 
@@ -79,38 +66,25 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+                raise UserMistake(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
 
 
 def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
-    """A JSON list, element by element, so that each is known by the line on which it begins."""
+    """A JSON list, each element by the line on which it begins."""
     text = read_text(path)
     if not text.lstrip().startswith("["):
-        raise ValueError(f"{path}: expected a JSON list; a file with one object a line must be named .jsonl.")
-
-    def after_blanks(at: int) -> int:
-        return _BLANKS.match(text, at).end()
-
-    def fault(at: int, reason: str) -> ValueError:
-        return ValueError(f"{path}, line {text.count(chr(10), 0, at) + 1}: not valid JSON ({reason}).")
-
-    at = after_blanks(text.index("[") + 1)
-    more = text[at : at + 1] != "]"
-    while more:
-        begins = at
-        try:
-            row, at = json.JSONDecoder().raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise fault(error.pos, error.msg) from None
-        yield text.count("\n", 0, begins) + 1, row
-        at = after_blanks(at)
-        more = text[at : at + 1] == ","
-        if more:
-            at = after_blanks(at + 1)
-        elif text[at : at + 1] != "]":
-            raise fault(at, "expected ',' or ']' after a row")
-    if after_blanks(at + 1) < len(text):
-        raise fault(after_blanks(at + 1), "something follows the list")
+        raise UserMistake(f"{path}: expected a JSON list; a file with one object a line must be named .jsonl.")
+    try:
+        length = len(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UserMistake(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    ended, line = text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
+    for _ in range(length):
+        begins = _BEFORE_AN_ELEMENT.match(text, ended).end()
+        line += text.count("\n", ended, begins)
+        row, ended = json.JSONDecoder().raw_decode(text, begins)
+        yield line, row
+        line += text.count("\n", begins, ended)
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -120,14 +94,26 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f"{path}, line {begins}: the number of fields differs from the header's.")
+                raise UserMistake(f"{path}, line {begins}: the number of fields differs from the header's.")
             yield begins, row
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, line {begins}: not valid CSV ({error}).") from None
+        raise UserMistake(f"{path}, line {begins}: not valid CSV ({error}).") from None
+
+
+def rows_on_the_hub(name: str, *, config: str | None, split: str, instead: str) -> Iterator[tuple[str, Any]]:
+    """(place, row) of one part of a dataset on the Hub or in its local cache; without either, `instead` is advised."""
+    import datasets  # takes seconds to import, and local files do not need it
+
+    try:
+        part = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the libraries below raise many kinds; to the user all mean the same
+        raise FileNotFoundError(
+            f"{name}: could not be loaded from the Hub ({first_line(error)}); without a network, {instead}."
+        ) from error
+    yield from ((f"{name} {split}, row {at}", row) for at, row in enumerate(part, start=1))
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as JSONL: a reader sees the old file or the whole new one, never a part."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(path, text)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -13,10 +13,9 @@ In a template: {N} the owner by name, {P} the owner or a pronoun, {Q} another pe
 from dataclasses import dataclass
 
 STORY_PRONOUNS = {
-    "Tom": "he", "Ben": "he", "Max": "he", "Sam": "he", "Leo": "he", "Paul": "he", "Omar": "he", "Jack": "he",
-    "Ann": "she", "Mia": "she", "Eva": "she", "Lucy": "she", "Nina": "she", "Rosa": "she", "Kate": "she",
-    "Zoe": "she",
-}  # fmt: skip
+    **dict.fromkeys(("Tom", "Ben", "Max", "Sam", "Leo", "Paul", "Omar", "Jack"), "he"),
+    **dict.fromkeys(("Ann", "Mia", "Eva", "Lucy", "Nina", "Rosa", "Kate", "Zoe"), "she"),
+}
 STORY_CONTAINERS = {"bags": "bag", "boxes": "box", "jars": "jar", "baskets": "basket"}
 
 

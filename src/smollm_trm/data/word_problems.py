@@ -15,14 +15,9 @@ import random
 from pathlib import Path
 
 from smollm_trm.data.rows import normalize_question, write_jsonl
-from smollm_trm.data.word_grammar import (
-    STORY_CONTAINERS,
-    STORY_PRONOUNS,
-    STORY_SCENES,
-    STORY_STARTS,
-    STORY_TOPICS,
-)
+from smollm_trm.data.word_grammar import STORY_CONTAINERS, STORY_PRONOUNS, STORY_SCENES, STORY_STARTS, STORY_TOPICS
 from smollm_trm.data.word_stories import WordProblemSettings, WordStory
+from smollm_trm.records import UserMistake
 
 
 def tell_word_story(*, rng: random.Random, settings: WordProblemSettings) -> WordStory | None:
@@ -53,59 +48,51 @@ def tell_word_story(*, rng: random.Random, settings: WordProblemSettings) -> Wor
 def generate_word_problems(
     *, count: int, seed: int, settings: WordProblemSettings | None = None
 ) -> list[dict[str, str]]:
-    """Make `count` different problems.
+    """Make problems `{"question", "answer"}`, no two with the same normalised question.
 
     Args:
         count: how many, at least 1.
         seed: same seed and settings, same problems; a longer list starts with the shorter one.
         settings: difficulty; defaults to 1-3 steps with numbers up to 20.
 
-    Returns:
-        rows `{"question", "answer"}`, no two with the same normalised question.
-
     Raises:
-        ValueError: a count below 1, or more problems than these settings can tell apart.
+        UserMistake: a count below 1, or more problems than these settings can tell apart.
     """
     if count < 1:
-        raise ValueError(f"count {count}: at least 1 word problem must be asked for.")
-    rng = random.Random(seed)
-    rows: list[dict[str, str]] = []
-    seen: set[str] = set()
+        raise UserMistake(f"count {count}: at least 1 word problem must be asked for.")
+    rng, settings = random.Random(seed), settings or WordProblemSettings()
+    rows: dict[str, dict[str, str]] = {}
     misses = 0
     while len(rows) < count:
         if misses == 10_000:
-            raise ValueError(f"count {count}: only {len(rows)} different problems were found; raise max_steps.")
-        misses += 1
-        story = tell_word_story(rng=rng, settings=settings or WordProblemSettings())
-        if story is None:
+            raise UserMistake(f"count {count}: only {len(rows)} different problems were found; raise max_steps.")
+        story = tell_word_story(rng=rng, settings=settings)
+        question = " ".join(story.sentences) if story else ""
+        normalized = normalize_question(question)
+        if not story or normalized in rows:
+            misses += 1
             continue
-        question = " ".join(story.sentences)
-        if (normalized := normalize_question(question)) not in seen:
-            misses = 0
-            seen.add(normalized)
-            chain = [step.written() for step in story.steps]
-            rows.append({"question": question, "answer": "\n".join([*chain, f"#### {story.value}"])})
-    return rows
+        misses = 0
+        chain = [step.written() for step in story.steps]
+        rows[normalized] = {"question": question, "answer": "\n".join([*chain, f"#### {story.value}"])}
+    return list(rows.values())
 
 
 def write_word_problems(
     folder: str | Path, *, train: int, test: int, seed: int, settings: WordProblemSettings | None = None
 ) -> Path:
-    """Write `train.jsonl` and `test.jsonl`, the two files that GSM8K is loaded from.
+    """Write `train.jsonl` and `test.jsonl`, the two files that GSM8K is loaded from, and return the folder.
 
     Args:
         folder: where to; made if missing.
         train: number of training problems.
         test: number of test problems; none of them stands in the training file.
-        seed: see `generate_word_problems`.
-        settings: see `generate_word_problems`.
-
-    Returns:
-        the folder.
+        seed: see `generate_word_problems`, as for `settings`.
+        settings: their difficulty.
     """
     for name, number in (("train", train), ("test", test)):
         if number < 1:
-            raise ValueError(f"{name} {number}: at least 1 word problem must be asked for.")
+            raise UserMistake(f"{name} {number}: at least 1 word problem must be asked for.")
     rows = generate_word_problems(count=train + test, seed=seed, settings=settings)
     write_jsonl(Path(folder) / "train.jsonl", rows[test:])
     write_jsonl(Path(folder) / "test.jsonl", rows[:test])

@@ -8,13 +8,8 @@ import operator
 import random
 from dataclasses import dataclass, field
 
-from smollm_trm.data.word_grammar import (
-    STORY_CONTAINERS,
-    STORY_DISTRACTORS,
-    STORY_PRONOUNS,
-    STORY_TOPICS,
-    StoryPhrase,
-)
+from smollm_trm.data.word_grammar import STORY_CONTAINERS, STORY_DISTRACTORS, STORY_PRONOUNS, STORY_TOPICS, StoryPhrase
+from smollm_trm.records import UserMistake
 
 STEP_ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
@@ -36,15 +31,13 @@ class WordProblemSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps <= 8:
-            raise ValueError(
-                f"min_steps {self.min_steps}, max_steps {self.max_steps}: need 1 <= min <= max <= 8 steps."
-            )
+            raise UserMistake(f"min_steps {self.min_steps}, max_steps {self.max_steps}: need 1 <= min <= max <= 8.")
         if self.max_number < 10:
-            raise ValueError(f"max_number {self.max_number}: must be at least 10.")
+            raise UserMistake(f"max_number {self.max_number}: must be at least 10.")
         if self.max_value < 3 * self.max_number:
-            raise ValueError(f"max_value {self.max_value}: must be at least {3 * self.max_number} (3 * max_number).")
+            raise UserMistake(f"max_value {self.max_value}: must be at least {3 * self.max_number} (3 * max_number).")
         if not 0.0 <= self.distractor_rate <= 1.0:
-            raise ValueError(f"distractor_rate {self.distractor_rate}: must be between 0 and 1.")
+            raise UserMistake(f"distractor_rate {self.distractor_rate}: must be between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -125,21 +118,13 @@ class WordStory:
     def fitting_operands(self, phrase: StoryPhrase) -> list[int]:
         """All numbers with which the phrase gives a whole and sensible result."""
         value, largest = self.value, self.settings.max_number
-        candidates = {"factor": range(2, 10), "times": range(2, 6), "half": (2,)}.get(
-            phrase.operand, range(2, largest + 1)
-        )
-        match phrase.operator:
-            case "+":
-                return [n for n in candidates if self.fits(value + n)]
-            case "-":
-                return [n for n in candidates if self.fits(value - n)]
-            case "*":
-                return [n for n in candidates if self.fits(value * n)]
-            case "/":
-                return [n for n in candidates if value % n == 0 and self.fits(value // n)]
-            case _:
-                goals = range(value + 2, min(self.settings.max_value, value + 2 * largest) + 1)
-                return [goal for goal in goals if self.fits(goal - value)]
+        if phrase.operator == "goal":
+            goals = range(value + 2, min(self.settings.max_value, value + 2 * largest) + 1)
+            return [goal for goal in goals if self.fits(goal - value)]
+        ranges = {"factor": range(2, 10), "times": range(2, 6), "half": (2,), "number": range(2, largest + 1)}
+        compute = STEP_ARITHMETIC[phrase.operator]
+        whole = [n for n in ranges[phrase.operand] if phrase.operator != "/" or value % n == 0]
+        return [n for n in whole if self.fits(compute(value, n))]
 
     def begin(self, *, with_step: bool) -> None:
         """Say how the story begins; an opening with an operation is its first step."""
@@ -192,7 +177,8 @@ class WordStory:
         in_words = "twice" if number == 2 else f"{number} times"
         other, before = self.unused_names[-1], (self.owner, self.value)
         if phrase.topic == "packed":  # not the containers of the opening
-            self.choose_containers()
+            self.words["b"] = self.rng.choice([bags for bags in STORY_CONTAINERS if bags != self.words["b"]])
+            self.words["bag"] = STORY_CONTAINERS[self.words["b"]]
         self.tell(phrase.text, n=in_words if phrase.operand == "times" else number)
         left, right = (number, self.value) if phrase.operator == "goal" else (self.value, number)
         self.add_step(left, phrase.operator.replace("goal", "-"), right, phrase.line, other=other)
@@ -202,11 +188,6 @@ class WordStory:
             self.change_topic(phrase)
         self.told.append(phrase)
         self.asked = phrase.ends
-
-    def choose_containers(self) -> None:
-        """Take containers that the story has not named yet."""
-        self.words["b"] = self.rng.choice([bags for bags in STORY_CONTAINERS if bags != self.words["b"]])
-        self.words["bag"] = STORY_CONTAINERS[self.words["b"]]
 
     def change_topic(self, phrase: StoryPhrase) -> None:
         """Go on in the phrase's topic; the quantity may now count other things."""
