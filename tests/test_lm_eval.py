@@ -17,8 +17,8 @@ from smollm_trm.data.word_problems import generate_word_problems
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK_FILE, evaluate_with_lm_eval, files, lm_eval_task
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
+from smollm_trm.records import UserMistake
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm-eval and what it imports
 
@@ -28,11 +28,10 @@ def problems() -> list[dict]:
     return generate_word_problems(count=12, seed=1)
 
 
-def twin(problems: list[dict], **settings) -> SmolLMv3WithTRM:
+def twin(problems: list[dict], **config) -> SmolLMv3WithTRM:
     tokenizer = train_tiny_tokenizer([row["question"] + "\n" + row["answer"] for row in problems], vocab_size=600)
     base = build_tiny_model(tokenizer, hidden_size=64, n_layers=2, intermediate_size=128)
-    settings = ModelSettings(base_training="full", target="answer", **settings)
-    return SmolLMv3WithTRM.from_base((base, tokenizer), settings=settings)
+    return SmolLMv3WithTRM.from_base((base, tokenizer), base_training="full", target="answer", **config)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_lm_eval_gets_our_texts_and_scores_them_by_its_own_filters(model, proble
             prompt = sample["arguments"][0][0] if isinstance(sample["arguments"], list) else sample["arguments"]
             ids = model.tokenizer(prompt)["input_ids"]
             assert ids == model.encoder.encode_prompt(sample["doc"]["question"])
-            assert ids.count(model.slot_id) == 4
+            assert ids.count(model.config.slot_token_id) == 4
     strict = [re.search(r"#### (-?[0-9.,]+)", text) for text in texts]
     golds = [row["answer"].split("#### ")[1] for row in problems]
     right = [bool(number) and number[1] == gold for number, gold in zip(strict, golds, strict=True)]
@@ -121,17 +120,17 @@ def test_the_task_follows_the_model_and_the_data(problems, data_file, reasoner):
 def test_a_tokenizer_that_reads_the_text_otherwise_is_refused(problems, data_file):
     model = twin(problems, num_latents=2)
     encoder = SimpleNamespace(
-        question_text=model.encoder.question_text,
+        prompt_text=model.encoder.prompt_text,
         encode_prompt=lambda question: [0, *model.encoder.encode_prompt(question)],
     )
-    stand_in = SimpleNamespace(tokenizer=model.tokenizer, encoder=encoder, slot_id=model.slot_id, num_latents=2)
-    with pytest.raises(ValueError, match="test.jsonl: the tokenizer reads the prompt of .* otherwise"):
+    stand_in = SimpleNamespace(tokenizer=model.tokenizer, encoder=encoder)
+    with pytest.raises(UserMistake, match="test.jsonl: the tokenizer reads the prompt of .* otherwise"):
         lm_eval_task(stand_in, data_file)
 
 
 def test_bad_data_is_named_by_its_line(model, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "2"}\n')
-    with pytest.raises(ValueError, match="bad.jsonl, line 2"):
+    with pytest.raises(UserMistake, match="bad.jsonl, line 2"):
         lm_eval_task(model, tmp_path / "bad.jsonl")
     with pytest.raises(FileNotFoundError, match="none.jsonl"):
         lm_eval_task(model, tmp_path / "none.jsonl")

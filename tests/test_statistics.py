@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from smollm_trm.evaluation.statistics import area_under_roc, mcnemar_p, paired_difference, wilson_interval
+from smollm_trm.evaluation.halting import area_under_roc
+from smollm_trm.evaluation.statistics import mcnemar_p, paired_difference, wilson_interval
 
 
 def paired_grades(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:

@@ -22,10 +22,8 @@ def evaluate_arm(
     stem = name.replace(" ", "_").replace("+", "and").lower()
     results = {name: evaluate_gsm8k(model, rows, predictions_path=folder / f"{stem}.jsonl", **options)}
     if model.use_trm:
-        shuffled = folder / f"{stem}_shuffled.jsonl"
-        results[name + SHUFFLED_SUFFIX] = evaluate_gsm8k(
-            model, rows, latents="shuffled", predictions_path=shuffled, **options
-        )
+        options |= {"latents": "shuffled", "predictions_path": folder / f"{stem}_shuffled.jsonl"}
+        results[name + SHUFFLED_SUFFIX] = evaluate_gsm8k(model, rows, **options)
     return results
 
 
@@ -38,7 +36,6 @@ def report_comparison(results: Mapping[str, dict], folder: Path, *, baseline: st
     plot_comparison(comparison, folder / "comparison.png")
     write_text(folder / "comparison.md", comparison.to_markdown() + "\n")
     made_on = {name: [result.get("device"), result.get("precision")] for name, result in results.items()}
-    problems = results[baseline]["settings"]["problems"]
-    figures = {**comparison.to_dict(), "device_and_precision": made_on, "problems": problems}
-    write_json(folder / "comparison.json", {**figures, **record, **run_record()})
+    figures = {"device_and_precision": made_on, "problems": results[baseline]["settings"]["problems"]}
+    write_json(folder / "comparison.json", {**comparison.to_dict(), **figures, **record, **run_record()})
     return comparison

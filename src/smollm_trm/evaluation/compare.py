@@ -26,13 +26,10 @@ class ComparedArm:
     """One line of the comparison; shares are 0 to 1."""
 
     name: str
-    """As given."""
     total: int
-    """Problems answered."""
     correct: int
     """Problems answered right (flexible score)."""
     accuracy: float
-    """`correct / total`."""
     interval: tuple[float, float]
     """Wilson's 95% interval of the accuracy."""
     strict_accuracy: float | None
@@ -65,56 +62,47 @@ class ComparedArm:
             f"{100 * self.accuracy:.1f}% [{100 * low:.1f}, {100 * high:.1f}]",
             "" if self.strict_accuracy is None else f"{100 * self.strict_accuracy:.1f}%",
             "baseline" if against is None else points_with_interval(against),
-            "" if against is None else p_value_text(against.p_value),
+            "" if against is None else "<0.0001" if against.p_value < 0.0001 else f"{against.p_value:.2g}",
             "" if shuffled is None else f"{self.latents_verdict} ({points_with_interval(shuffled)} when shuffled)",
         )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms compared on the same problems; `str()` is a table for a terminal."""
+    """Arms compared on the same problems, in the order given; `str()` is a table, which is Markdown as well."""
 
     arms: tuple[ComparedArm, ...]
-    """In the order given."""
     baseline: str
     """The arm that differences are taken from."""
 
     def __str__(self) -> str:
         cells = [_TABLE_HEAD, *(arm.cells() for arm in self.arms)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(_TABLE_HEAD))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join(line.rstrip() for line in [lines[0], rule, *lines[1:], "", self._legend()])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        cells.insert(1, tuple("-" * width for width in widths))
+        rows = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+        cut = [f" {arm.name}: {100 * arm.cut_off:.0f}%" for arm in self.arms if arm.cut_off > CUT_OFF_NOTED_ABOVE]
+        note = f" Texts cut off by max_new_tokens:{','.join(cut)}." if cut else ""
+        legend = (
+            f"Differences from '{self.baseline}', paired by problem (Newcombe); p: exact McNemar test. "
+            f"Latents are used where shuffling them between problems gives p <= {SHUFFLING_MATTERS_AT}, "
+            f"ignored where its whole interval lies within {100 * NEGLIGIBLE_EFFECT:.0f} points.{note}"
+        )
+        return "\n".join([*(f"| {row} |" for row in rows), "", legend])
 
     def to_markdown(self) -> str:
         """The table for a README, a model card or a notebook."""
-        head, *rows = [f"| {' | '.join(row)} |" for row in (_TABLE_HEAD, *(arm.cells() for arm in self.arms))]
-        return "\n".join([head, "|" + " --- |" * len(_TABLE_HEAD), *rows, "", self._legend()])
+        return str(self)
 
     def to_dict(self) -> dict:
         """Everything as JSON values, for a results file."""
         arms = [{**asdict(arm), "latents_verdict": arm.latents_verdict} for arm in self.arms]
         return {"baseline": self.baseline, "arms": arms}
 
-    def _legend(self) -> str:
-        cut = [f" {arm.name}: {100 * arm.cut_off:.0f}%" for arm in self.arms if arm.cut_off > CUT_OFF_NOTED_ABOVE]
-        note = f" Texts cut off by max_new_tokens:{','.join(cut)}." if cut else ""
-        return (
-            f"Differences from '{self.baseline}', paired by problem (Newcombe); p: exact McNemar test. "
-            f"Latents are used where shuffling them between problems gives p <= {SHUFFLING_MATTERS_AT}, "
-            f"ignored where its whole interval lies within {100 * NEGLIGIBLE_EFFECT:.0f} points.{note}"
-        )
-
 
 def points_with_interval(difference: PairedDifference) -> str:
     """A difference in percentage points, always with its interval: `+4.1 points [+0.2, +8.0]`."""
     size, low, high = (100 * share for share in (difference.difference, difference.low, difference.high))
     return f"{size:+.1f} points [{low:+.1f}, {high:+.1f}]"
-
-
-def p_value_text(p_value: float) -> str:
-    """A p-value with two digits, never rounded to zero."""
-    return "<0.0001" if p_value < 0.0001 else f"{p_value:.2g}"
 
 
 def compare_arms(results: Mapping[str, dict | str | Path], *, baseline: str | None = None) -> Comparison:

@@ -6,16 +6,18 @@ problem is answered from another problem's latents: if the score stays the same,
 """
 
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from smollm_trm.data.answers import strip_annotations
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.data.reasoning_dataset import row_with_final_mark
 from smollm_trm.data.rows import check_row
@@ -33,7 +35,7 @@ VOTE_TEMPERATURE = 0.7
 
 
 def evaluate_gsm8k(
-    model: object,
+    model: Any,
     dataset: Sequence[Mapping[str, str]],
     max_samples: int | None = None,
     batch_size: int = 32,
@@ -44,7 +46,7 @@ def evaluate_gsm8k(
     seed: int = 0,
     predictions_path: str | Path | None = None,
     progress: bool = True,
-    **generation_kwargs,
+    **generation_kwargs: Any,
 ) -> dict:
     """Let a model answer problems, and grade it.
 
@@ -67,18 +69,20 @@ def evaluate_gsm8k(
         `settings` (with the problems' fingerprint), `device`, `precision` and more; all of it JSON.
 
     Raises:
-        UserMistake: no problems, an impossible setting, or another evaluation's file.
-        ValueError: a row without a final number.
+        UserMistake: no problems, a row without a final number, an impossible setting, or another evaluation's file.
     """
-    rows = _checked_rows(dataset, max_samples)
-    _check_settings(model, batch_size, max_new_tokens, latents, samples_per_problem, generation_kwargs)
+    counts = {"max_samples": max_samples, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    _check_settings(model, {**counts, "samples_per_problem": samples_per_problem}, latents, generation_kwargs)
+    rows = [row_with_final_mark(row) for row in islice(dataset, max_samples)]
+    rows = [check_row(row, where=f"problem {at} of the dataset") for at, row in enumerate(rows)]
+    if not rows:
+        raise UserMistake("the dataset has no problems to evaluate on")
     options = {"do_sample": samples_per_problem > 1, **generation_kwargs}
     if samples_per_problem > 1:
         options.setdefault("temperature", VOTE_TEMPERATURE)
     options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
-    sampled = options["do_sample"]
-    exact = device_and_precision(model)["precision"] in (None, "float32")
+    sampled, precision = options["do_sample"], device_and_precision(model)["precision"]
     settings = {
         "problems": split_fingerprint(rows),
         "total": len(rows),
@@ -87,11 +91,12 @@ def evaluate_gsm8k(
         "num_latents": getattr(model, "num_latents", None),
         "samples_per_problem": samples_per_problem,
         "seed": seed if sampled or donors else None,
-        "batch_size": batch_size if sampled or not exact else None,  # what greedy texts in fp32 do not depend on
+        "batch_size": None if precision in (None, "float32") and not sampled else batch_size,  # changes no text then
         "generation": dict(sorted(options.items())),
     }
     file = PredictionFile(settings=settings, path=predictions_path)
-    bar = tqdm(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress)
+    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; a log keeps every state of the bar
+    bar = tqdm(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress, mininterval=interval)
     with bar, _evaluating(model):
         for batch in _batches(rows, max(1, batch_size // samples_per_problem)):
             if all(index in file.by_index for index in batch):
@@ -100,27 +105,21 @@ def evaluate_gsm8k(
                 if sampled:
                     torch.manual_seed(seed + batch[0])
                 file.add(_answer(model, rows, batch, donors, samples_per_problem, options))
-            bar.update(len(file.by_index) - bar.n)
             right = sum(line["correct"] for line in file.by_index.values())
-            bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right")
-    return {**summarised_predictions(file.by_index.values(), file.settings, file.path), **device_and_precision(model)}
+            bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right", refresh=False)
+            bar.update(len(file.by_index) - bar.n)
+    return {**summarised_predictions(file.by_index.values(), file.settings), **device_and_precision(model)}
 
 
-def longest_completion(model: object, rows: Sequence[Mapping[str, str]]) -> int:
+def longest_completion(model: Any, rows: Sequence[Mapping[str, str]]) -> int:
     """Tokens of the longest gold completion, end of text included, in the form that the model is to write."""
-    if (encoder := getattr(model, "encoder", None)) is not None:
-        return max(len(encoder.encode_completion(row["answer"])) for row in rows)
-    if (tokenizer := getattr(model, "tokenizer", None)) is None:
-        raise UserMistake("max_new_tokens: give a number, since this model has no tokenizer to measure answers with")
-    return max(len(tokenizer(strip_annotations(row["answer"]))["input_ids"]) for row in rows) + 1
+    if (encoder := getattr(model, "encoder", None)) is None:
+        raise UserMistake("max_new_tokens: give a number, since this model has no encoder to measure answers with")
+    return max(len(encoder.encode_completion(row["answer"])) for row in rows)
 
 
 def shuffled_donors(rows: Sequence[Mapping[str, str]], seed: int) -> list[int]:
-    """For each problem another one that lends its latents; each lends once, none to an equal question.
-
-    Raises:
-        UserMistake: too few different questions.
-    """
+    """For each problem another one that lends its latents; each lends once, none to an equal question."""
     draw = random.Random(seed)
     for _ in range(100):
         order = draw.sample(range(len(rows)), len(rows))  # one cycle through all, so no problem keeps its own
@@ -130,19 +129,7 @@ def shuffled_donors(rows: Sequence[Mapping[str, str]], seed: int) -> list[int]:
     raise UserMistake(f"cannot shuffle latents between {len(rows)} problems: too few different questions")
 
 
-def _checked_rows(dataset: Sequence[Mapping[str, str]], max_samples: int | None) -> list[dict[str, str]]:
-    if max_samples is not None and max_samples < 1:
-        raise UserMistake(f"max_samples={max_samples}: give at least 1, or None for all problems")
-    count = len(dataset) if max_samples is None else min(len(dataset), max_samples)
-    if count == 0:
-        raise UserMistake("the dataset has no problems to evaluate on")
-    return [check_row(row_with_final_mark(dataset[at]), where=f"problem {at} of the dataset") for at in range(count)]
-
-
-def _check_settings(
-    model: object, batch_size: int, max_new_tokens: int | None, latents: str, samples_per_problem: int, options: dict
-) -> None:
-    counts = {"batch_size": batch_size, "samples_per_problem": samples_per_problem, "max_new_tokens": max_new_tokens}
+def _check_settings(model: Any, counts: Mapping[str, int | None], latents: str, options: Mapping[str, Any]) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserMistake(f"{name}={value}: give at least 1")
@@ -150,8 +137,8 @@ def _check_settings(
         raise UserMistake(f"latents={latents!r}: choose 'own' or 'shuffled'")
     if latents == "shuffled" and not getattr(model, "use_trm", True):
         raise UserMistake("latents='shuffled': this model has no latents; evaluate it with latents='own'")
-    if samples_per_problem > 1 and options.get("do_sample") is False:
-        raise UserMistake(f"samples_per_problem={samples_per_problem} needs sampling; leave do_sample=False out")
+    if (samples := counts["samples_per_problem"]) > 1 and options.get("do_sample") is False:
+        raise UserMistake(f"samples_per_problem={samples} needs sampling; leave do_sample=False out")
     if options.get("num_return_sequences", 1) != 1:
         raise UserMistake("num_return_sequences is not for evaluation; use samples_per_problem")
 
@@ -163,7 +150,7 @@ def _batches(rows: Sequence[Mapping[str, str]], size: int) -> list[list[int]]:
 
 
 def _answer(
-    model: object,
+    model: Any,
     rows: Sequence[Mapping[str, str]],
     batch: list[int],
     donors: list[int] | None,
@@ -171,16 +158,14 @@ def _answer(
     options: dict,
 ) -> list[dict]:
     """Graded predictions of one batch of indices."""
-
-    def repeated(indices: Sequence[int]) -> list[str]:
-        return [rows[index]["question"] for index in indices for _ in range(samples)]
-
-    lent = {} if donors is None else {"latents_from": repeated([donors[index] for index in batch])}
-    start = time.perf_counter()
+    asked, lent = [at for at in batch for _ in range(samples)], {}
+    if donors is not None:
+        lent["latents_from"] = [rows[donors[at]]["question"] for at in asked]
+    questions, start = [rows[at]["question"] for at in asked], time.perf_counter()
     try:
-        completions = model.generate_with_thinking(repeated(batch), return_details=True, **lent, **options)
+        completions = model.generate_with_thinking(questions, return_details=True, **lent, **options)
     except torch.OutOfMemoryError as error:
-        advice = f"out of memory with {len(batch) * samples} texts at once: lower batch_size or max_new_tokens"
+        advice = f"out of memory with {len(asked)} texts at once: lower batch_size or max_new_tokens"
         raise torch.OutOfMemoryError(f"{advice}; predictions already on disk are kept") from error
     seconds = (time.perf_counter() - start) / len(batch)
     own = [completions[at : at + samples] for at in range(0, len(completions), samples)]
@@ -188,14 +173,14 @@ def _answer(
 
 
 @contextmanager
-def _evaluating(model: object) -> Iterator[None]:
+def _evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
     if modes:
         model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
+        for module, mode in modes.items():
             module.training = mode

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from scipy.stats import mannwhitneyu
 from torch import nn
 
-from smollm_trm.evaluation.statistics import area_under_roc
 from smollm_trm.models.generation import encode_prompts
 
 
@@ -13,13 +13,9 @@ from smollm_trm.models.generation import encode_prompts
 def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_size: int = 32) -> list[list[float]]:
     """The halting probability of every bare question after every supervision step; empty without a halting head."""
     found: list[list[float]] = []
+    budget = {"max_new_tokens": 1, "context_length": model.config.max_position_embeddings}
     for at in range(0, len(questions), batch_size):
-        ids, mask = encode_prompts(
-            model.encoder,
-            questions[at : at + batch_size],
-            max_new_tokens=1,
-            context_length=model.config.max_position_embeddings,
-        )
+        ids, mask = encode_prompts(model.encoder, questions[at : at + batch_size], **budget)
         thoughts = model.think(ids.to(model.device), mask.to(model.device))
         if not thoughts or thoughts[0].halting_logit is None:
             return []
@@ -49,3 +45,15 @@ def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right
         "mean_steps": mean,
         "steps_saved": 1 - mean / total,
     }
+
+
+def area_under_roc(probabilities: Sequence[float], was_right: Sequence[bool]) -> float | None:
+    """Chance that a right answer has a higher probability than a wrong one; None where all grades are alike.
+
+    0.5 knows nothing; ties count half (Mann and Whitney's U).
+    """
+    grades = list(zip(probabilities, was_right, strict=True))
+    right, wrong = ([chance for chance, grade in grades if bool(grade) is wanted] for wanted in (True, False))
+    if not right or not wrong:
+        return None
+    return float(mannwhitneyu(right, wrong, method="asymptotic").statistic) / (len(right) * len(wrong))

@@ -19,15 +19,11 @@ LM_EVAL_TASK_FILE = "gsm8k_latent.yaml"
 
 
 def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | None = None) -> dict:
-    """The configuration of our lm-eval task for this model and these problems.
+    """What a task YAML of lm-eval holds, for a `SmolLMv3WithTRM` and problems: `simple_evaluate(..., tasks=[task])`.
 
     Args:
-        model: a `SmolLMv3WithTRM`; gives the prompt's format, the slots, the stop token.
         data_file: JSONL with `question` and `answer`.
         max_new_tokens: limit of each text; when None, the same that `evaluate_gsm8k` takes.
-
-    Returns:
-        What a task YAML of lm-eval holds: pass it in `lm_eval.simple_evaluate(..., tasks=[task])`.
 
     Raises:
         FileNotFoundError: no such data file.
@@ -61,11 +57,7 @@ def evaluate_with_lm_eval(
 ) -> dict:
     """Let lm-eval ask and grade the model, offline and 0-shot; arguments as for `lm_eval_task`.
 
-    Returns:
-        lm-eval's results; `["results"]["gsm8k_latent"]` holds the scores, `["samples"]["gsm8k_latent"]` the texts.
-
-    Raises:
-        ImportError: lm-eval is not installed.
+    In lm-eval's results, `["results"]["gsm8k_latent"]` are the scores, `["samples"]["gsm8k_latent"]` the texts.
     """
     try:
         from lm_eval import simple_evaluate

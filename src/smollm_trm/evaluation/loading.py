@@ -1,7 +1,6 @@
 """The model and the problems that a command names."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ from smollm_trm.models.loading import default_device, default_dtype
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import local_model_folder, read_config, saved_model_folder
 from smollm_trm.records import UserMistake
+
+Problems = tuple[list[dict[str, str]], dict[str, Any]]
+"""Rows to evaluate on, and what they are of: `source`, `seed` and `fingerprint` of the whole split."""
 
 
 def saved_or_downloaded(model: str) -> Path | None:
@@ -32,12 +34,7 @@ def saved_or_downloaded(model: str) -> Path | None:
 def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str = "plain") -> SmolLMv3WithTRM:
     """A saved model or a training run (a folder, or a name on the Hub), or an untuned base.
 
-    An untuned base is asked in its own way, without a think block.
-
-    Args:
-        model: the folder or name.
-        target: what an untuned base is expected to write.
-        prompt_format: how an untuned base is asked.
+    An untuned base is asked in its own way, without a think block; `target` and `prompt_format` are for it alone.
     """
     if (saved := saved_or_downloaded(model)) is not None:
         return SmolLMv3WithTRM.from_pretrained(saved)
@@ -46,18 +43,10 @@ def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str
     return base.to(default_device()).eval()
 
 
-def trained_split(model: str) -> dict[str, Any] | None:
-    """The split that a saved model was trained on: source, seed and fingerprint; None where it does not say."""
-    folder = saved_or_downloaded(model)
-    return None if folder is None else read_config(folder).notes.get("training", {}).get("split")
-
-
 def problems_of(
     part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = ()
-) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """The problems to evaluate on, and what they are of: `source`, `seed` and `fingerprint` of the whole split.
-
-    None of a model's training problems is ever among its dev problems.
+) -> Problems:
+    """The problems to evaluate on; none of a model's training problems is ever among its dev problems.
 
     Args:
         part: "dev" (the 20% part, which may have picked the checkpoint) or "test" (the official test).
@@ -68,7 +57,9 @@ def problems_of(
     """
     if part not in ("dev", "test"):
         raise UserMistake(f"part={part!r}: choose 'dev' or 'test'")
-    splits = {model: split for model in models if (split := trained_split(model)) is not None}
+    saved = {model: folder for model in models if (folder := saved_or_downloaded(model)) is not None}
+    noted = {model: read_config(folder).notes.get("training", {}).get("split") for model, folder in saved.items()}
+    splits = {model: split for model, split in noted.items() if split is not None}
     if dataset_path is not None:
         return own_problems(part, dataset_path, splits)
     loaded = load_gsm8k(data_dir, seed=min((split["seed"] for split in splits.values()), default=seed))
@@ -83,25 +74,23 @@ def problems_of(
     return loaded.gsm8k_test, loaded.summary
 
 
-def own_problems(
-    part: str, dataset_path: str, splits: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[dict[str, str]], dict[str, Any]]:
+def own_problems(part: str, dataset_path: str, splits: Mapping[str, Mapping[str, Any]]) -> Problems:
     """See `problems_of`: all rows of a file, or, wherever it lies, the dev part of one that a model was trained on."""
-    rows = list(ReasoningDataset(dataset_path))
-    name = source_name(dataset_path)
-    whole = {"source": name, "seed": None, "fingerprint": split_fingerprint(rows)}
-    trained: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {}
+    rows, source = list(ReasoningDataset(dataset_path)), source_name(dataset_path)
+    trained: dict[str, Problems] = {}
     for model, split in splits.items():
-        with suppress(ValueError):  # too few to have been split
-            parts = split_gsm8k(rows, seed=split["seed"])
-            if split_fingerprint(*parts) == split["fingerprint"]:
-                trained[split["fingerprint"]] = parts[1], {**whole, **split, "source": name}
-                continue
-        if split["source"] == name:
+        try:
+            train, dev = split_gsm8k(rows, seed=split["seed"])
+        except UserMistake:  # too few to have been split
+            train, dev = rows, []
+        if split_fingerprint(train, dev) == split["fingerprint"]:
+            trained[split["fingerprint"]] = dev, {**split, "source": source}
+        elif split["source"] == source:
             raise UserMistake(
-                f"{model} was trained on {name}, which holds other problems now and may hold its training problems; "
+                f"{model} was trained on {source}, which holds other problems now and may hold its training problems; "
                 "give another file, or rename it if it only has the same name"
             )
     if len(trained) > 1 or (trained and part == "test"):
         raise UserMistake(f"{dataset_path} was trained on: evaluate its dev part, or give a file of test problems")
+    whole = {"source": source, "seed": None, "fingerprint": split_fingerprint(rows)}
     return next(iter(trained.values()), (rows, whole))

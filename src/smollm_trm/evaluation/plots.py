@@ -5,7 +5,7 @@ colour-blind readers can tell apart; arms and runs differ in more than colour.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from smollm_trm.records import UserMistake, write_whole
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DOTS_PER_INCH = 150
-TRAIN_LOSS_COLUMNS = ("train_loss", "train_loss_step")
-DEV_LOSS_COLUMNS = ("dev_loss", "val_loss")
-VARIATION_COLUMNS = ("latent_variation",)
-LOSS_COLUMNS = (TRAIN_LOSS_COLUMNS, DEV_LOSS_COLUMNS)
+CURVES = ("train_loss", "dev_loss", "latent_variation")
+"""Columns of a run's metrics file."""
+Curves = dict[str, dict[int, float]]
+"""Of a run: column -> optimizer step -> value."""
 
 
 def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Figure:
@@ -48,28 +48,20 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> F
 
 
 def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) -> Figure:
-    """Training and dev loss of one or more runs, and how much their latents differ between problems.
-
-    Args:
-        runs: name -> `metrics.csv` of Lightning's `CSVLogger`.
-        path: PNG to write, whole or not at all.
-
-    Raises:
-        FileNotFoundError: no such file.
-        UserMistake: no run, or a file without a loss in it.
-    """
+    """Training and dev loss of some runs (name -> `metrics.csv`), and how much their latents differ. `path`: a PNG."""
     if not runs:
         raise UserMistake("no curves to draw: give at least one metrics.csv")
     metrics = {name: _read_metrics(Path(file)) for name, file in runs.items()}
-    with_latents = [name for name, columns in metrics.items() if _curve(columns, VARIATION_COLUMNS)[0]]
+    with_latents = any(curves["latent_variation"] for curves in metrics.values())
     figure = Figure(figsize=(8.5, 6.2 if with_latents else 4.2), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(2 if with_latents else 1, 1, sharex=True, squeeze=False)[:, 0]
-    for at, (name, columns) in enumerate(metrics.items()):
-        colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
-        _draw_smoothed(panels[0], *_curve(columns, TRAIN_LOSS_COLUMNS), colour, f"{name}, train")
-        if (dev := _curve(columns, DEV_LOSS_COLUMNS))[0]:
-            panels[0].plot(*dev, color=colour, linestyle="--", marker=marker, markersize=5, label=f"{name}, dev")
-        _draw_smoothed(panels[-1], *_curve(columns, VARIATION_COLUMNS), colour, name)
+    for at, (name, curves) in enumerate(metrics.items()):
+        colour, marker, dev = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], curves["dev_loss"]
+        _draw_smoothed(panels[0], curves["train_loss"], colour, f"{name}, train")
+        if dev:
+            style = {"color": colour, "linestyle": "--", "marker": marker, "markersize": 5}
+            panels[0].plot(list(dev), list(dev.values()), label=f"{name}, dev", **style)
+        _draw_smoothed(panels[-1], curves["latent_variation"], colour, name)
     panels[0].set_ylabel("loss (nats per supervised token)")
     panels[0].set_ylim(0, 1.4 * _largest_after_the_start(metrics))
     if with_latents:
@@ -82,44 +74,38 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
     return _saved(figure, path)
 
 
-def _largest_after_the_start(metrics: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> float:
+def _largest_after_the_start(metrics: Mapping[str, Curves]) -> float:
     """The largest loss after the first tenth of the longest run, whose fall would press everything else flat."""
-    curves = [_curve(columns, names) for columns in metrics.values() for names in LOSS_COLUMNS]
-    last = max(max(steps, default=0) for steps, _ in curves)
-    return max(loss for curve in curves for step, loss in zip(*curve, strict=True) if step >= last / 10)
+    losses = [pair for curves in metrics.values() for name in CURVES[:2] for pair in curves[name].items()]
+    last = max(step for step, _ in losses)
+    return max(loss for step, loss in losses if step >= last / 10)
 
 
-def _draw_smoothed(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str, label: str) -> None:
+def _draw_smoothed(axes: Axes, curve: Mapping[int, float], colour: str, label: str) -> None:
     """The values themselves, faint, and their running mean over about a thirtieth of the run."""
-    if not steps:
+    if not curve:
         return
-    weight, smooth, norm, total = max(0.0, 1 - 30 / len(values)), [], 0.0, 0.0
-    for value in values:
+    weight, smooth, norm, total = max(0.0, 1 - 30 / len(curve)), [], 0.0, 0.0
+    for value in curve.values():
         total, norm = weight * total + value, weight * norm + 1
         smooth.append(total / norm)
-    axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
-    axes.plot(steps, smooth, color=colour, linewidth=1.7, label=label)
+    axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.2, linewidth=0.8)
+    axes.plot(list(curve), smooth, color=colour, linewidth=1.7, label=label)
 
 
-def _read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Columns of a metrics file as (step, value) pairs; steps without a value are left out."""
+def _read_metrics(path: Path) -> Curves:
+    """The curves of a metrics file; steps without a value are left out."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such metrics file; train first, or give the run's metrics.csv")
-    columns: dict[str, list[tuple[int, float]]] = {}
+    curves: Curves = {name: {} for name in CURVES}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            for name, text in row.items():
-                with suppress(ValueError, TypeError):  # an empty cell, a column of words, a line that a crash cut off
-                    columns.setdefault(name, []).append((int(row.get("step")), float(text)))
-    if not any(_curve(columns, names)[0] for names in LOSS_COLUMNS):
-        raise UserMistake(f"{path} holds no loss: expected a column {TRAIN_LOSS_COLUMNS[0]} or {DEV_LOSS_COLUMNS[0]}")
-    return columns
-
-
-def _curve(columns: Mapping[str, list[tuple[int, float]]], names: Sequence[str]) -> tuple[list[int], list[float]]:
-    """Steps and values of the first of these columns that there is."""
-    pairs = next((columns[name] for name in names if columns.get(name)), [])
-    return [step for step, _ in pairs], [value for _, value in pairs]
+            for name in CURVES:
+                with suppress(ValueError, TypeError):  # an empty cell, no such column, a line that a crash cut off
+                    curves[name][int(row.get("step"))] = float(row.get(name))
+    if not curves["train_loss"] and not curves["dev_loss"]:
+        raise UserMistake(f"{path} holds no loss: expected a column train_loss or dev_loss")
+    return curves
 
 
 def _saved(figure: Figure, path: str | Path | None) -> Figure:

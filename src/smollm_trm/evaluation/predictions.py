@@ -1,13 +1,12 @@
 """Predictions on disk, so that a broken evaluation goes on where it stopped.
 
-A JSONL file: first a line with the settings that produced it, then one line a problem, written batch by
-batch. The settings hold fingerprints of the problems and of the model: a file is only ever continued by the
-evaluation that began it. A last line cut off by a crash is dropped and its problem is done again.
+A JSONL file: first a line with the settings that produced it, then one line a problem; it is replaced whole after
+every batch. The settings hold fingerprints of the problems and of the model: a file is only ever continued by the
+evaluation that began it.
 """
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from smollm_trm.data.answers import extract_answer, extract_strict_answer, gold_answer
+from smollm_trm.data.rows import read_jsonl, write_jsonl
 from smollm_trm.evaluation.statistics import wilson_interval
 from smollm_trm.records import UserMistake
 
@@ -26,18 +26,13 @@ _SAMPLED_FROM_FROZEN = 256  # values of each frozen tensor; adapters and reasone
 
 
 def model_fingerprint(model: object) -> str:
-    """SHA-256 over a model's trainable weights, a sample of the frozen ones, and its plain settings."""
+    """SHA-256 over a model's kind, its configuration, its trainable weights and a sample of the frozen ones."""
     digest = hashlib.sha256(type(model).__name__.encode())
     if not isinstance(model, nn.Module):
         return digest.hexdigest()
     if (config := getattr(model, "config", None)) is not None:
-        plain = {key: value for key, value in config.to_dict().items() if key not in PASSING_SETTINGS}
-        digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
-    for name, module in model.named_modules():
-        for key, value in sorted(vars(module).items()):
-            passing = key.startswith("_") or key in ("training", "gradient_checkpointing", "name_or_path")
-            if not passing and isinstance(value, (bool, int, float, str)):
-                digest.update(f"{name}.{key}={value}\n".encode())
+        settings = {key: value for key, value in config.to_dict().items() if key not in PASSING_SETTINGS}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         values = tensor.detach().reshape(-1)
         values = values if tensor.requires_grad else values[:_SAMPLED_FROM_FROZEN]
@@ -48,10 +43,7 @@ def model_fingerprint(model: object) -> str:
 
 
 def graded_prediction(index: int, row: Mapping[str, str], completions: Sequence[Any], *, seconds: float) -> dict:
-    """One problem's line: its texts (several to vote), the answer that most of them give, and its grades.
-
-    `completions` are objects with `text`, `n_tokens` and `cut_off`; `seconds` is the problem's share of its batch's.
-    """
+    """One problem's line: its texts, the answer that most of them give, its grades, and its share of the seconds."""
     texts, gold = [completion.text for completion in completions], gold_answer(row["answer"])
     answer = _majority([extract_answer(text) for text in texts])
     return {
@@ -75,72 +67,51 @@ def _majority(answers: Sequence[str | None]) -> str | None:
 
 
 class PredictionFile:
-    """The predictions made so far with these settings, in memory and, if a path is given, on disk.
-
-    In the settings, an object that is no JSON value counts as its class's name.
-
-    Raises:
-        UserMistake: the file is no predictions file, is damaged, or was made with other settings.
-        OSError: it cannot be written.
-    """
+    """The predictions made so far with these settings, in memory and, if a path is given, on disk."""
 
     def __init__(self, *, settings: dict, path: str | Path | None = None) -> None:
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
         self.path = None if path is None else Path(path)
         self.by_index: dict[int, dict] = {}
-        if self.path is None:
+        if self.path is None or not self.path.is_file():
+            self.add([])  # so that a file that cannot be written is known before the first answer
             return
-        content = self.path.read_bytes() if self.path.is_file() else b""
-        stored, predictions, whole = _parsed_predictions(content, self.path)
-        if stored is None:
-            self._write([{"settings": self.settings}], from_byte=0)
-            return
-        pairs = {key: (stored.get(key), self.settings.get(key)) for key in {**stored, **self.settings}}
-        if changed := [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in pairs.items() if there != now]:
-            changes = ", ".join(changed)
+        there, predictions = read_predictions(self.path)
+        now = self.settings
+        changed = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+        if changed:
+            changes = ", ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in changed)
             raise UserMistake(f"{path} was made with other settings ({changes}); delete it or name another file")
-        self._write([], from_byte=whole)
         self.by_index = {line["index"]: line for line in predictions}
 
     def add(self, predictions: Sequence[dict]) -> None:
-        """Keep these predictions; on return they are on disk."""
-        new = [prediction for prediction in predictions if prediction["index"] not in self.by_index]
+        """Keep these predictions, where there are none yet; on return they are on disk."""
+        for line in predictions:
+            self.by_index.setdefault(line["index"], line)
         if self.path is not None:
-            self._write(new)
-        self.by_index.update({prediction["index"]: prediction for prediction in new})
+            write_jsonl(self.path, [{"settings": self.settings}, *self.by_index.values()])
 
-    def _write(self, lines: Sequence[dict], *, from_byte: int | None = None) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                if from_byte is not None:
-                    file.truncate(from_byte)
-                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            advice = "free some disk space or choose another output folder; predictions already there are kept"
-            raise OSError(f"could not write {self.path}: {error.strerror}; {advice}") from error
+
+def read_predictions(path: Path) -> tuple[dict, list[dict]]:
+    """Settings and predictions of a file; anything else is refused by its first bad line."""
+    lines = list(read_jsonl(path))
+    for at, (number, line) in enumerate(lines):
+        if not isinstance(line, dict) or ("index" if at else "settings") not in line:
+            raise UserMistake(f"{path}, line {number}: not a line of predictions; name another file")
+    (_, first), *others = lines
+    return first["settings"], [line for _, line in others]
 
 
 def load_predictions(path: str | Path) -> dict:
-    """The result of a finished evaluation from its predictions file, as `evaluate_gsm8k` returned it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        UserMistake: no predictions file, damaged, or not finished.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such predictions file; evaluate the model first")
-    settings, predictions, _ = _parsed_predictions(path.read_bytes(), path)
-    done, total = len(predictions), settings["total"] if settings else "its"
-    if done != total:
-        raise UserMistake(f"{path} holds {done} of {total} predictions; finish its evaluation first")
-    return summarised_predictions(predictions, settings, path)
+    """The result of a finished evaluation from its predictions file, as `evaluate_gsm8k` returned it."""
+    settings, predictions = read_predictions(Path(path))
+    if len(predictions) != settings["total"]:
+        done = f"{len(predictions)} of {settings['total']}"
+        raise UserMistake(f"{path} holds {done} predictions; finish its evaluation first")
+    return summarised_predictions(predictions, settings)
 
 
-def summarised_predictions(predictions: Iterable[dict], settings: dict, path: Path | None) -> dict:
+def summarised_predictions(predictions: Iterable[dict], settings: dict) -> dict:
     """Scores of a finished evaluation; all values are JSON."""
     lines = sorted(predictions, key=lambda line: line["index"])
     total, correct = len(lines), sum(line["correct"] for line in lines)
@@ -165,20 +136,4 @@ def summarised_predictions(predictions: Iterable[dict], settings: dict, path: Pa
         "examples": shown,
         "correct_by_problem": [line["correct"] for line in lines],
         "settings": settings,
-        "predictions_path": None if path is None else str(path),
     }
-
-
-def _parsed_predictions(content: bytes, path: Path) -> tuple[dict | None, list[dict], int]:
-    """Settings (None in a file that only began), predictions, and how many bytes are whole lines."""
-    *lines, torn = content.split(b"\n")
-    if not lines and not b'{"settings": '.startswith(torn[:13]):
-        raise UserMistake(f"{path} is not a file of predictions; name another file")
-    parsed: list[dict] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            parsed.append(json.loads(line))
-            parsed[-1]["settings" if number == 1 else "index"]
-        except (ValueError, TypeError, LookupError):
-            raise UserMistake(f"{path}, line {number}: not a line of predictions; name another file") from None
-    return (parsed[0]["settings"], parsed[1:], len(content) - len(torn)) if parsed else (None, [], 0)

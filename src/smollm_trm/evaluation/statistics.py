@@ -1,4 +1,4 @@
-"""How sure a score is: intervals, paired tests, and what a halting head knows.
+"""How sure a score is: intervals and paired tests.
 
 Two models that answer the same problems are compared problem by problem. Only the *discordant* problems,
 which one model gets right and the other wrong, tell them apart. Everything here is a pure function of grades.
@@ -11,15 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import binomtest
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share `correct / total`: inside [0, 1] and honest for small counts.
-
-    Raises:
-        ValueError: `total` is not positive or `correct` is not within 0..total.
-    """
+    """Wilson's 95% interval of a share `correct / total`: inside [0, 1] and honest for small counts."""
     if total <= 0 or not 0 <= correct <= total:
         raise ValueError(f"correct={correct} of total={total} is no share; give 0 <= correct <= total, total > 0")
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
@@ -39,23 +35,17 @@ class PairedDifference:
     difference: float
     """Accuracy of the first minus accuracy of the second, -1 to 1."""
     low: float
-    """Lower end of the difference's 95% interval (Newcombe's method 10)."""
     high: float
-    """Upper end of it."""
+    """Ends of the difference's 95% interval (Newcombe's method 10)."""
     only_first: int
-    """Problems that the first alone got right."""
     only_second: int
-    """Problems that the second alone got right."""
+    """Problems that one of the two alone got right."""
     p_value: float
     """Exact two-sided McNemar test."""
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:
-    """Compare two models by their grades on the same problems, in the same order.
-
-    Raises:
-        ValueError: the lists are empty or of different lengths.
-    """
+    """Compare two models by their grades on the same problems, in the same order."""
     if not first or len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} grades cannot be paired; grade both on the same problems")
     pairs = [(bool(one), bool(other)) for one, other in zip(first, second, strict=True)]
@@ -87,15 +77,3 @@ def corrected_phi(both: int, only_first: int, only_second: int, neither: int) ->
     if covariance > 0:
         covariance = max(covariance - (both + only_first + only_second + neither) / 2, 0)
     return covariance / sqrt(margins) if margins else 0.0
-
-
-def area_under_roc(probabilities: Sequence[float], was_right: Sequence[bool]) -> float | None:
-    """Chance that a right answer has a higher probability than a wrong one; None where all grades are alike.
-
-    0.5 knows nothing; ties count half (Mann and Whitney's U).
-    """
-    right = [chance for chance, grade in zip(probabilities, was_right, strict=True) if grade]
-    wrong = [chance for chance, grade in zip(probabilities, was_right, strict=True) if not grade]
-    if not right or not wrong:
-        return None
-    return float(mannwhitneyu(right, wrong, method="asymptotic").statistic) / (len(right) * len(wrong))
