@@ -1,6 +1,7 @@
 """The command line: one override per command, one clear line per mistake."""
 
 import json
+import re
 import subprocess
 import sys
 from inspect import signature
@@ -10,13 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from transformers import PreTrainedConfig
 from twins import ROWS, make_base, make_tokenizer
 
 from smollm_trm import cli
 from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
-from smollm_trm.records import UserMistake, write_json
+from smollm_trm.evaluation.predictions import model_fingerprint
+from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.records import UserMistake
 from smollm_trm.training.settings import TrainSettings
 
 TINY_RUN = {
@@ -65,7 +69,6 @@ def test_training_leaves_its_figures_with_seed_split_versions_and_command(run):
     assert {"torch", "transformers", "smollm-trm"} <= set(results["versions"]) and results["command"]
 
 
-# Needs `generate_with_thinking(..., return_details=True)`.
 def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsys):
     cli.main(["evaluate", str(run), "--part", "test", "--data_dir", str(data), "--max_new_tokens", "4"])
     report = json.loads((run / "evaluation" / "test.json").read_text())
@@ -97,7 +100,7 @@ def trained_on_own_rows(folder: Path, rows: list[dict], *, seed: int, source: st
     """A saved model's folder as far as `problems_of` looks at it."""
     train, dev = split_gsm8k(rows, seed=seed)
     split = {"source": source, "seed": seed, "fingerprint": split_fingerprint(train, dev)}
-    write_json(folder / "smollm_trm.json", {"format_version": 1, "training": {"split": split}})
+    LatentReasoningConfig(reasoner=None, notes={"training": {"split": split}}).save_pretrained(folder)
     return str(folder)
 
 
@@ -129,18 +132,36 @@ def test_own_rows_that_were_trained_on_are_known_wherever_they_lie(tmp_path, mon
 def test_a_model_on_the_hub_says_what_it_was_trained_on(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "rows.jsonl", ROWS[:30])
     folder = trained_on_own_rows(tmp_path / "snapshot", ROWS[:30], seed=7)
-    monkeypatch.setattr("smollm_trm.evaluation.loading.file_exists", lambda name, file: name == "me/model")
-    monkeypatch.setattr("smollm_trm.models.assembly.snapshot_download", lambda name, **_: folder)
+    kinds = {"me/model": "latent_reasoning", "a/base": "smollm3"}
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", lambda name: ({"model_type": kinds[name]}, {}))
+    monkeypatch.setattr("smollm_trm.models.storage.snapshot_download", lambda name, **_: folder)
     dev = split_gsm8k(ROWS[:30], seed=7)[1]
     assert own_dev(tmp_path / "rows.jsonl", "me/model") == dev and len(own_dev(tmp_path / "rows.jsonl", "a/base")) == 30
 
 
-def test_an_untuned_base_is_asked_in_the_format_that_was_named(tmp_path, monkeypatch):
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    make_base("smollm3", tokenizer).save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
-    for prompt_format in ("plain", "chat"):
-        assert load_for_evaluation(str(tmp_path), prompt_format=prompt_format).encoder.prompt_format == prompt_format
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    """The folder of an untuned base, whose tokenizer has a chat template."""
+    folder, tokenizer = tmp_path_factory.mktemp("base"), make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    make_base("smollm3", tokenizer).save_pretrained(folder), tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("prompt_format", "prompt"),
+    [("plain", "<s>Question: Why 1?\nAnswer:"), ("chat", "<user>Why 1?<assistant>")],
+)
+def test_an_untuned_base_is_asked_in_its_own_way_without_a_think_block(base, prompt_format, prompt):
+    model = load_for_evaluation(base, target="answer", prompt_format=prompt_format)
+    assert not model.use_trm and not any(parameter.requires_grad for parameter in model.parameters())
+    asked = model.encoder.prompt_text("Why 1?")
+    assert asked.removeprefix("<s>") == prompt.removeprefix("<s>") and "think" not in asked
+    assert model.tokenizer.decode(model.encoder.encode_prompt("Why 1?")).endswith(prompt[-10:])
+    assert isinstance(model.generate_with_thinking("Why 1?", max_new_tokens=3), str)
+
+
+def test_the_format_that_was_named_reaches_the_base(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(
         "smollm_trm.evaluation.loading.load_for_evaluation",
@@ -150,9 +171,35 @@ def test_an_untuned_base_is_asked_in_the_format_that_was_named(tmp_path, monkeyp
     assert asked == [{"target": "steps", "prompt_format": "chat"}]
 
 
+def test_a_run_its_saved_model_and_a_base_are_all_loaded_by_their_folders(run, base, tmp_path):
+    trained, saved = load_for_evaluation(str(run)), load_for_evaluation(str(run / "model"))
+    assert trained.num_latents == saved.num_latents == 4 and trained.config.target == "answer"
+    assert "<think>" in trained.encoder.prompt_text("Why?")
+    assert model_fingerprint(trained) == model_fingerprint(saved)
+    saved.save_pretrained(tmp_path / "again")
+    assert model_fingerprint(load_for_evaluation(str(tmp_path / "again"))) == model_fingerprint(saved)
+    assert load_for_evaluation(base).num_latents == 0
+
+
+def test_results_hold_no_absolute_path(run, base, data, tmp_path):
+    folder, here = tmp_path / "results", ["--data_dir", str(data), "--max_new_tokens", "3"]
+    write_jsonl(tmp_path / "own.jsonl", ROWS[:6])
+    own = ["--dataset_path", str(tmp_path / "own.jsonl"), "--output_dir", str(folder)]
+    cli.main(["evaluate", str(run), *here, "--output_dir", str(folder)])
+    cli.main(["evaluate", base, *own, "--max_new_tokens", "3"])
+    cli.main(["compare", *own, f"--models.base={base}", f"--models.trained={run}", "--batch_size", "6"])
+    written = [file for file in folder.iterdir() if file.suffix in (".json", ".jsonl", ".md")]
+    assert {"dev.json", "own.json", "comparison.json", "comparison.md", "trained.jsonl"} <= {f.name for f in written}
+    for file in written:
+        assert str(tmp_path.parent) not in file.read_text() and str(Path.home()) not in file.read_text(), file
+    report, compared = (json.loads((folder / name).read_text()) for name in ("own.json", "comparison.json"))
+    assert report["split"]["source"] == compared["split"]["source"] == "own.jsonl"
+    assert compared["models"] == {"base": Path(base).name, "trained": "out"}
+
+
 @pytest.mark.parametrize(("target", "trained_on_losses"), [("steps", True), ("answer", False)])
 def test_the_halting_heads_figure_says_what_it_is_of(target, trained_on_losses, data, tmp_path, monkeypatch, capsys):
-    model = SimpleNamespace(settings=SimpleNamespace(target=target))
+    model = SimpleNamespace(config=SimpleNamespace(target=target))
     result = {"accuracy": 0.5, "total": 10, "interval": [0.2, 0.8], "strict_accuracy": 0.5, "correct_by_problem": []}
     halting = {"auroc": 0.75, "base_rate": 0.5, "mean_steps": 2.0, "steps": 4}
     monkeypatch.setattr("smollm_trm.evaluation.loading.load_for_evaluation", lambda *_, **__: model)
@@ -163,7 +210,6 @@ def test_the_halting_heads_figure_says_what_it_is_of(target, trained_on_losses, 
     assert "AUROC 0.75 for right answers" in shown and ("trained on losses" in shown) is trained_on_losses
 
 
-# Needs the evaluation above.
 def test_push_dry_run_writes_a_card_with_what_was_measured(run, capsys):
     cli.main(["push", str(run), "someone/model", "--dry_run", "true"])
     assert "would push to someone/model" in capsys.readouterr().out
@@ -185,7 +231,6 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
     assert yaml.safe_load(capsys.readouterr().out)["num_latents"] == 7
 
 
-# Those of settings and of saved models need UserMistake raised in training/settings, models/reasoners, models/storage.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -199,7 +244,7 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["train", "--num_latents", "many"], "num_latents"),
         (["train", "--batch_size", "0"], "batch_size=0: must be at least 1"),
         (["train", "--trm_kwargs.n_layers", "two"], "trm_kwargs: n_layers='two' must be int, found str"),
-        (["train", "--trm_kwargs.n_heads", "0"], "trm_kwargs: n_heads=0: must be at least 1"),
+        (["train", "--trm_kwargs.n_heads", "0"], "n_heads=0: must be at least 1"),
         (["train", "--trm_kwargs.preset", "papre"], "trm_kwargs: preset='papre': choose one of paper"),
         (["train", "--target", "step"], "target='step': choose one of steps, answer"),
         (["train", "--precision", "fp16"], "precision='fp16': choose one of auto"),
@@ -212,7 +257,7 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["ask", "nowhere/at/all", " "], "question: it is empty"),
         (["evaluate", "x", "--part"], "argument --part: expected one argument\n"),
         (["compare"], "models"),
-        (["push", "nowhere", "a/b"], "no smollm_trm.json there"),
+        (["push", "nowhere", "a/b"], "no config.json there"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, message, capsys):
@@ -329,8 +374,9 @@ def test_every_command_is_a_typed_function_with_help(name, capsys):
 
 
 def test_the_list_of_commands_needs_no_heavy_library():
-    code = "import sys; from smollm_trm import cli; cli.main([]); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    command = [sys.executable, "-X", "importtime", "-m", "smollm_trm"]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "jsonargparse" in imported and not re.search(r"\| +(torch|transformers|datasets)$", imported, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("temperature", "sampling"), [("0", {}), ("0.7", {"do_sample": True, "temperature": 0.7})])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from smollm_trm.data.rows import write_jsonl
-from smollm_trm.models.reasoners import TRMSettings
+from smollm_trm.models.reasoners.trm import TRMSettings
 from smollm_trm.records import (
     UserMistake,
     first_line,
@@ -73,10 +73,13 @@ def test_whole_numbers_count_as_fractions_and_paths_as_text():
 
 
 def test_the_papers_values_are_a_preset_that_single_values_may_change():
-    paper = TrainSettings(trm_kwargs={"preset": "paper", "dim": 64}).model_settings().trm
+    def reasoner_settings(**given) -> TRMSettings:
+        return TRMSettings(**TrainSettings(trm_kwargs=given).model_config()["reasoner_settings"])
+
+    paper = reasoner_settings(preset="paper", dim=64)
     assert (paper.n_latent_steps, paper.n_deep_recursions, paper.n_supervision_steps) == (6, 3, 16)
     assert (paper.branch_scale, paper.start, paper.dim) == (None, "fixed", 64)
-    changed = TrainSettings(trm_kwargs={"n_latent_steps": 2, "preset": "paper"}).model_settings().trm
+    changed = reasoner_settings(n_latent_steps=2, preset="paper")
     assert (changed.n_latent_steps, changed.n_deep_recursions) == (2, 3)
 
 
@@ -88,9 +91,9 @@ def test_the_papers_values_are_a_preset_that_single_values_may_change():
         ({"gradient_clip": 0.0}, "gradient_clip=0.0: must be above 0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0: must be at least 0 and below 1"),
         ({"ema_decay": -0.1}, "ema_decay=-0.1: must be at least 0 and below 1"),
-        ({"trm_kwargs": {"n_heads": 0}}, "trm_kwargs: n_heads=0: must be at least 1"),
-        ({"trm_kwargs": {"compression_heads": 0}}, "trm_kwargs: compression_heads=0: must be at least 1"),
-        ({"trm_kwargs": {"dim": 0}}, "trm_kwargs: dim=0: must be at least 1"),
+        ({"trm_kwargs": {"n_heads": 0}}, "^n_heads=0: must be at least 1"),
+        ({"trm_kwargs": {"compression_heads": 0}}, "^compression_heads=0: must be at least 1"),
+        ({"trm_kwargs": {"dim": 0}}, "^dim=0: must be at least 1"),
         ({"trm_kwargs": {"preset": "papre"}}, "trm_kwargs: preset='papre': choose one of paper"),
         ({"max_steps": 0}, "max_steps=0: must be at least 1, or -1"),
         ({"num_latents": -1}, "num_latents=-1: .* use_trm=False"),

@@ -1,7 +1,6 @@
 """`smollm-trm <command>`: one typed function a command, imported when it is asked for; one line a mistake."""
 
 import difflib
-import inspect
 import logging
 import os
 import sys
@@ -12,27 +11,23 @@ from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from smollm_trm.records import UserMistake, first_line, installed_versions
-
-HELP = ("-h", "--help")
+from smollm_trm.records import UserMistake, first_line, installed_versions, name_hint
 
 
 class Command(NamedTuple):
-    """Where a command's function is, and its line in the list of commands."""
+    """A command by its function (`module:name` in this package; what it returns is printed) and its line of help."""
 
     function: str
-    """`module:function` below `smollm_trm`; what it returns is printed."""
     line: str
-    """What it does."""
     settings: str | None = None
-    """`module:dataclass` whose fields are the options; the function is given one. None: its arguments are."""
+    """The dataclass whose fields are the options; the function is given one. None: its arguments are."""
 
 
 COMMANDS = {
     "demo": Command("commands:demo", "The main job in miniature, from a tiny base to a table and a plot."),
     "train": Command("commands:train", "Train LoRA and a reasoner.", "training.settings:TrainSettings"),
-    "evaluate": Command("commands:evaluate", "Answer problems with a saved model or an untuned base, and grade them."),
-    "compare": Command("commands:compare", "Evaluate several models on the same problems, shuffled latents included."),
+    "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
+    "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),
     "ask": Command("commands:ask", "Answer one question."),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
     "arithmetic generate": Command("arithmetic.commands:generate_arithmetic", "Write data for the arithmetic model."),
@@ -64,31 +59,22 @@ def imported(place: str) -> Any:
 
 
 def command_parser(name: str) -> OneLineParser:
-    """The parser of one command, with `--config file.yaml` and `--print_config`.
-
-    Required arguments are positional, but for those that the function takes by keyword only.
-    """
+    """The parser of one command, with `--config file.yaml` and `--print_config`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a field's docstring is its help
     command = COMMANDS[name]
     parser = OneLineParser(prog=f"smollm-trm {name}", description=command.line, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     if command.settings:
-        parser.add_class_arguments(imported(command.settings))
+        parser.add_class_arguments(imported(command.settings), as_positional=True)
     else:
-        function = imported(command.function)
-        kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-        parser.add_function_arguments(function, as_positional=inspect.Parameter.KEYWORD_ONLY not in kinds)
+        parser.add_function_arguments(imported(command.function), as_positional=True)
     return parser
 
 
 def tidy_arguments(parser: OneLineParser, arguments: Sequence[str]) -> list[str]:
     """Hyphens in option names count as underscores, and a switch may stand alone (`--fp16`)."""
-    switches = {
-        option
-        for action in parser._actions
-        if getattr(action, "_typehint", None) is bool
-        for option in action.option_strings
-    }
+    of_bool = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
+    switches = {option for action in of_bool for option in action.option_strings}
     tidy: list[str] = []
     for at, argument in enumerate(arguments):
         if argument.startswith("--"):
@@ -123,11 +109,7 @@ def usage(group: str = "") -> str:
 
 
 def dispatch(given: Sequence[str]) -> None:
-    """Run what was asked for: a command of one word or two, the help of all or of a group, or the version.
-
-    Raises:
-        UserMistake: no such command; one line with the nearest right one.
-    """
+    """Run what was asked for: a command of one word or two, the help of all or of a group, or the version."""
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     grouped = bool(given) and given[0] in groups
     words = 2 if grouped else 1
@@ -136,26 +118,20 @@ def dispatch(given: Sequence[str]) -> None:
         found = installed_versions()
         ours = found.pop("smollm-trm", "(not installed)")
         print(f"smollm-trm {ours}: {', '.join(' '.join(package) for package in found.items())}")
-    elif len(given) < words or given[words - 1] in HELP:
+    elif len(given) < words or given[words - 1] in ("-h", "--help"):
         print(usage(given[0] if grouped else ""))
     elif name in COMMANDS:
         run_command(name, given[words:])
     else:
-        known = [*COMMANDS, *groups]
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-        raise UserMistake(f"unknown command {name!r}; {hint}")
+        raise UserMistake(f"unknown command {name!r}; {name_hint(name, [*COMMANDS, *groups])}")
 
 
-def is_told_in_a_line(error: Exception) -> bool:
-    """Whether an error says to the user what to do: a mistake of theirs, a file, their memory, a run that diverged.
-
-    An OSError counts where it names a file or where the message is ours; a broken pipe, say, has an errno alone.
-    """
-    if isinstance(error, OSError):
+def is_told_in_a_line(error: BaseException) -> bool:
+    """Whether an error says what to do: a user's mistake, a file, their memory, a run that diverged or was stopped."""
+    if isinstance(error, OSError):  # one that names a file, or ours; a broken pipe, say, has an errno alone
         return error.errno is None or error.filename is not None
     out_of_memory = isinstance(error, RuntimeError) and str(error).startswith("out of memory")
-    return out_of_memory or isinstance(error, (UserMistake, FloatingPointError))
+    return out_of_memory or isinstance(error, (UserMistake, FloatingPointError, KeyboardInterrupt))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -165,20 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
     try:
         dispatch([argument for argument in given if argument != "--debug"])
-    except Exception as error:
-        if debug or not is_told_in_a_line(error):
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in given or not is_told_in_a_line(error):
             raise
-        sys.stderr.write(f"smollm-trm: {first_line(error)}\n")
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        sys.stderr.write("smollm-trm: stopped; the same command goes on from the last checkpoint\n")
-        raise SystemExit(130) from None
-
-
-if __name__ == "__main__":
-    main()
+        stopped = isinstance(error, KeyboardInterrupt)
+        told = "stopped; the same command goes on from the last checkpoint" if stopped else first_line(error)
+        sys.stderr.write(f"smollm-trm: {told}\n")
+        raise SystemExit(130 if stopped else 2) from None

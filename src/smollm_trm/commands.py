@@ -1,8 +1,9 @@
-"""The commands of `smollm-trm` but for those of the subpackages: typed functions whose docstrings are their help.
+"""The commands of `smollm-trm` but for those of the subpackages: typed functions and settings, documented for --help.
 
 Each imports what it needs when it runs, so that help and mistakes are quick.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,71 +13,71 @@ if TYPE_CHECKING:
     from smollm_trm.training.settings import TrainSettings
 
 
-def evaluate(
-    model: str,
-    part: str = "dev",
-    data_dir: str | None = None,
-    dataset_path: str | None = None,
-    max_samples: int | None = None,
-    batch_size: int = 32,
-    max_new_tokens: int | None = None,
-    latents: str = "own",
-    samples_per_problem: int = 1,
-    target: str = "steps",
-    prompt_format: str = "plain",
-    seed: int = 42,
-    output_dir: str | None = None,
-) -> None:
-    """Answer problems with a saved model or an untuned base, and grade them.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What `evaluate` and `compare` have in common."""
 
-    Args:
-        model: folder of a saved model or of a training run, or a base model by name or folder.
-        part: "dev" (the 20% part) or "test" (the official test set, for the final evaluation).
-        data_dir: folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub.
-        dataset_path: own data instead of GSM8K.
-        max_samples: only the first so many problems; None for all.
-        batch_size: problems generated at once.
-        max_new_tokens: limit of each answer; None makes room for the longest gold solution.
-        latents: "own", or "shuffled" (each problem gets another's latents: a control).
-        samples_per_problem: above 1, answers are sampled and the commonest counts.
-        target: what an untuned base is to write, "steps" or "answer".
-        prompt_format: how an untuned base is asked, "plain" or "chat".
-        seed: of the split, the sampling and the shuffle.
-        output_dir: results and predictions go here; None puts them beside the model.
-    """
+    part: str = "dev"
+    """"dev" (the 20% part) or "test" (the official test set, for the final evaluation)."""
+    data_dir: str | None = None
+    """Folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub."""
+    dataset_path: str | None = None
+    """Own data instead of GSM8K."""
+    max_samples: int | None = None
+    """Only the first so many problems; None for all."""
+    batch_size: int = 32
+    """Problems generated at once."""
+    target: str = "steps"
+    """What an untuned base is to write, "steps" or "answer"."""
+    prompt_format: str = "plain"
+    """How an untuned base is asked, "plain" or "chat"."""
+    seed: int = 42
+    """Of the split, the sampling and the shuffle."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(EvaluationSettings):
+    """Settings of `smollm-trm evaluate`."""
+
+    model: str
+    """Folder of a saved model or of a training run, or a base model by name or folder."""
+    max_new_tokens: int | None = None
+    """Limit of each answer; None makes room for the longest gold solution."""
+    latents: str = "own"
+    """"own", or "shuffled" (each problem gets another's latents: a control)."""
+    samples_per_problem: int = 1
+    """Above 1, answers are sampled and the commonest counts."""
+    output_dir: str | None = None
+    """Results and predictions go here; None puts them beside the model."""
+
+
+def evaluate(settings: EvaluateSettings) -> str:
+    """Answer problems with a saved model or an untuned base, and grade them."""
     from smollm_trm.evaluation.evaluate import evaluate_gsm8k
     from smollm_trm.evaluation.halting import judge_halting
     from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
     from smollm_trm.models.hub import add_evaluation
     from smollm_trm.models.storage import local_model_folder
 
-    rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=[model])
-    loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
-    name = part if dataset_path is None else Path(dataset_path).stem
-    saved = local_model_folder(model)
-    beside = Path("outputs") / Path(model).name if saved is None else Path(model)
-    stem = name if latents == "own" else f"{name}_{latents}"
-    predictions = (Path(output_dir) if output_dir else beside / "evaluation") / f"{stem}.jsonl"
-    result = evaluate_gsm8k(
-        loaded,
-        rows,
-        max_samples,
-        batch_size,
-        max_new_tokens=max_new_tokens,
-        latents=latents,
-        samples_per_problem=samples_per_problem,
-        seed=seed,
-        predictions_path=predictions,
-    )
-    halting = judge_halting(loaded, rows, result["correct_by_problem"]) if latents == "own" else None
-    report = {"part": name, "model": without_local_paths(model), "seed": seed, "split": split, **result}
-    report |= {"predictions_path": predictions.name, "halting": halting, **run_record()}
-    write_json(predictions.with_suffix(".json"), report)
-    if saved is not None and latents == "own" and max_samples is None:
+    given, own = vars(settings), settings.latents == "own"
+    data = {name: given[name] for name in ("part", "data_dir", "dataset_path", "seed")}
+    rows, split = problems_of(**data, models=[settings.model])
+    model = load_for_evaluation(settings.model, target=settings.target, prompt_format=settings.prompt_format)
+    name = Path(settings.dataset_path).stem if settings.dataset_path else settings.part
+    saved = local_model_folder(settings.model)
+    beside = Path(settings.model) if saved else Path("outputs") / Path(settings.model).name
+    label, stem = (name, name) if own else (f"{name} with latents {settings.latents}", f"{name}_{settings.latents}")
+    predictions = Path(settings.output_dir or beside / "evaluation") / f"{stem}.jsonl"
+    how = ("max_samples", "batch_size", "max_new_tokens", "latents", "samples_per_problem", "seed")
+    result = evaluate_gsm8k(model, rows, **{name: given[name] for name in how}, predictions_path=predictions)
+    halting = judge_halting(model, rows, result["correct_by_problem"]) if own else None
+    record = {"part": name, "model": without_local_paths(settings.model), "seed": settings.seed, "split": split}
+    report_file = predictions.with_suffix(".json")
+    write_json(report_file, {**record, **result, "halting": halting, **run_record()})
+    if saved and own and settings.max_samples is None:
         add_evaluation(saved, name, result)
-    label = name if latents == "own" else f"{name} with latents {latents}"
-    print(evaluation_lines(label, result, halting, trained_on_losses=loaded.config.target == "steps"))
-    print(f"results in {predictions.with_suffix('.json')}")
+    lines = evaluation_lines(label, result, halting, trained_on_losses=model.config.target == "steps")
+    return f"{lines}\nresults in {report_file}"
 
 
 def evaluation_lines(label: str, result: dict, halting: dict | None, *, trained_on_losses: bool) -> str:
@@ -96,55 +97,42 @@ def evaluation_lines(label: str, result: dict, halting: dict | None, *, trained_
     )
 
 
-def compare(
-    *,
-    models: dict[str, str],
-    baseline: str | None = None,
-    part: str = "dev",
-    data_dir: str | None = None,
-    dataset_path: str | None = None,
-    max_samples: int | None = None,
-    batch_size: int = 32,
-    target: str = "steps",
-    prompt_format: str = "plain",
-    seed: int = 42,
-    output_dir: str = "outputs/comparison",
-) -> None:
-    """Evaluate several models on the same problems, shuffled latents included; print a table, draw a plot.
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(EvaluationSettings):
+    """Settings of `smollm-trm compare`."""
 
-    Args:
-        models: arm names and their folders, such as '{"base": "HuggingFaceTB/SmolLM3-3B", "TRM": "outputs/run"}'.
-        baseline: the arm that differences are taken from; the first when None.
-        part: "dev" (the 20% part) or "test" (the official test set, for the final evaluation).
-        data_dir: folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub.
-        dataset_path: own data instead of GSM8K.
-        max_samples: only the first so many problems; None for all.
-        batch_size: problems generated at once.
-        target: what an untuned base is to write, "steps" or "answer".
-        prompt_format: how an untuned base is asked, "plain" or "chat".
-        seed: of the split and the shuffle.
-        output_dir: predictions, table and plot go here.
-    """
+    models: dict[str, str]
+    """Arm names and their folders, such as '{"base": "HuggingFaceTB/SmolLM3-3B", "TRM": "outputs/run"}'."""
+    baseline: str | None = None
+    """The arm that differences are taken from; the first when None."""
+    output_dir: str = "outputs/comparison"
+    """Predictions, table and plot go here."""
+
+
+def compare(settings: CompareSettings) -> str:
+    """Evaluate several models on the same problems, shuffled latents included; print a table, draw a plot."""
     from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
     from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
 
+    models, folder = settings.models, Path(settings.output_dir)
     if not models:
         raise UserMistake("models: name at least one arm, such as --models.TRM outputs/run")
-    if baseline is not None and baseline not in models:
+    baseline = settings.baseline or next(iter(models))
+    if baseline not in models:
         raise UserMistake(f"baseline={baseline!r}: choose one of the arms, {', '.join(models)}")
-    places = list(models.values())
-    rows, split = problems_of(part, data_dir=data_dir, dataset_path=dataset_path, seed=seed, models=places)
-    folder = Path(output_dir)
-    results, loaded = {}, None
+    data = {name: getattr(settings, name) for name in ("part", "data_dir", "dataset_path", "seed")}
+    rows, split = problems_of(**data, models=list(models.values()))
+    options = {name: getattr(settings, name) for name in ("max_samples", "batch_size", "seed")}
+    results, model = {}, None
     for name, place in models.items():
         print(name)
-        del loaded  # or two bases stand in memory at once
-        loaded = load_for_evaluation(place, target=target, prompt_format=prompt_format)
-        results |= evaluate_arm(name, loaded, rows, folder, max_samples=max_samples, batch_size=batch_size, seed=seed)
+        del model  # or two bases stand in memory at once
+        model = load_for_evaluation(place, target=settings.target, prompt_format=settings.prompt_format)
+        results |= evaluate_arm(name, model, rows, folder, **options)
     shown = {name: without_local_paths(place) for name, place in models.items()}
-    record = {"part": part, "seed": seed, "models": shown, "split": split}
-    comparison = report_comparison(results, folder, baseline=baseline or next(iter(models)), **record)
-    print(f"{part}\n{comparison}\nplot in {folder / 'comparison.png'}")
+    record = {"part": settings.part, "seed": settings.seed, "models": shown, "split": split}
+    comparison = report_comparison(results, folder, baseline=baseline, **record)
+    return f"{settings.part}\n{comparison}\nplot in {folder / 'comparison.png'}"
 
 
 def ask(
@@ -154,7 +142,7 @@ def ask(
     temperature: float = 0.0,
     target: str = "steps",
     prompt_format: str = "plain",
-) -> None:
+) -> str:
     """Answer one question.
 
     Args:
@@ -171,10 +159,10 @@ def ask(
         raise UserMistake("question: it is empty")
     loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    print(loaded.generate_with_thinking(question, max_new_tokens=max_new_tokens, **sampling).strip())
+    return loaded.generate_with_thinking(question, max_new_tokens=max_new_tokens, **sampling).strip()
 
 
-def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) -> None:
+def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) -> str:
     """Upload a saved model to the Hub, with a card that states what was measured.
 
     Args:
@@ -187,16 +175,16 @@ def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) 
     from smollm_trm.models.storage import saved_model_folder
 
     files = push_model(saved_model_folder(model), repo_id, private=private, dry_run=dry_run)
-    print(f"{'would push' if dry_run else 'pushed'} to {repo_id}: {', '.join(files)}")
+    return f"{'would push' if dry_run else 'pushed'} to {repo_id}: {', '.join(files)}"
 
 
-def train(settings: "TrainSettings") -> None:
+def train(settings: "TrainSettings") -> str:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise."""
     from smollm_trm.finetune import train_gsm8k
 
     trainer, _ = train_gsm8k(**vars(settings))
-    if trainer.is_global_zero:
-        print(f"the model is in {Path(settings.output_dir) / 'model'}, results in {settings.output_dir}/results.json")
+    folder = settings.output_dir
+    return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""
 
 
 def demo(output_dir: str = "outputs/demo", seed: int = 0, progress: bool = True) -> None:

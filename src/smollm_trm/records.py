@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
@@ -18,10 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from safetensors import SafetensorError
 
 RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets")
-
 UNFINISHED = ".part"
-
-
 Settings = TypeVar("Settings")
 
 
@@ -29,28 +26,23 @@ class UserMistake(ValueError):
     """What a user can put right: one line that says what was wrong, where, and what to do."""
 
 
+def name_hint(name: str, known: Sequence[str]) -> str:
+    """What to say of an unknown name: the nearest of those known, or all of them."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+
+
 def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where: str) -> Settings:
-    """A settings dataclass from a mapping, with unknown names and wrong types refused by name.
-
-    Args:
-        kind: the dataclass.
-        values: names and values; None for all defaults. A path counts as its text.
-        where: what the mapping is called, for the message.
-
-    Raises:
-        UserMistake: one line with the nearest right name, or the dataclass's own refusal.
-    """
+    """A settings dataclass from a mapping called `where`; unknown names and wrong types are refused by name."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     values = {name: str(value) if isinstance(value, Path) else value for name, value in (values or {}).items()}
-    for name in values:
+    for name, value in values.items():
         if name not in names:
-            nearest = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(names)}"
-            raise UserMistake(f"{where}: unknown setting {name!r}; {hint}")
+            raise UserMistake(f"{where}: unknown setting {name!r}; {name_hint(name, names)}")
         hint = get_type_hints(kind)[name]
-        if not is_of_type(values[name], hint):
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-            raise UserMistake(f"{where}: {name}={values[name]!r} must be {wanted}, found {type(values[name]).__name__}")
+        if not is_of_type(value, hint):
+            wanted = hint.__name__ if isinstance(hint, type) else hint
+            raise UserMistake(f"{where}: {name}={value!r} must be {wanted}, found {type(value).__name__}")
     return kind(**values)
 
 
@@ -67,10 +59,8 @@ def installed_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -96,15 +86,7 @@ def first_line(error: Exception) -> str:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file or a folder whole, or leave what was there: to a name beside it, flushed to disk, renamed.
-
-    Args:
-        path: the file or folder to be; the folder above is made if need be.
-        write: called with the temporary path.
-
-    Raises:
-        OSError: one line naming the file: the disk is full, or the folder cannot be written to.
-    """
+    """Let `write` make a file or folder beside `path`, flush and rename it: it is whole, or what was there stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,9 +99,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise OSError(
-            f"could not write {path}: {reason}; free some disk space or choose another output folder"
-        ) from error
+        advice = "free some disk space or choose another output folder"
+        raise OSError(f"could not write {path}: {reason}; {advice}") from error
     finally:
         remove_path(temporary)
 
@@ -150,26 +131,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
-    """Refuse to go on with a run that was begun with other settings.
-
-    Args:
-        path: the settings the run was begun with, as JSON; nothing is refused where it does not exist.
-        settings: the settings now.
-        ignored: names that may change between sessions.
-
-    Raises:
-        UserMistake: one line that names the first difference and both values.
-    """
+    """Refuse to go on with a run that was begun with other settings (JSON at `path`), but for the ignored names."""
     if not path.is_file():
         return
+    advice = "choose another output_dir, or resume='never' to start anew"
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserMistake(f"{path} is damaged: choose another output_dir, or resume='never' to start anew") from error
-    now = json.loads(json.dumps(settings))
-    for name in now:
-        if name not in ignored and name in before and before[name] != now[name]:
-            raise UserMistake(
-                f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now[name]!r}: "
-                "choose another output_dir, or resume='never' to start anew"
-            )
+        raise UserMistake(f"{path} is damaged: {advice}") from error
+    for name, now in json.loads(json.dumps(settings)).items():
+        if name not in ignored and name in before and before[name] != now:
+            raise UserMistake(f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now!r}: {advice}")
