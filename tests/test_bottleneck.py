@@ -11,10 +11,7 @@ from twins import make_batch
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.models.generation import encode_prompts
-from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.span import LatentSpan
-from smollm_trm.models.storage import ModelSettings
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 
 NAMES = ("Ann", "Ben", "Eva", "Leo", "Max", "Zoe")
@@ -30,10 +27,8 @@ def easy_problem(rng: random.Random) -> dict[str, str]:
 
 def without_the_question(model: SmolLMv3WithTRM, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The attention mask with everything before the span hidden."""
-    start, _ = LatentSpan.find(input_ids, mask, model.slot_id).columns()
-    hidden = mask.clone()
-    hidden[:, :start] = 0
-    return hidden
+    is_slot = input_ids == model.config.slot_token_id
+    return mask * (is_slot.cumsum(1) > 0)
 
 
 def share_right(model: SmolLMv3WithTRM, rows: list[dict[str, str]], *, shift: int) -> float:
@@ -42,7 +37,7 @@ def share_right(model: SmolLMv3WithTRM, rows: list[dict[str, str]], *, shift: in
     ids, mask = encode_prompts(model.encoder, questions, max_new_tokens=4, context_length=512)
     latents = model.latents_for(ids, mask).roll(-shift, 0)
     hidden = without_the_question(model, ids, mask)
-    written = model.generate(ids, hidden, latents=latents, max_new_tokens=4)[:, ids.shape[1] :]
+    written = model.generate(ids, attention_mask=hidden, latents=latents, max_new_tokens=4)[:, ids.shape[1] :]
     texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
     return sum(text.strip() == row["answer"] for text, row in zip(texts, rows, strict=True)) / len(rows)
 
@@ -53,21 +48,29 @@ def test_with_the_question_hidden_the_latents_answer_and_swapped_latents_do_not(
     rows = list({row["question"]: row for row in (easy_problem(rng) for _ in range(4000))}.values())
     held_out, train = rows[:200], rows[200:]
     tokenizer = train_tiny_tokenizer([f"Question: {row['question']} Answer: {row['answer']}" for row in train])
-    trm = TRMSettings(
-        n_layers=1, n_heads=4, n_latent_steps=2, n_deep_recursions=1, n_supervision_steps=2, compression_heads=4
-    )
+    trm = {
+        "n_layers": 1,
+        "n_heads": 4,
+        "n_latent_steps": 2,
+        "n_deep_recursions": 1,
+        "n_supervision_steps": 2,
+        "compression_heads": 4,
+    }
     model = SmolLMv3WithTRM.from_base(
         (build_tiny_model(tokenizer, hidden_size=64, n_layers=2, intermediate_size=128), tokenizer),
-        settings=ModelSettings(base_training="full", num_latents=4, target="answer", trm=trm),
+        base_training="full",
+        num_latents=4,
+        target="answer",
+        reasoner_settings=trm,
     )
     steps = 500
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         batch = make_batch(model, rng.sample(train, 32))
-        thought = model.think(batch["input_ids"], batch["attention_mask"], n_steps=rng.randint(1, 2))[-1]
+        latents = model.think(batch["input_ids"], batch["attention_mask"], n_steps=rng.randint(1, 2))[-1].latents
         batch["attention_mask"] = without_the_question(model, batch["input_ids"], batch["attention_mask"])
-        loss = model(**batch, thought=thought).loss
+        loss = model(**batch, latents=latents).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -86,8 +89,10 @@ def test_hiding_the_question_really_hides_it():
     tokenizer = train_tiny_tokenizer([row["question"] for row in rows])
     model = SmolLMv3WithTRM.from_base(
         (build_tiny_model(tokenizer, hidden_size=32, n_layers=2), tokenizer),
-        settings=ModelSettings(num_latents=3, reasoner="static", target="answer"),
+        num_latents=3,
+        reasoner="static",
+        target="answer",
     ).eval()
     ids, mask = pad_left([model.encoder.encode_prompt(row["question"]) for row in rows], 0)
-    first, second = model(ids, without_the_question(model, ids, mask)).logits[:, -1]
+    first, second = model(ids, attention_mask=without_the_question(model, ids, mask)).logits[:, -1]
     assert torch.equal(first, second)

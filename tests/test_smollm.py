@@ -9,6 +9,7 @@ from twins import ARCHITECTURES, ROWS, SMALL_TRM, make_base, make_batch, make_mo
 
 from smollm_trm.data.batching import IGNORED_LABEL, pad_left, supervised_columns
 from smollm_trm.data.prompts import padding_token_id
+from smollm_trm.models.loading import ANCHOR_TEXT
 from smollm_trm.models.prompt import hidden_states_at, positions_of
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import UserMistake
@@ -202,7 +203,7 @@ def test_slots_take_ordinary_positions_and_hold_their_latents_in_order(model):
 def test_latents_lie_around_the_anchor_at_the_size_of_the_embedding_table(model):
     table = model.get_input_embeddings().weight.detach()
     latents = model(**make_batch(model, ROWS[:2])).latents
-    around = latents - table[TOKENIZER.convert_tokens_to_ids(".")]
+    around = latents - table[TOKENIZER(ANCHOR_TEXT, add_special_tokens=False)["input_ids"][-1]]
     assert torch.isclose(around.square().mean(), table.square().mean(), rtol=1e-2)
 
 

@@ -22,6 +22,7 @@ from smollm_trm.models.prompt import Prompt, positions_of
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.span import fill_slots, given_slots, whole_spans
+from smollm_trm.records import UserMistake
 
 CALIBRATION_QUESTIONS = (
     "Tom has 4 bags with 6 pears in each bag. He eats 5 of the pears. How many pears does he have now?",
@@ -155,6 +156,8 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         """
         if self.reasoner is None:
             return []
+        if (n_steps := options.get("n_steps")) is not None and n_steps < 1:
+            raise UserMistake(f"n_steps={n_steps}: must be at least 1; all steps when None")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         slots = whole_spans(input_ids, self.config.slot_token_id)
         return self.reasoner.think(self.prompt_before(input_ids, mask, slots), **options)
