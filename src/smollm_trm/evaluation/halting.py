@@ -27,10 +27,8 @@ def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_s
 def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right: Sequence[bool]) -> dict | None:
     """How the halting head did on the problems graded `was_right` or not; None without such a head.
 
-    Returns:
-        `auroc` of the last step's probability against the grades (0.5: knows nothing; under `target="steps"` the head
-        was trained on the loss of its step, not on right and wrong), `base_rate` of right answers,
-        `steps` of a full thought, `mean_steps` until the first probability of one half, and `steps_saved` as a share.
+    `auroc` is of the last step's probability against the grades: 0.5 knows nothing (under `target="steps"` the head was
+    trained on the loss of its step). `mean_steps` of the `steps` pass until a probability of one half.
     """
     probabilities = halting_probabilities(model, [row["question"] for row in rows[: len(was_right)]])
     if not probabilities:

@@ -19,15 +19,10 @@ LM_EVAL_TASK_FILE = "gsm8k_latent.yaml"
 
 
 def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | None = None) -> dict:
-    """What a task YAML of lm-eval holds, for a `SmolLMv3WithTRM` and problems: `simple_evaluate(..., tasks=[task])`.
+    """The task of a `SmolLMv3WithTRM` on problems in a JSONL file, for `simple_evaluate(..., tasks=[task])`.
 
-    Args:
-        data_file: JSONL with `question` and `answer`.
-        max_new_tokens: limit of each text; when None, the same that `evaluate_gsm8k` takes.
-
-    Raises:
-        FileNotFoundError: no such data file.
-        UserMistake: a bad row, or a tokenizer that does not keep the latent slots apart from the text.
+    It is what a task YAML holds. Without `max_new_tokens`, texts may be as long as `evaluate_gsm8k` lets them be. A
+    tokenizer that does not keep the latent slots apart from the text is refused.
     """
     data_file = Path(data_file)
     rows = [check_row(row, where=f"{data_file.name}, line {line}") for line, row in read_jsonl(data_file)]

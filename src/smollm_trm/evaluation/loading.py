@@ -46,14 +46,10 @@ def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str
 def problems_of(
     part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = ()
 ) -> Problems:
-    """The problems to evaluate on; none of a model's training problems is ever among its dev problems.
+    """The problems to evaluate on: GSM8K's, or own ones; never a model's training problems among its dev problems.
 
-    Args:
-        part: "dev" (the 20% part, which may have picked the checkpoint) or "test" (the official test).
-        data_dir: GSM8K's folder.
-        dataset_path: own data in place of GSM8K; of a file that was trained on, only its dev part.
-        seed: of the split, for models that do not say on which they were trained.
-        models: their folders or names on the Hub; a dev part that is not the one they were trained beside is refused.
+    `models` are folders or names on the Hub; `seed` is of the split, for models that do not say on which they were
+    trained. A dev part that is not the one they were trained beside is refused; see `own_problems`.
     """
     if part not in ("dev", "test"):
         raise UserMistake(f"part={part!r}: choose 'dev' or 'test'")
