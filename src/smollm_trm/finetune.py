@@ -105,15 +105,7 @@ def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, st
 def finish_run(
     trainer: Trainer, module: SmolLMTRMLightningModule, settings: TrainSettings, *, n_batches: int, trained: bool
 ) -> None:
-    """Take the best averaged weights, save the model for use, write the run's figures.
-
-    Args:
-        trainer: after the fit.
-        module: what it trained.
-        settings: of the run.
-        n_batches: of an epoch, per process.
-        trained: whether this session made a step; if not, the figures that are there stay.
-    """
+    """Take the best averaged weights, save the model for use, write the run's figures."""
     folder, kept = Path(settings.output_dir), trainer.checkpoint_callback
     load_average(module, kept.best_path)
     module.eval().to(trainer.strategy.root_device)  # Lightning leaves it on the CPU

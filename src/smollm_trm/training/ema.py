@@ -15,12 +15,7 @@ from smollm_trm.records import UserMistake
 
 
 class TrainableAverage:
-    """The average itself, in fp32, on the device of each parameter.
-
-    Args:
-        module: whose trainable parameters are averaged.
-        limit: largest decay.
-    """
+    """The average itself, in fp32, on the device of each parameter."""
 
     def __init__(self, module: nn.Module, *, limit: float = 0.999) -> None:
         if not 0 <= limit < 1:
@@ -68,11 +63,7 @@ class TrainableAverage:
 
 
 class AverageWeights(Callback):
-    """Keeps a `TrainableAverage` during training and validates with it.
-
-    Args:
-        limit: largest decay; 0 makes the average equal to the weights.
-    """
+    """Keeps a `TrainableAverage` during training and validates with it."""
 
     def __init__(self, *, limit: float = 0.999) -> None:
         self.limit = limit

@@ -25,12 +25,7 @@ HALTING_EVERY = 16
 
 
 def predicted_and_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits `(B, K - 1, V)` beside the labels `(B, K - 1)` that they predict.
-
-    Args:
-        logits: `(B, K, V)` of the last K columns.
-        labels: `(B, L)`, aligned with the input ids.
-    """
+    """Logits `(B, K - 1, V)` beside the labels `(B, K - 1)` that they predict."""
     return logits[:, :-1], labels[:, labels.shape[1] - logits.shape[1] + 1 :]
 
 
@@ -173,13 +168,6 @@ class SmolLMTRMLightningModule(LightningModule):
         Under `target="answer"` a row should stop where all its answer tokens are right. Under `target="steps"` it
         should stop where its loss is within 1% of its best step's; that takes the other steps' losses, so it is
         trained in every 16th optimizer step only.
-
-        Args:
-            thought: of the supervision step.
-            logits: of the last columns, after this thought.
-            labels: `(B, L)`.
-            number: of the supervision step, from 1.
-            by_step: see `losses_by_step`; None in the other optimizer steps.
         """
         logits, expected = predicted_and_labels(logits, labels)
         if self.model.config.target == "answer":

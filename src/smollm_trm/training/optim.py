@@ -52,11 +52,6 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over everything trainable, in groups by learning rate and weight decay.
 
-    Args:
-        base: parameters of base and adapter; the trainable ones get `learning_rate`.
-        reasoner: its own groups around `reasoner_learning_rate`; None for the baseline.
-        settings: learning rates, decay and betas.
-
     Raises:
         UserMistake: nothing is trainable.
     """
@@ -78,13 +73,7 @@ def build_optimizer(
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, *, total_steps: int, settings: OptimizerSettings) -> LambdaLR:
-    """Warm-up then cosine, stepped once per optimizer step.
-
-    Args:
-        optimizer: its groups hold their peak learning rates.
-        total_steps: optimizer steps of the whole run.
-        settings: warm-up and final share.
-    """
+    """Warm-up then cosine, stepped once per optimizer step."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return get_cosine_with_min_lr_schedule_with_warmup(

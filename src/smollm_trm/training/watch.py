@@ -16,10 +16,6 @@ class NonFiniteGuard(Callback):
     """Counts steps whose gradients are not finite, leaves them out, and ends the run when they do not stop.
 
     Under fp16 a few such steps are the loss scaler finding its scale; many in a row are a run that is lost.
-
-    Args:
-        limit: steps in a row after which the run ends.
-        advice: what to do then, for the message.
     """
 
     def __init__(self, *, limit: int = 25, advice: str = "lower learning_rate") -> None:
@@ -57,12 +53,7 @@ class NonFiniteGuard(Callback):
 
 
 class CollapseWarning(Callback):
-    """Warns once when the latents become the same for every problem.
-
-    Args:
-        threshold: variation (std over problems / rms) under which latents count as collapsed.
-        after: optimizer steps before it looks.
-    """
+    """Warns once when the latents become the same for every problem."""
 
     def __init__(self, *, threshold: float = 1e-3, after: int = 50) -> None:
         self.threshold = threshold
