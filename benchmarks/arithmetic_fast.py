@@ -17,8 +17,7 @@ import torch
 from _record import benchmark_options, record
 
 from smollm_trm.arithmetic.commands import generate_arithmetic
-from smollm_trm.arithmetic.optimizer import SUM_OPTIMIZERS
-from smollm_trm.arithmetic.settings import apply_preset
+from smollm_trm.arithmetic.settings import SUM_OPTIMIZERS, SumSettings, SumTrainingSettings
 from smollm_trm.arithmetic.training import train_sums
 
 
@@ -34,11 +33,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(generate_arithmetic(max_digits=options.max_digits, max_operands=options.max_operands, output_dir=folder))
+        sizes = {"max_digits": options.max_digits, "max_operands": options.max_operands}
+        print(generate_arithmetic(SumSettings(**sizes, output_dir=folder)))
         names = ("max_steps", "optimizer", "problem_weight", "one_column_repeats")
         changed = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         given = {"data_dir": folder, "output_dir": f"{folder}/run", "seed": options.seed, "no_wandb": True, **changed}
-        settings = apply_preset("fast", given)
+        settings = SumTrainingSettings(preset="fast", **given)
         wall, cpu = time.perf_counter(), time.process_time()
         results = train_sums(settings)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -13,9 +13,9 @@ import torch
 from _record import benchmark_options, record
 
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.files import SumFile, SumSettings, make_parts
+from smollm_trm.arithmetic.files import SumFile, make_parts
 from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model
-from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+from smollm_trm.arithmetic.settings import SumSettings
 from smollm_trm.models.loading import default_device
 
 
@@ -49,14 +49,14 @@ def main() -> None:
     if options.checkpoint:
         models = {"trained": load_arithmetic_model(Path(options.checkpoint))}
     else:
-        models = {size: (build_arithmetic_model(size), build_arithmetic_tokenizer()) for size in options.sizes}
-    for name, (model, tokenizer) in models.items():
+        models = {size: build_arithmetic_model(size) for size in options.sizes}
+    for name, model in models.items():
         few = (
             options.num_problems if name in ("tiny", "trained") or device.type == "cuda" else options.num_problems // 4
         )
         data = SumFile(path=Path("none"), examples=lines[:few])
         started = time.perf_counter(), time.process_time()
-        report = evaluate_sums(model.to(device), tokenizer, data, batch_size=options.batch_size)
+        report = evaluate_sums(model.to(device), data, batch_size=options.batch_size)
         wall, cpu = time.perf_counter() - started[0], time.process_time() - started[1]
         figures["evaluation"][name] = {
             "device": device.type, "batch_size": options.batch_size, "num_problems": few,

@@ -22,25 +22,22 @@ from _record import benchmark_options, record
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
-from smollm_trm.arithmetic.model import build_arithmetic_model
-from smollm_trm.arithmetic.module import warm_up_then_cosine
-from smollm_trm.arithmetic.optimizer import ADAM_BETAS, build_sum_optimizer
+from smollm_trm.arithmetic.model import build_arithmetic_model, build_arithmetic_tokenizer
+from smollm_trm.arithmetic.module import ADAM_BETAS, build_sum_optimizer, warm_up_then_cosine
 from smollm_trm.arithmetic.problems import draw_data_set
 from smollm_trm.arithmetic.rules import write_problem, write_sum
-from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+from smollm_trm.arithmetic.settings import SumSettings
 from smollm_trm.data.batching import LengthGroupedBatches, collate_examples
 from smollm_trm.data.prompts import EncodedExample, PromptEncoder
 from smollm_trm.evaluation.statistics import paired_difference, wilson_interval
-from smollm_trm.models.reasoners import TRMSettings
+from smollm_trm.models.reasoners.reasoner import latent_variation
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.span import latent_variation
-from smollm_trm.models.storage import ModelSettings
 from smollm_trm.records import write_json
-from smollm_trm.training.module import rows_all_right
-from smollm_trm.training.optim import reasoner_learning_rates
+from smollm_trm.training.module import predicted_and_labels, rows_all_right
 
 BATCH_SIZE = 64
 NUM_LATENTS = 4
+TRM = {"n_read_layers": 2, "n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2}
 WARMUP_STEPS = 100
 
 
@@ -81,12 +78,12 @@ def encode_arm(arm: Arm, problems: list[list[int]], encoder: PromptEncoder) -> l
 
 def build(arm: Arm, seed: int) -> SmolLMv3WithTRM:
     """The small decoder, trained whole, with the arm's reasoner."""
-    settings = ModelSettings(
-        base_training="full", reasoner=arm.reasoner, num_latents=NUM_LATENTS, target="answer", prompt_format="bare",
-        trm=TRMSettings(n_read_layers=2, n_latent_steps=3, n_deep_recursions=1, n_supervision_steps=2),
-    )  # fmt: skip
+    config = {
+        "base_training": "full", "target": "answer", "prompt_format": "bare", "num_latents": NUM_LATENTS,
+        "reasoner": arm.reasoner, "reasoner_settings": TRM if arm.reasoner == "trm" else {},
+    }  # fmt: skip
     base = build_arithmetic_model("tiny", seed=seed)
-    return SmolLMv3WithTRM.from_base((base, build_arithmetic_tokenizer()), settings=settings, seed=seed)
+    return SmolLMv3WithTRM.from_base((base, build_arithmetic_tokenizer()), seed=seed, **config)
 
 
 def step_flops(model: SmolLMv3WithTRM, batch: dict[str, torch.Tensor]) -> float:
@@ -108,10 +105,11 @@ def supervision_steps(model: SmolLMv3WithTRM) -> list[int | None]:
 
 def build_optimizers(model: SmolLMv3WithTRM, arm: Arm) -> list[torch.optim.Optimizer]:
     """The fast preset's for the decoder, AdamW for the reasoner."""
-    decoder = build_sum_optimizer(model.base_model, optimizer="muon", learning_rate=3e-3, weight_decay=0.01)
+    settings = {"optimizer": "muon", "learning_rate": 3e-3, "weight_decay": 0.01}
+    decoder = build_sum_optimizer(model.model.language_model, **settings)
     if model.reasoner is None:
         return [decoder]
-    parts = reasoner_learning_rates(model.reasoner, arm.reasoner_learning_rate)
+    parts = model.reasoner.parameter_groups(arm.reasoner_learning_rate)
     groups = [{"params": parameters, "lr": learning_rate} for _, parameters, learning_rate in parts]
     return [decoder, torch.optim.AdamW(groups, betas=ADAM_BETAS)]
 
@@ -157,21 +155,19 @@ def grade(model: SmolLMv3WithTRM, examples: list[EncodedExample], *, shuffled: b
     right: list[bool] = []
     for start in range(0, len(examples), 256):
         batch = collate_examples(examples[start : start + 256], model.tokenizer.pad_token_id)
-        thought = None
+        latents = None
         if shuffled:
-            thought = model.think(batch["input_ids"], batch["attention_mask"])[-1]
-            thought = thought._replace(latents=thought.latents.roll(1, dims=0))
-        output = model(**batch, thought=thought)
-        right += rows_all_right(output.logits, output.labels).tolist()
+            latents = model.think(batch["input_ids"], batch["attention_mask"])[-1].latents.roll(1, dims=0)
+        output = model(**batch, latents=latents)
+        right += rows_all_right(*predicted_and_labels(output.logits, batch["labels"])).tolist()
     return right
 
 
 def run_arm(name: str, options: argparse.Namespace) -> dict:
     """Train and grade one arm."""
     arm, seed = ARMS[name], options.seed
-    problems = draw_data_set(num_examples=100_000, max_digits=arm.max_digits, min_operands=2, max_operands=3, seed=1)
-    longer = [p for p in draw_data_set(
-        num_examples=20_000, max_digits=arm.max_digits + 1, min_operands=2, max_operands=3, seed=2)
+    problems = draw_data_set(SumSettings(max_digits=arm.max_digits, seed=1))
+    longer = [p for p in draw_data_set(SumSettings(num_examples=20_000, max_digits=arm.max_digits + 1, seed=2))
         if len(str(max(p))) > arm.max_digits][: options.num_test]  # fmt: skip
     model = build(arm, seed)
     encoded = encode_arm(arm, problems, model.encoder)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from smollm_trm.arithmetic.commands import generate_arithmetic
-from smollm_trm.arithmetic.files import SumSettings, make_parts, operand_sets, read_data_folder, read_sum_file
-from smollm_trm.arithmetic.problems import ProblemKind, draw_data_set, draw_problems, problem_kinds
+from smollm_trm.arithmetic.files import make_parts, operand_sets, read_data_folder, read_sum_file
+from smollm_trm.arithmetic.problems import ProblemKind, draw_data_set, draw_problems
 from smollm_trm.arithmetic.rules import read_sum
+from smollm_trm.arithmetic.settings import SumSettings
 
 
 def test_no_problem_stands_in_two_parts_in_any_order():
@@ -21,21 +22,20 @@ def test_no_problem_stands_in_two_parts_in_any_order():
 
 def test_all_problems_there_are_can_be_asked_for_and_not_one_more():
     everything = [
-        tuple(sorted(operands))
-        for operands in draw_data_set(num_examples=275, max_digits=1, min_operands=2, max_operands=3, seed=3)
+        tuple(sorted(operands)) for operands in draw_data_set(SumSettings(num_examples=275, max_digits=1, seed=3))
     ]
     numbers = range(10)
     assert sorted(everything) == sorted(
         [*combinations_with_replacement(numbers, 2), *combinations_with_replacement(numbers, 3)]
     )
     with pytest.raises(ValueError, match="num_examples is 276, but there are only 275 different problems"):
-        draw_data_set(num_examples=276, max_digits=1, min_operands=2, max_operands=3, seed=3)
+        draw_data_set(SumSettings(num_examples=276, max_digits=1, seed=3))
 
 
 def test_the_count_of_a_kind_is_what_listing_it_gives():
-    for kind in problem_kinds(max_digits=2, min_operands=2, max_operands=3):
+    for kind in (ProblemKind(operands, digits) for operands in (2, 3) for digits in (1, 2)):
         longest = [len(str(max(s))) for s in combinations_with_replacement(range(100), kind.operands)]
-        assert kind.count() == longest.count(kind.digits)
+        assert kind.available == longest.count(kind.digits)
 
 
 def test_drawn_problems_are_different_and_of_their_kind():
@@ -47,7 +47,7 @@ def test_drawn_problems_are_different_and_of_their_kind():
 
 
 def test_short_problems_are_all_there_and_long_ones_share_the_rest():
-    problems = draw_data_set(num_examples=3000, max_digits=2, min_operands=2, max_operands=3, seed=0)
+    problems = draw_data_set(SumSettings(num_examples=3000, max_digits=2, seed=0))
     kinds = [(len(operands), len(str(max(operands)))) for operands in problems]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         (2, 1): 55,
@@ -58,21 +58,21 @@ def test_short_problems_are_all_there_and_long_ones_share_the_rest():
 
 
 def test_operands_come_in_both_orders():
-    problems = draw_data_set(num_examples=1000, max_digits=2, min_operands=2, max_operands=2, seed=0)
+    problems = draw_data_set(SumSettings(num_examples=1000, max_digits=2, max_operands=2, seed=0))
     ascending = sum(first < second for first, second in problems)
     assert 400 < ascending < 600
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        generate_arithmetic(num_examples=300, seed=seed, output_dir=str(tmp_path / name))
+        generate_arithmetic(SumSettings(num_examples=300, seed=seed, output_dir=str(tmp_path / name)))
     a, b, c = ((tmp_path / name / "train.json").read_bytes() for name in "abc")
     assert a == b
     assert a != c
 
 
 def test_metadata_say_what_made_the_file(tmp_path):
-    text = generate_arithmetic(num_examples=300, max_digits=3, seed=7, output_dir=str(tmp_path))
+    text = generate_arithmetic(SumSettings(num_examples=300, max_digits=3, seed=7, output_dir=str(tmp_path)))
     assert "train 240, val 30, test 30" in text
     written = json.loads((tmp_path / "test.json").read_text())
     assert written["metadata"]["part"] == "test"
@@ -83,7 +83,7 @@ def test_metadata_say_what_made_the_file(tmp_path):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    generate_arithmetic(num_examples=300, digit_order="reversed", chain=False, output_dir=str(tmp_path))
+    generate_arithmetic(SumSettings(num_examples=300, digit_order="reversed", chain=False, output_dir=str(tmp_path)))
     files = read_data_folder(tmp_path)
     assert {part: len(file.examples) for part, file in files.items()} == {"train": 240, "val": 30, "test": 30}
     assert files["test"].digit_order == "reversed"
@@ -117,7 +117,7 @@ def test_a_plain_list_is_a_test_set(tmp_path):
 )
 def test_impossible_data_are_refused_by_name_and_value(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        generate_arithmetic(**settings, output_dir=str(tmp_path / "never"))
+        generate_arithmetic(SumSettings(**settings, output_dir=str(tmp_path / "never")))
     assert not (tmp_path / "never").exists()
 
 

@@ -6,17 +6,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollm_trm.arithmetic.commands import pick_device
 from smollm_trm.arithmetic.model import (
-    ARITHMETIC_SIZES,
+    ARITHMETIC_TOKENS,
     arithmetic_config,
     build_arithmetic_model,
-    count_parameters,
+    build_arithmetic_tokenizer,
     load_arithmetic_model,
     save_arithmetic_model,
 )
 from smollm_trm.arithmetic.rules import count_tokens
-from smollm_trm.arithmetic.tokenizer import ARITHMETIC_TOKENS, build_arithmetic_tokenizer, show_tokens
-from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.arithmetic.settings import ARITHMETIC_SIZES
 from smollm_trm.finetune import train_gsm8k
+from smollm_trm.models.smollm import SmolLMv3WithTRM
 
 CHAIN = "658+189=<think>8+9=17 5+8+1=14 6+1+1=8</think>847<end>"
 
@@ -57,11 +57,6 @@ def test_other_characters_are_refused_by_the_tokenizer(text):
         build_arithmetic_tokenizer()(text)
 
 
-def test_text_after_the_end_is_not_shown():
-    tokenizer = build_arithmetic_tokenizer()
-    assert show_tokens(tokenizer, tokenizer("1+1=2<end>   7")["input_ids"]) == "1+1=2<end>"
-
-
 @pytest.mark.parametrize(
     ("size", "parameters"),
     [("tiny", 395_904), ("small", 2_103_552), ("medium", 12_597_760), ("large", 25_182_720)],
@@ -69,14 +64,13 @@ def test_text_after_the_end_is_not_shown():
 def test_sizes_have_the_parameters_the_documentation_states(size, parameters):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(arithmetic_config(size))
-    assert count_parameters(model) == parameters
+    assert model.num_parameters() == parameters
 
 
 def test_the_documents_shapes_are_kept():
-    shapes = {name: (s.layers, s.hidden_size, s.heads, s.feed_forward) for name, s in ARITHMETIC_SIZES.items()}
-    assert shapes["small"] == (4, 256, 4, 512)
-    assert shapes["medium"] == (6, 512, 8, 1024)
-    assert shapes["large"] == (8, 512, 8, 2048)
+    assert ARITHMETIC_SIZES["small"] == (4, 256, 4, 512)
+    assert ARITHMETIC_SIZES["medium"] == (6, 512, 8, 1024)
+    assert ARITHMETIC_SIZES["large"] == (8, 512, 8, 2048)
 
 
 def test_a_saved_model_is_the_same_through_auto_model(tiny_folder):
@@ -97,7 +91,7 @@ def test_the_seed_fixes_the_weights_and_leaves_the_global_state_alone():
 
 
 def test_left_padding_changes_no_logit(tiny_folder):
-    model, tokenizer = load_arithmetic_model(tiny_folder)
+    model, tokenizer = load_arithmetic_model(tiny_folder), build_arithmetic_tokenizer()
     alone = tokenizer("1+2=", return_tensors="pt", return_token_type_ids=False)
     padded = tokenizer(["1+2=", "123+456="], padding=True, padding_side="left", return_tensors="pt")
     with torch.no_grad():
@@ -111,7 +105,7 @@ def test_left_padding_changes_no_logit(tiny_folder):
 
 def test_the_weights_file_or_its_folder_name_the_checkpoint(tiny_folder):
     for path in (tiny_folder, tiny_folder / "model.safetensors"):
-        model, _ = load_arithmetic_model(path, model_size="tiny")
+        model = load_arithmetic_model(path, model_size="tiny")
         assert model.config.hidden_size == 128
         assert not model.training
 

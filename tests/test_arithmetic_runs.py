@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollm_trm import cli
-from smollm_trm.arithmetic.batches import SumBatches, encode_sums, repeat_one_column_sums
+from smollm_trm.arithmetic.batches import encode_sums, repeat_one_column_sums
 from smollm_trm.arithmetic.commands import (
     evaluate_arithmetic,
     generate_arithmetic,
@@ -28,11 +28,9 @@ from smollm_trm.arithmetic.evaluation import complete_sums
 from smollm_trm.arithmetic.files import read_sum_file
 from smollm_trm.arithmetic.interactive import converse
 from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model
-from smollm_trm.arithmetic.module import warm_up_then_cosine, weighted_next_token_loss
-from smollm_trm.arithmetic.optimizer import build_sum_optimizer
+from smollm_trm.arithmetic.module import build_sum_optimizer, warm_up_then_cosine, weighted_next_token_loss
 from smollm_trm.arithmetic.rules import write_sum
-from smollm_trm.arithmetic.settings import SumTrainingSettings, apply_preset
-from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
+from smollm_trm.arithmetic.settings import SumSettings, SumTrainingSettings
 from smollm_trm.training.checkpoints import newest_good_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -45,11 +43,15 @@ SHORT_RUN = {
 LEARNED = [write_sum([first, second]) for first in (12, 37, 58, 90) for second in (5, 46, 81, 99)]
 
 
+def train(**options) -> str:
+    return train_arithmetic(SumTrainingSettings(**options))
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     """64 examples: 10 steps of 16 are two epochs and half of the next."""
     folder = tmp_path_factory.mktemp("data")
-    generate_arithmetic(num_examples=80, output_dir=str(folder))
+    generate_arithmetic(SumSettings(num_examples=80, output_dir=str(folder)))
     return str(folder)
 
 
@@ -57,7 +59,7 @@ def data_dir(tmp_path_factory):
 def short_run(data_dir, tmp_path_factory):
     """An unbroken run of ten steps."""
     folder = tmp_path_factory.mktemp("short")
-    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(folder))
+    train(**SHORT_RUN, data_dir=data_dir, output_dir=str(folder))
     return folder
 
 
@@ -68,7 +70,7 @@ def knowing_run(tmp_path_factory):
     for part, lines in (("train", LEARNED), ("val", ["1+1=2<end>"]), ("test", ["2+2=4<end>"])):
         (folder / f"{part}.json").write_text(json.dumps(lines))
     settings = {**SHORT_RUN, "max_steps": 120, "save_steps": 1000, "eval_steps": 1000, "problem_weight": 0.1}
-    train_arithmetic(**settings, data_dir=str(folder), output_dir=str(folder / "run"))
+    train(**settings, data_dir=str(folder), output_dir=str(folder / "run"))
     return folder
 
 
@@ -128,6 +130,7 @@ from pathlib import Path
 import torch
 from smollm_trm.arithmetic import module, training
 from smollm_trm.arithmetic.commands import train_arithmetic
+from smollm_trm.arithmetic.settings import SumTrainingSettings
 step, save, write = module.SumModule.training_step, training.save_arithmetic_model, torch.save
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -145,7 +148,7 @@ def dying_write(checkpoint, path):
         Path(path).write_bytes(Path(path).read_bytes()[:5000])
         die()
 module.SumModule.training_step, training.save_arithmetic_model, torch.save = dying_step, dying_export, dying_write
-train_arithmetic(**{SHORT_RUN!r}, data_dir={data_dir!r}, output_dir={str(tmp_path)!r})
+train_arithmetic(SumTrainingSettings(**{SHORT_RUN!r}, data_dir={data_dir!r}, output_dir={str(tmp_path)!r}))
 """
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ}, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
@@ -153,7 +156,7 @@ train_arithmetic(**{SHORT_RUN!r}, data_dir={data_dir!r}, output_dir={str(tmp_pat
     found = newest_good_checkpoint(tmp_path / "checkpoints")
     assert found.name == "step-5.ckpt"
     workers = 2 if site == "export" else 0
-    train_arithmetic(**{**SHORT_RUN, "num_workers": workers}, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**{**SHORT_RUN, "num_workers": workers}, data_dir=data_dir, output_dir=str(tmp_path))
     assert f"going on from {found}" in (tmp_path / "logs" / "training.log").read_text()
     for exported in ("", "checkpoint-8", "checkpoint-10"):
         assert same_weights(tmp_path / exported, short_run / exported)
@@ -173,13 +176,13 @@ def with_a_flipped_bit(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [cut, with_a_flipped_bit])
 def test_a_damaged_checkpoint_is_skipped_and_the_one_before_used(damage, data_dir, short_run, tmp_path):
-    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "test_results.json").unlink()
     newest = newest_good_checkpoint(tmp_path / "checkpoints")
     assert newest.name == "step-10.ckpt"
     newest.write_bytes(damage(newest.read_bytes()))
-    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
     log = (tmp_path / "logs" / "training.log").read_text()
     assert f"skipped the damaged checkpoint {newest}" in log
     assert f"going on from {newest.with_name('step-9.ckpt')}" in log
@@ -188,33 +191,33 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_used(damage, data_di
 
 
 def test_a_run_stopped_before_its_test_is_only_tested(data_dir, short_run, tmp_path):
-    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
     (tmp_path / "test_results.json").unlink()
     (tmp_path / "model.safetensors").unlink()
-    train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
     assert same_weights(tmp_path, short_run)
     assert (tmp_path / "test_results.json").is_file()
 
 
 def test_a_finished_run_is_not_trained_again(data_dir, short_run):
     before = (short_run / "model.safetensors").stat().st_mtime_ns
-    text = train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(short_run))
+    text = train(**SHORT_RUN, data_dir=data_dir, output_dir=str(short_run))
     assert "Exact Match Accuracy" in text
     assert (short_run / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_folder_with_another_run_is_refused_by_option_and_values(data_dir, short_run, tmp_path):
     with pytest.raises(ValueError, match=r"holds a run with learning_rate=0.002, now it is 0.5: .*resume='never'"):
-        train_arithmetic(**{**SHORT_RUN, "learning_rate": 0.5}, data_dir=data_dir, output_dir=str(short_run))
-    generate_arithmetic(num_examples=90, output_dir=str(tmp_path))
+        train(**{**SHORT_RUN, "learning_rate": 0.5}, data_dir=data_dir, output_dir=str(short_run))
+    generate_arithmetic(SumSettings(num_examples=90, output_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="holds a run with train_fingerprint="):
-        train_arithmetic(**SHORT_RUN, data_dir=str(tmp_path), output_dir=str(short_run))
+        train(**SHORT_RUN, data_dir=str(tmp_path), output_dir=str(short_run))
 
 
 def test_a_run_can_be_begun_anew_and_nothing_of_the_earlier_one_stays(data_dir, tmp_path):
-    train_arithmetic(**{**SHORT_RUN, "max_steps": 4}, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**{**SHORT_RUN, "max_steps": 4}, data_dir=data_dir, output_dir=str(tmp_path))
     anew = {**SHORT_RUN, "max_steps": 3, "seed": 7, "resume": "never"}
-    train_arithmetic(**anew, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**anew, data_dir=data_dir, output_dir=str(tmp_path))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert same_weights(tmp_path, tmp_path / "checkpoint-3")
 
@@ -222,7 +225,7 @@ def test_a_run_can_be_begun_anew_and_nothing_of_the_earlier_one_stays(data_dir, 
 def test_a_folder_with_a_model_of_other_making_is_left_alone(data_dir, short_run, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((short_run / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="holds a model without training_config.json: name another"):
-        train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
+        train(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path))
     assert same_weights(tmp_path, short_run)
 
 
@@ -233,7 +236,7 @@ def test_a_folder_with_a_model_of_other_making_is_left_alone(data_dir, short_run
         ({"optimizer": "sgd"}, "optimizer is 'sgd', but must be one of adamw, muon"),
         ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0, but must be above 0"),
-        ({"weight_decay": -1.0}, "weight_decay is -1.0, but must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0, but must be at least 0"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"eval_examples": 0}, "eval_examples is 0, but must be at least 1, or -1 to take all"),
         ({"max_length": 20}, "tokens, max_length is 20: raise --max-length"),
@@ -243,36 +246,33 @@ def test_a_folder_with_a_model_of_other_making_is_left_alone(data_dir, short_run
 def test_impossible_settings_are_refused_before_anything_is_written(settings, message, data_dir, tmp_path):
     folder = tmp_path / "never"
     with pytest.raises(ValueError, match=message):
-        train_arithmetic(**{**SHORT_RUN, **settings}, data_dir=data_dir, output_dir=str(folder))
+        train(**{**SHORT_RUN, **settings}, data_dir=data_dir, output_dir=str(folder))
     assert not (folder / "training_config.json").exists()
 
 
 def test_fp16_without_a_gpu_and_a_file_as_folder_are_refused(data_dir, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="fp16 needs a GPU"):
-            train_arithmetic(**SHORT_RUN, fp16=True, data_dir=data_dir, output_dir=str(tmp_path))
+            train(**SHORT_RUN, fp16=True, data_dir=data_dir, output_dir=str(tmp_path))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not write .*choose another output folder"):
-        train_arithmetic(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path / "file"))
+        train(**SHORT_RUN, data_dir=data_dir, output_dir=str(tmp_path / "file"))
 
 
 def test_a_learning_rate_that_breaks_the_weights_ends_the_run_with_advice(data_dir, tmp_path):
     with pytest.raises(FloatingPointError, match=r"gradients of 25 steps .* not finite: lower --learning-rate"):
-        train_arithmetic(
-            **{**SHORT_RUN, "learning_rate": 1e30, "max_steps": 40}, data_dir=data_dir, output_dir=str(tmp_path)
-        )
+        train(**{**SHORT_RUN, "learning_rate": 1e30, "max_steps": 40}, data_dir=data_dir, output_dir=str(tmp_path))
 
 
 def test_validation_can_be_kept_to_a_few_examples(data_dir, short_run, tmp_path):
-    train_arithmetic(**{**SHORT_RUN, "eval_examples": 1}, data_dir=data_dir, output_dir=str(tmp_path))
+    train(**{**SHORT_RUN, "eval_examples": 1}, data_dir=data_dir, output_dir=str(tmp_path))
     assert measured(tmp_path, "val_loss")[10] != measured(short_run, "val_loss")[10]
     assert same_weights(tmp_path, short_run)
 
 
 def test_a_preset_fills_in_what_was_not_given():
-    fast = apply_preset("fast", {"batch_size": 7})
+    fast = SumTrainingSettings(preset="fast", batch_size=7)
     assert (fast.model_size, fast.batch_size, fast.learning_rate) == ("tiny", 7, 3e-3)
-    assert apply_preset(None, {}) == SumTrainingSettings()
 
 
 def test_what_was_given_by_hand_wins_over_a_preset_though_it_is_the_default(monkeypatch):
@@ -296,8 +296,7 @@ def test_the_defaults_are_those_of_the_document():
 
 
 def test_padding_and_problem_digits_weigh_what_they_should():
-    sums = encode_sums(["3+5=8<end>", "12+34=46<end>"], build_arithmetic_tokenizer(), max_length=128)
-    batch = SumBatches(sums=sums, problem_weight=0.25)[[0, 1]]
+    batch = encode_sums(["3+5=8<end>", "12+34=46<end>"], max_length=128, problem_weight=0.25)[[0, 1]]
     assert batch["token_weights"].tolist() == [[0.25] * 4 + [1, 1, 0, 0, 0], [0.25] * 6 + [1, 1, 1]]
     assert batch["is_completion"].tolist() == [
         [False] * 4 + [True] * 2 + [False] * 3,
@@ -354,13 +353,11 @@ def test_a_schedule_reaches_both_parts():
 
 
 def test_sums_of_one_column_are_repeated_only_beside_chains():
-    tokenizer = build_arithmetic_tokenizer()
     for chain, expected in ((True, 1 + 3 + 1), (False, 3)):
         lines = [write_sum(operands, chain=chain) for operands in ([12, 34], [3, 5], [90, 1])]
-        sums = encode_sums(lines, tokenizer, max_length=128)
-        repeated = repeat_one_column_sums(sums, lines, 3)
+        repeated = repeat_one_column_sums(lines, 3)
         assert len(repeated) == expected
-        assert int((repeated.lengths == sums.lengths[1]).sum()) == (3 if chain else 1)
+        assert repeated.count("3+5=8<end>") == (3 if chain else 1)
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_to_zero():
@@ -401,10 +398,10 @@ def test_a_model_that_does_not_know_is_found_out(knowing_run, tmp_path):
 
 
 def test_a_completion_does_not_depend_on_the_batch_it_is_in(knowing_run):
-    model, tokenizer = load_arithmetic_model(knowing_run / "run")
+    model = load_arithmetic_model(knowing_run / "run")
     problems = [line[: line.index("=") + 1] for line in [*LEARNED, *read_sum_file(knowing_run / "test.json").examples]]
-    together = complete_sums(model, tokenizer, problems, batch_size=64, max_new_tokens=25)
-    alone = complete_sums(model, tokenizer, problems, batch_size=1, max_new_tokens=25)
+    together = complete_sums(model, problems, batch_size=64, max_new_tokens=25)
+    alone = complete_sums(model, problems, batch_size=1, max_new_tokens=25)
     assert together == alone
     assert together[:16] == LEARNED
 
@@ -432,10 +429,10 @@ def test_an_output_file_that_cannot_be_written_is_refused_before_anything_is_com
 
 
 def test_a_conversation_over_a_pipe_answers_explains_and_ends(knowing_run):
-    model, tokenizer = load_arithmetic_model(knowing_run / "run")
+    model = load_arithmetic_model(knowing_run / "run")
     screen = io.StringIO()
     typed = io.StringIO("12+46=\n3*5=\n\n58+99=\nquit\n12+5=\n")
-    converse(model, tokenizer, temperature=0.0, source=typed, screen=screen)
+    converse(model, temperature=0.0, source=typed, screen=screen)
     shown = screen.getvalue()
     assert "💭 Generating completion for: 12+46=" in shown
     assert "    2+6=8\n    1+4=5\n  58<end>\n✅ Answer: 12+46=58" in shown
@@ -451,9 +448,9 @@ def test_ctrl_c_ends_a_conversation_politely(knowing_run):
         def __next__(self):
             raise KeyboardInterrupt
 
-    model, tokenizer = load_arithmetic_model(knowing_run / "run")
+    model = load_arithmetic_model(knowing_run / "run")
     screen = io.StringIO()
-    converse(model, tokenizer, source=Interrupted(), screen=screen)
+    converse(model, source=Interrupted(), screen=screen)
     assert screen.getvalue() == "Goodbye!\n"
 
 

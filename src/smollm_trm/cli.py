@@ -30,8 +30,14 @@ COMMANDS = {
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),
     "ask": Command("commands:ask", "Answer one question."),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
-    "arithmetic generate": Command("arithmetic.commands:generate_arithmetic", "Write data for the arithmetic model."),
-    "arithmetic train": Command("arithmetic.commands:train_arithmetic", "Train the arithmetic model from scratch."),
+    "arithmetic generate": Command(
+        "arithmetic.commands:generate_arithmetic",
+        "Write data for the arithmetic model.",
+        "arithmetic.settings:SumSettings",
+    ),
+    "arithmetic train": Command(
+        "arithmetic.commands:train_arithmetic", "Train the arithmetic model.", "arithmetic.settings:SumTrainingSettings"
+    ),
     "arithmetic evaluate": Command("arithmetic.commands:evaluate_arithmetic", "Grade it: exact match, tokens, chains."),
     "arithmetic interactive": Command("arithmetic.commands:interactive_arithmetic", "Type sums, watch it think."),
 }

@@ -22,22 +22,22 @@ The user's document shows two chains; the one of `658+189` is the rule here. The
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
+
+from smollm_trm.records import UserMistake
 
 END, THINK, THINK_CLOSED, NOOP = "<end>", "<think>", "</think>", "<noop>"
 DIGIT_ORDERS = ("normal", "reversed")
+TOKEN_PATTERN = "<[a-z/]+>|."
+WRITTEN_SUM = r"(\d+(?:\+\d+)+)=(?:<think>([^<]*)</think>)?(\d+)<end>"  # operands, chain, answer
 
-_WRITTEN_SUM = re.compile(r"(?P<operands>\d+(?:\+\d+)+)=(?:<think>(?P<chain>[^<]*)</think>)?(?P<answer>\d+)<end>")
-_TOKEN = re.compile(r"<end>|<think>|</think>|<noop>|[0-9+= ]")
 
-
-@dataclass(frozen=True)
-class WrittenSum:
+class WrittenSum(NamedTuple):
     """One example, read back from its text."""
 
     operands: tuple[int, ...]
-    """The numbers to add, in the order in which they stand."""
+    """In the order in which they stand."""
     chain: str | None
     """What stands between the think marks, None where there are none."""
     answer: str
@@ -45,7 +45,7 @@ class WrittenSum:
 
 
 @lru_cache(maxsize=1 << 16)
-def _column_step(digits: tuple[int, ...], carry: int) -> tuple[str, int]:
+def column_step(digits: tuple[int, ...], carry: int) -> tuple[str, int]:
     """One step of the chain and what it carries on: `(9, 2), 1` gives `"9+2+1=12", 1`."""
     terms = (*digits, carry) if carry else digits
     total = sum(terms)
@@ -57,7 +57,7 @@ def column_steps(operands: Sequence[int]) -> list[str]:
     steps: list[str] = []
     carry, remaining = 0, operands
     while not steps or any(remaining):
-        step, carry = _column_step(tuple([number % 10 for number in remaining]), carry)
+        step, carry = column_step(tuple([number % 10 for number in remaining]), carry)
         steps.append(step)
         remaining = [number // 10 for number in remaining]
     return steps
@@ -65,12 +65,7 @@ def column_steps(operands: Sequence[int]) -> list[str]:
 
 def count_carries(operands: Sequence[int]) -> int:
     """How many columns of the sum carry, the last one included: `[99, 21]` has 2."""
-    carries, carry, remaining = 0, 0, operands
-    while any(remaining):
-        carry = (sum(number % 10 for number in remaining) + carry) // 10
-        carries += carry > 0
-        remaining = [number // 10 for number in remaining]
-    return carries
+    return sum(int(step.partition("=")[2]) > 9 for step in column_steps(operands))
 
 
 def write_problem(operands: Sequence[int]) -> str:
@@ -85,34 +80,25 @@ def write_answer(operands: Sequence[int], *, digit_order: str = "normal") -> str
 
 
 def write_sum(operands: Sequence[int], *, chain: bool = True, digit_order: str = "normal") -> str:
-    """The whole example as the model learns it, by the rules at the top of this module.
-
-    Args:
-        operands: two or more numbers, none negative.
-        chain: write the columns between think marks; a sum of one column never has any.
-        digit_order: "normal", or "reversed" for an answer with its units first.
-    """
+    """The whole example as the model learns it: `[12, 34]` gives `"12+34=<think>2+4=6 1+3=4</think>46<end>"`."""
     steps = column_steps(operands) if chain else []
     thought = f"{THINK}{' '.join(steps)}{THINK_CLOSED}" if len(steps) > 1 else ""
     return f"{write_problem(operands)}{thought}{write_answer(operands, digit_order=digit_order)}{END}"
 
 
 def read_sum(text: str) -> WrittenSum:
-    """Take an example apart.
-
-    Raises:
-        ValueError: the text has not the form `12+34=<think>...</think>46<end>`.
-    """
-    match = _WRITTEN_SUM.fullmatch(text)
+    """Take an example apart; a UserMistake where it has not the form `12+34=<think>...</think>46<end>`."""
+    match = re.fullmatch(WRITTEN_SUM, text)
     if match is None:
-        raise ValueError(f"{text!r} is not a sum of the form '3+5=8<end>' or '12+34=<think>2+4=6 1+3=4</think>46<end>'")
-    operands = tuple(int(number) for number in match["operands"].split("+"))
-    return WrittenSum(operands=operands, chain=match["chain"], answer=match["answer"])
+        right_form = "'3+5=8<end>' or '12+34=<think>2+4=6 1+3=4</think>46<end>'"
+        raise UserMistake(f"{text!r} is not a sum of the form {right_form}")
+    operands, chain, answer = match.groups()
+    return WrittenSum(tuple(int(number) for number in operands.split("+")), chain, answer)
 
 
 def count_tokens(text: str) -> int:
     """How many tokens a text of this language has (a mark such as `<think>` is one, a space is one)."""
-    return len(_TOKEN.findall(text))
+    return len(re.findall(TOKEN_PATTERN, text))
 
 
 def longest_example(max_digits: int, max_operands: int, *, chain: bool = True) -> int:

@@ -1,86 +1,150 @@
-"""The settings of a training run, its defaults (the user's document) and the fast preset.
+"""Every setting of a data set and of a training run, checked before anything is computed.
 
-The fast preset is for two CPU cores: a decoder of 0.4M parameters, a high learning rate with a cosine over a
-fixed number of steps. It reaches 99% exact match where the document's defaults are still at their start.
+The defaults are those of the user's document. The fast preset is for two CPU cores: a decoder of 0.4M parameters, a
+high learning rate with a cosine over a fixed number of steps. It reaches 99% exact match where the document's
+defaults are still at their start.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from smollm_trm.arithmetic.model import ARITHMETIC_SIZES
-from smollm_trm.arithmetic.optimizer import SUM_OPTIMIZERS
+from smollm_trm.arithmetic.rules import DIGIT_ORDERS, longest_example
+from smollm_trm.records import UserMistake
 
-FAST_PRESET = {
-    "model_size": "tiny",
-    "batch_size": 64,
-    "eval_batch_size": 256,
-    "optimizer": "muon",
-    "learning_rate": 3e-3,
-    "warmup_steps": 100,
-    "max_steps": 2000,
-    "problem_weight": 0.1,
-    "one_column_repeats": 20,
-    "num_workers": 0,
-    "save_steps": 500,
-    "eval_steps": 250,
-    "eval_examples": 1000,
-    "logging_steps": 50,
+DECODER_SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+ARITHMETIC_SIZES = {
+    "tiny": (2, 128, 4, 512),
+    "small": (4, 256, 4, 512),
+    "medium": (6, 512, 8, 1024),
+    "large": (8, 512, 8, 2048),
 }
-ARITHMETIC_PRESETS = {"fast": FAST_PRESET}
-FREE_ON_RESUME = (
-    *("data_dir", "output_dir", "num_workers", "save_steps", "eval_steps", "logging_steps"),
-    *("no_wandb", "eval_batch_size", "eval_examples", "resume", "command", "versions", "machine"),
-)
-AT_LEAST_ONE = (
-    *("max_length", "batch_size", "eval_batch_size", "num_epochs", "one_column_repeats"),
-    *("save_steps", "eval_steps", "logging_steps"),
-)
+SUM_OPTIMIZERS = ("adamw", "muon")
+PRESET_OPTIONS = {  # the document's default, the fast preset's
+    "model_size": ("small", "tiny"),
+    "batch_size": (32, 64),
+    "eval_batch_size": (64, 256),
+    "optimizer": ("adamw", "muon"),
+    "learning_rate": (1e-4, 3e-3),
+    "warmup_steps": (500, 100),
+    "max_steps": (-1, 2000),
+    "problem_weight": (1.0, 0.1),
+    "one_column_repeats": (1, 20),
+    "num_workers": (4, 0),
+    "save_steps": (1000, 500),
+    "eval_steps": (1000, 250),
+    "eval_examples": (-1, 1000),
+    "logging_steps": (100, 50),
+}
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise UserMistake(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+
+
+def check_at_least(least: int, **values: float) -> None:
+    """Refuse values below a limit, by name."""
+    for name, value in values.items():
+        if value < least:
+            raise UserMistake(f"{name} is {value}, but must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumSettings:
+    """Sums as train.json, val.json and test.json, no problem in two of them in any order of its operands."""
+
+    num_examples: int = 100_000
+    """Different problems in all three parts together."""
+    max_digits: int = 2
+    """Digits of the longest operand."""
+    min_operands: int = 2
+    """Numbers to add, at least."""
+    max_operands: int = 3
+    """Numbers to add, at most."""
+    chain: bool = True
+    """Write the columns between think marks."""
+    digit_order: str = "normal"
+    """Order of the answer's digits, "normal" or "reversed" (units first)."""
+    val_fraction: float = 0.1
+    """Share of the validation part."""
+    test_fraction: float = 0.1
+    """Share of the test part."""
+    max_length: int = 128
+    """Tokens of the longest example allowed (the model's context)."""
+    seed: int = 42
+    """The same seed and settings give the same files."""
+    output_dir: str = "data"
+    """The data folder."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, num_examples=self.num_examples, max_digits=self.max_digits)
+        check_at_least(2, min_operands=self.min_operands)
+        check_at_least(0, seed=self.seed, val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        check_choice("digit_order", self.digit_order, DIGIT_ORDERS)
+        if self.max_operands < self.min_operands:
+            raise UserMistake(f"max_operands is {self.max_operands}, but min_operands is {self.min_operands}")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserMistake("val_fraction and test_fraction leave nothing to train on: make their sum less than 1")
+        if self.max_digits > 18:  # int64
+            raise UserMistake(f"max_digits is {self.max_digits}, but 18 is the most supported")
+        longest = longest_example(self.max_digits, self.max_operands, chain=self.chain)
+        if longest > self.max_length:
+            raise UserMistake(
+                f"max_digits {self.max_digits} with max_operands {self.max_operands} gives examples of up to "
+                f"{longest} tokens, but the context holds {self.max_length}: lower one or raise max_length"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SumTrainingSettings:
-    """How a decoder is trained on sums."""
+    """A decoder trained on sums; a run found in the output folder is gone on with.
 
-    model_size: str = "small"
-    """A row of the table of sizes."""
+    None becomes the preset's value, or without a preset the document's.
+    """
+
+    preset: str | None = None
+    """"fast" for two CPU cores: its values stand wherever an option is not given."""
+    model_size: str | None = None
+    """"small" (2.1M parameters, the default), "medium" (12.6M), "large" (25.2M) or "tiny" (0.4M)."""
     max_length: int = 128
     """Tokens of the model's context."""
-    batch_size: int = 32
-    """Examples of an optimizer step."""
-    eval_batch_size: int = 64
-    """Examples of a batch in validation and test."""
-    optimizer: str = "adamw"
-    """"adamw", or "muon" for the blocks' matrices with adamw for the rest."""
-    learning_rate: float = 1e-4
-    """Peak of the schedule."""
+    batch_size: int | None = None
+    """Examples of an optimizer step (default 32)."""
+    eval_batch_size: int | None = None
+    """Examples of a batch in validation and test (default 64)."""
+    optimizer: str | None = None
+    """"adamw", or "muon" for the blocks' matrices with adamw for the rest (default adamw)."""
+    learning_rate: float | None = None
+    """Peak of the schedule, warm-up and then cosine (default 1e-4)."""
     weight_decay: float = 0.01
     """Decoupled, as in AdamW."""
     num_epochs: int = 10
     """Passes over the training part."""
-    max_steps: int = -1
-    """Optimizer steps; -1 leaves it to num_epochs."""
-    warmup_steps: int = 500
-    """Steps of the linear rise, before the cosine."""
-    problem_weight: float = 1.0
-    """Weight of the problem's own tokens in the loss (they are chance)."""
-    one_column_repeats: int = 1
-    """How often an epoch shows a sum of one column, where the others have a chain."""
+    max_steps: int | None = None
+    """Optimizer steps; -1 leaves it to num_epochs (default -1)."""
+    warmup_steps: int | None = None
+    """Steps of the linear rise (default 500)."""
+    problem_weight: float | None = None
+    """Weight of the problem's own tokens in the loss; they are chance (default 1.0)."""
+    one_column_repeats: int | None = None
+    """How often an epoch shows a sum of one column, where the others have a chain (default 1)."""
     data_dir: str = "data"
     """Folder of train.json, val.json and test.json."""
     output_dir: str = "checkpoints"
     """Where everything is written."""
     resume: str = "auto"
     """"auto" goes on with a run found there, "never" starts anew; or a checkpoint file."""
-    num_workers: int = 4
-    """Processes that prepare batches; never more than there are cores."""
-    save_steps: int = 1000
-    """Steps between checkpoints."""
-    eval_steps: int = 1000
-    """Steps between validations."""
-    eval_examples: int = -1
-    """Validation examples, the first of the part; -1 takes all."""
-    logging_steps: int = 100
-    """Steps between lines of the log."""
+    num_workers: int | None = None
+    """Processes that prepare batches; never more than there are cores (default 4)."""
+    save_steps: int | None = None
+    """Steps between checkpoints (default 1000)."""
+    eval_steps: int | None = None
+    """Steps between validations (default 1000)."""
+    eval_examples: int | None = None
+    """Validation examples, the first of the part; -1 takes all (default -1)."""
+    logging_steps: int | None = None
+    """Steps between lines of the log (default 100)."""
     fp16: bool = False
     """Mixed precision (GPU only)."""
     no_wandb: bool = False
@@ -89,38 +153,25 @@ class SumTrainingSettings:
     """Fixes the first weights and the order of the batches."""
 
     def __post_init__(self) -> None:
-        if self.model_size not in ARITHMETIC_SIZES:
-            raise ValueError(f"model_size is {self.model_size!r}, but must be one of {', '.join(ARITHMETIC_SIZES)}")
-        if self.optimizer not in SUM_OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}, but must be one of {', '.join(SUM_OPTIMIZERS)}")
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("weight_decay", "warmup_steps", "problem_weight", "num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
+        if self.preset is not None:
+            check_choice("preset", self.preset, ("fast",))
+        for name, (of_document, of_preset) in PRESET_OPTIONS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, of_document if self.preset is None else of_preset)
+        check_choice("model_size", self.model_size, ARITHMETIC_SIZES)
+        check_choice("optimizer", self.optimizer, SUM_OPTIMIZERS)
+        for least, names in {
+            0: ("weight_decay", "warmup_steps", "problem_weight", "num_workers", "seed"),
+            1: ("max_length", "batch_size", "eval_batch_size", "num_epochs", "one_column_repeats", "save_steps",
+                "eval_steps", "logging_steps"),
+        }.items():  # fmt: skip
+            check_at_least(least, **{name: getattr(self, name) for name in names})
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0")
+            raise UserMistake(f"learning_rate is {self.learning_rate}, but must be above 0")
         for name, otherwise in (("max_steps", "to go by num_epochs"), ("eval_examples", "to take all")):
             if getattr(self, name) != -1 and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1, or -1 {otherwise}")
+                raise UserMistake(f"{name} is {getattr(self, name)}, but must be at least 1, or -1 {otherwise}")
 
     def count_steps(self, num_examples: int) -> int:
         """Optimizer steps of the whole run on so many training examples."""
-        steps_per_epoch = -(-num_examples // self.batch_size)
-        return self.max_steps if self.max_steps != -1 else self.num_epochs * steps_per_epoch
-
-
-def apply_preset(preset: str | None, given: dict[str, Any]) -> SumTrainingSettings:
-    """The settings given by hand, then the preset's, then the document's defaults.
-
-    Args:
-        preset: its name; None for none.
-        given: what was set by hand, by name.
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    if preset not in (None, *ARITHMETIC_PRESETS):
-        raise ValueError(f"preset is {preset!r}, but must be one of {', '.join(ARITHMETIC_PRESETS)}")
-    return SumTrainingSettings(**{**ARITHMETIC_PRESETS.get(preset, {}), **given})
+        return self.max_steps if self.max_steps != -1 else self.num_epochs * -(-num_examples // self.batch_size)

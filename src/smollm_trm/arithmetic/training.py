@@ -12,52 +12,42 @@ output_dir/
 import json
 import logging
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from pytorch_lightning import Callback, Trainer
+from transformers import PreTrainedModel
 
-from smollm_trm.arithmetic.batches import EncodedSums, SumBatches, encode_sums, repeat_one_column_sums
+from smollm_trm.arithmetic.batches import EncodedSums, encode_sums, repeat_one_column_sums
 from smollm_trm.arithmetic.evaluation import evaluate_sums
 from smollm_trm.arithmetic.files import SumFile, read_data_folder
-from smollm_trm.arithmetic.model import build_arithmetic_model, count_parameters, save_arithmetic_model
+from smollm_trm.arithmetic.model import build_arithmetic_model, save_arithmetic_model
 from smollm_trm.arithmetic.module import SumModule
-from smollm_trm.arithmetic.settings import FREE_ON_RESUME, SumTrainingSettings
-from smollm_trm.arithmetic.tokenizer import build_arithmetic_tokenizer
-from smollm_trm.data.batching import LengthGroupedBatches
-from smollm_trm.data.datamodule import ResumableLoader
+from smollm_trm.arithmetic.settings import SumTrainingSettings
 from smollm_trm.models.loading import default_device
-from smollm_trm.records import remove_path, run_record, write_json, write_whole
+from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_whole
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, steps_done
 from smollm_trm.training.text_log import training_log
 
 logger = logging.getLogger(__name__)
 
+FREE_ON_RESUME = (
+    *("preset", "data_dir", "output_dir", "num_workers", "save_steps", "eval_steps", "logging_steps"),
+    *("no_wandb", "eval_batch_size", "eval_examples", "resume", "command", "versions", "machine"),
+)
+
 
 class ExportedModels(Callback):
-    """Writes `checkpoint-<step>`, a model for use, every so many optimizer steps and at the last one.
+    """Writes `checkpoint-<step>`, a model for use, every `save_steps` and at the last one."""
 
-    Args:
-        folder: of the run.
-        every_n_steps: optimizer steps between them.
-        num_steps: of the whole run.
-    """
-
-    def __init__(self, *, folder: Path, every_n_steps: int, num_steps: int) -> None:
-        self.folder = folder
-        self.every_n_steps = every_n_steps
-        self.num_steps = num_steps
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: SumModule, *args: Any) -> None:
         """Write where one is due."""
         step = trainer.global_step
-        if step % self.every_n_steps == 0 or step == self.num_steps:
-            path = self.folder / f"checkpoint-{step}"
+        if step % pl_module.settings.save_steps == 0 or step == trainer.max_steps:
+            path = Path(trainer.default_root_dir) / f"checkpoint-{step}"
             write_whole(path, lambda unfinished: save_arithmetic_model(pl_module.model, unfinished))
 
 
@@ -68,51 +58,52 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: a data file is missing.
-        ValueError: the data is not of this format, an example is longer than max_length, the folder holds a
+        UserMistake: the data is not of this format, an example is longer than max_length, the folder holds a
             run with other settings or data, or fp16 without a GPU.
         FloatingPointError: gradients or validation loss are not finite.
         OSError: the output folder cannot be written to.
     """
-    if settings.fp16 and not torch.cuda.is_available():
-        raise ValueError("fp16 needs a GPU, and there is none: leave --fp16 out")
-    files = read_data_folder(Path(settings.data_dir))
     folder = Path(settings.output_dir)
+    if settings.fp16 and not torch.cuda.is_available():
+        raise UserMistake("fp16 needs a GPU, and there is none: leave --fp16 out")
     if (folder / "model.safetensors").is_file() and not (folder / "training_config.json").is_file():
-        raise ValueError(f"{folder} holds a model without training_config.json: name another --output-dir")
-    tokenizer = build_arithmetic_tokenizer(max_length=settings.max_length)
-    parts = _encode_parts(files, tokenizer, settings)
+        raise UserMistake(f"{folder} holds a model without training_config.json: name another --output-dir")
+    files = read_data_folder(Path(settings.data_dir))
+    parts = encode_parts(files, settings)
     model = build_arithmetic_model(settings.model_size, max_length=settings.max_length, seed=settings.seed)
     model.config.digit_order = files["train"].digit_order  # tells the interactive command how answers are written
-    run = _describe_sum_run(settings)
+    run = describe_sum_run(settings)
+    fingerprints = {f"{part}_fingerprint": file.fingerprint for part, file in files.items()}
+    noted = {**asdict(settings), **fingerprints, "num_parameters": model.num_parameters(), **run_record()}
     with training_log(folder / "logs" / "training.log"):
-        checkpoint = begin_run(run, _noted(settings, files, model), may_change=FREE_ON_RESUME)
+        checkpoint = begin_run(run, noted, may_change=FREE_ON_RESUME)
         if settings.resume == "never":
             for stale in [*folder.glob("checkpoint-*"), folder / "model.safetensors"]:
                 remove_path(stale)
         if (folder / run.results_file).is_file() and (folder / "model.safetensors").is_file():
-            logger.warning(
-                "%s holds this very run, finished: nothing to train (name another --output-dir for a new one)", folder
-            )
+            hint = "name another --output-dir for a new one"
+            logger.warning("%s holds this very run, finished: nothing to train (%s)", folder, hint)
             return json.loads((folder / run.results_file).read_text(encoding="utf-8"))
-        _fit(run, model, parts, settings, checkpoint)
+        fit_sums(run, model, parts, settings, checkpoint)
         save_arithmetic_model(model, folder)
-        return _test(model, tokenizer, files["test"], settings)
+        return grade_test_part(model, files["test"], settings)
 
 
-def _encode_parts(
-    files: dict[str, SumFile], tokenizer: PreTrainedTokenizerFast, settings: SumTrainingSettings
-) -> dict[str, EncodedSums]:
-    """The three parts as tokens, as many of them as the settings say."""
-    parts = {
-        part: encode_sums(file.examples, tokenizer, max_length=settings.max_length) for part, file in files.items()
-    }
+def encode_parts(files: dict[str, SumFile], settings: SumTrainingSettings) -> dict[str, EncodedSums]:
+    """The three parts as tensors, as much of them as the settings say."""
+    lines = {part: file.examples for part, file in files.items()}
+    lines["train"] = repeat_one_column_sums(lines["train"], settings.one_column_repeats)
     if settings.eval_examples != -1:
-        parts["val"] = parts["val"].select(torch.arange(min(settings.eval_examples, len(parts["val"]))))
-    parts["train"] = repeat_one_column_sums(parts["train"], files["train"].examples, settings.one_column_repeats)
-    return parts
+        lines["val"] = lines["val"][: settings.eval_examples]
+    weights = {"train": settings.problem_weight, "val": 0.0, "test": 0.0}
+    return {
+        part: encode_sums(lines[part], max_length=settings.max_length, problem_weight=weight)
+        for part, weight in weights.items()
+    }
 
 
-def _describe_sum_run(settings: SumTrainingSettings) -> Run:
+def describe_sum_run(settings: SumTrainingSettings) -> Run:
+    """Where the run lies and how it is kept."""
     has_key = bool(os.environ.get("WANDB_API_KEY")) and not settings.no_wandb
     return Run(
         folder=Path(settings.output_dir),
@@ -128,39 +119,19 @@ def _describe_sum_run(settings: SumTrainingSettings) -> Run:
     )
 
 
-def _noted(settings: SumTrainingSettings, files: dict[str, SumFile], model: PreTrainedModel) -> dict[str, Any]:
-    """What the run is begun with: a run can only be resumed where what decides its weights is the same."""
-    return {
-        **asdict(settings),
-        **{f"{part}_fingerprint": file.fingerprint for part, file in files.items()},
-        "num_parameters": count_parameters(model),
-        **run_record(),
-    }
-
-
-def _fit(
-    run: Run,
-    model: PreTrainedModel,
-    parts: dict[str, EncodedSums],
-    settings: SumTrainingSettings,
-    checkpoint: Path | None,
+def fit_sums(
+    run: Run, model: PreTrainedModel, parts: dict[str, EncodedSums], settings: SumTrainingSettings, resumed: Path | None
 ) -> None:
     """Train the model in place, from a checkpoint if there is one."""
     workers = min(settings.num_workers, os.cpu_count() or 1)
-    train = _loader(
-        parts["train"],
-        settings.batch_size,
-        problem_weight=settings.problem_weight,
-        seed=settings.seed,
-        num_workers=workers,
-    )
+    train = parts["train"].loader(settings.batch_size, seed=settings.seed, num_workers=workers)
     num_steps = settings.count_steps(len(parts["train"]))
     logger.info("training %s on %d examples: %d steps", settings.model_size, len(parts["train"]), num_steps)
     with quiet_lightning():
         trainer = build_run_trainer(
             run,
-            first_step=steps_done(checkpoint),
-            callbacks=[ExportedModels(folder=run.folder, every_n_steps=settings.save_steps, num_steps=num_steps)],
+            first_step=steps_done(resumed),
+            callbacks=[ExportedModels()],
             max_steps=num_steps,
             max_epochs=-(-num_steps // len(train)),
             precision="16-mixed" if settings.fp16 else "32-true",
@@ -172,39 +143,19 @@ def _fit(
         fit_run(
             run,
             trainer,
-            SumModule(model=model, settings=settings, num_steps=num_steps),
-            checkpoint=checkpoint,
+            SumModule(model=model, settings=settings),
+            checkpoint=resumed,
             train_dataloaders=train,
-            val_dataloaders=_loader(parts["val"], settings.eval_batch_size),
+            val_dataloaders=parts["val"].loader(settings.eval_batch_size),
         )
 
 
-def _loader(
-    sums: EncodedSums, batch_size: int, *, problem_weight: float = 0.0, seed: int = 0, num_workers: int = 0
-) -> ResumableLoader:
-    batches = LengthGroupedBatches(lengths=sums.lengths.tolist(), batch_size=batch_size, seed=seed)
-    dataset = SumBatches(sums=sums, problem_weight=problem_weight)
-    return ResumableLoader(dataset, batches=batches, num_workers=num_workers)
-
-
-def _test(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: SumFile, settings: SumTrainingSettings
-) -> dict[str, Any]:
+def grade_test_part(model: PreTrainedModel, data: SumFile, settings: SumTrainingSettings) -> dict[str, Any]:
     """Evaluate the test part and write `test_results.json`."""
-    started = time.perf_counter()
-    results = evaluate_sums(
-        model.to(default_device()),
-        tokenizer,
-        data,
-        batch_size=settings.eval_batch_size,
-        max_length=settings.max_length,
-        show_progress=True,
-    )
+    sizes = {"batch_size": settings.eval_batch_size, "max_length": settings.max_length}
+    results = evaluate_sums(model.to(default_device()), data, **sizes, show_progress=True)
     results = {**results, "seed": settings.seed, **run_record()}
     write_json(Path(settings.output_dir) / "test_results.json", results)
-    logger.info(
-        "test: exact match %.2f%%, token accuracy %.2f%% on %s problems (%.0f s); all in %s",
-        100 * results["exact_match"], 100 * results["token_accuracy"], f"{results['num_examples']:,}",
-        time.perf_counter() - started, settings.output_dir,
-    )  # fmt: skip
+    shares = [100 * results[name] for name in ("exact_match", "token_accuracy")]
+    logger.info("test: exact match %.2f%%, token accuracy %.2f%%; all in %s", *shares, settings.output_dir)
     return results
