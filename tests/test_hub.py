@@ -88,18 +88,20 @@ def test_the_upload_holds_exactly_what_loads(folder, stand_in, tmp_path, monkeyp
     assert {"config.json", "model.safetensors", "adapter/adapter_model.safetensors", "README.md"} <= set(files)
     assert stand_in["repo"] == ("me/model", {"private": False, "exist_ok": True})
     assert 'from_pretrained("me/model")' in stand_in["upload"]["README.md"].decode()
-    asked = {}
+    asked = []
 
-    def download(name: str, **options) -> str:
-        asked.update(options)
-        for path in filter_repo_objects(list(stand_in["upload"]), **options):
+    def download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        for path in filter_repo_objects(list(stand_in["upload"]), allow_patterns=allow_patterns):
             (tmp_path / "hub" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "hub" / path).write_bytes(stand_in["upload"][path])
         return str(tmp_path / "hub")
 
     monkeypatch.setattr(storage, "snapshot_download", download)
     tokenizer = make_tokenizer()
-    loaded = SmolLMv3WithTRM.from_pretrained("me/model", model_name=(make_base("smollm3", tokenizer), tokenizer))
+    base = make_base("smollm3", tokenizer), tokenizer
+    loaded = SmolLMv3WithTRM.from_pretrained("me/model", model_name=base, revision="v1")
+    assert asked == [("me/model", "v1")]
     original = make_model("smollm3", tokenizer)
     assert loaded.generate_with_thinking(QUESTION, max_new_tokens=6) == original.generate_with_thinking(
         QUESTION, max_new_tokens=6

@@ -211,3 +211,31 @@ def test_a_pipeline_answers_chat_messages_as_the_model_itself_does(reasoner):
     for question in QUESTIONS:
         found = ask([{"role": "user", "content": question}], max_new_tokens=8, return_full_text=False)
         assert found[0]["generated_text"] == model.generate_with_thinking(question, max_new_tokens=8)
+
+
+def test_a_pipeline_may_be_given_the_folder(tmp_path):
+    model = SmolLMv3WithTRM.from_base(
+        (nameless_base("smollm3", TOKENIZER), TOKENIZER), num_latents=2, reasoner_settings=SMALL_TRM
+    ).eval()
+    model.save_pretrained(tmp_path)
+    ask = pipeline("text-generation", model=str(tmp_path))
+    found = ask([{"role": "user", "content": QUESTIONS[0]}], max_new_tokens=6, return_full_text=False)
+    assert found[0]["generated_text"] == model.generate_with_thinking(QUESTIONS[0], max_new_tokens=6)
+
+
+def test_what_transformers_loading_takes_is_taken(tmp_path):
+    SmolLMv3WithTRM.from_base(
+        (nameless_base("smollm3", TOKENIZER), TOKENIZER), num_latents=2, reasoner_settings=SMALL_TRM
+    ).save_pretrained(tmp_path)
+    model = SmolLMv3WithTRM.from_pretrained(tmp_path, dtype="bfloat16", attn_implementation="eager")
+    assert model.dtype == torch.bfloat16 and model.model.language_model.config._attn_implementation == "eager"
+    with pytest.raises(UserMistake, match="dtype: choose 'auto', 'float32'"):
+        SmolLMv3WithTRM.from_pretrained(tmp_path, dtype="flot32")
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_a_half_precision_base_generates_under_autocast_with_every_cache(cache):
+    base = make_base("smollm3", TOKENIZER).to(torch.bfloat16)
+    model = SmolLMv3WithTRM.from_base((base, TOKENIZER), num_latents=4, reasoner_settings=SMALL_TRM).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(model.generate_with_thinking(QUESTIONS, max_new_tokens=4, cache_implementation=cache)) == 3

@@ -88,7 +88,7 @@ def test_replacing_the_reasoners_weights_changes_the_logits(model):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reasoner", ["trm", "compressor", "static", "pause", "coconut"])
 def test_every_trainable_tensor_has_had_a_gradient_after_one_step(reasoner, precision, checkpointing):
     model = make_model("smollm3", TOKENIZER, reasoner=reasoner).train()

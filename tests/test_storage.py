@@ -262,7 +262,7 @@ def test_a_moved_base_is_one_clear_line_and_may_be_given(tmp_path):
 
 def test_another_base_is_refused(saved):
     _, folder = saved
-    with pytest.raises(UserMistake, match="'twins/smollm3' is not the one .*: model_type is gpt2, not smollm3"):
+    with pytest.raises(UserMistake, match="'twins/gpt2' is not the one .*: model_type is gpt2, not smollm3"):
         SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base("gpt2"))
 
 

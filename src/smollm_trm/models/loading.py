@@ -35,6 +35,9 @@ def own_random_state() -> Any:
     return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
+BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
 class LoadedBase(NamedTuple):
     """A base taken apart."""
 
@@ -145,12 +148,17 @@ def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
 
 
 def load_base(
-    model_name: str, *, dtype: torch.dtype = torch.float32, tiny_texts: list[str] | None = None, seed: int = 0
+    model_name: str | BaseAndTokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tiny_texts: list[str] | None = None,
+    seed: int = 0,
 ) -> LoadedBase:
     """A Hugging Face decoder, its head and its tokenizer.
 
     Args:
-        model_name: a name on the Hub, a local folder, a GGUF file, or "tiny": a small SmolLM3 with random weights.
+        model_name: a name on the Hub, a local folder, a GGUF file, "tiny": a small SmolLM3 with random weights, or
+            a model and its tokenizer, which are taken as they are.
         dtype: of the weights.
         tiny_texts: what the tokenizer of "tiny" is trained on.
         seed: of the weights of "tiny".
@@ -158,6 +166,8 @@ def load_base(
     Raises:
         UserMistake: one line that says why the model could not be loaded and what to do.
     """
+    if not isinstance(model_name, str):
+        return take_apart(*model_name, model_name[0].config.name_or_path)
     if model_name == "tiny":
         if not tiny_texts:
             raise UserMistake("model_name='tiny' makes its tokenizer from the training texts: pass a dataset")

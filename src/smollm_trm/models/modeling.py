@@ -20,7 +20,7 @@ from smollm_trm.models.adapters import merge_adapter
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.prompt import Prompt, positions_of
 from smollm_trm.models.reasoners.known import build_reasoner
-from smollm_trm.models.reasoners.reasoner import Thought
+from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
 from smollm_trm.models.span import fill_slots, given_slots, whole_spans
 from smollm_trm.records import UserMistake
 
@@ -73,6 +73,14 @@ class LatentReasoningPreTrainedModel(PreTrainedModel):
         print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
 
+def fresh_reasoner(config: LatentReasoningConfig) -> Reasoner | None:
+    """The reasoner of a configuration, untrained; None for the baseline."""
+    if config.reasoner is None:
+        return None
+    shape = {"hidden_size": config.hidden_size, "depth": config.num_hidden_layers}
+    return build_reasoner(config.reasoner, config.reasoner_settings, num_latents=config.num_latents, **shape)
+
+
 def registered_for(auto_class: type) -> Callable[[type], type]:
     """Make one of transformers' `Auto*` classes know a model (again, where a notebook's cell is run twice)."""
 
@@ -90,15 +98,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
     def __init__(self, config: LatentReasoningConfig) -> None:
         super().__init__(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        self.reasoner = None
-        if config.reasoner is not None:
-            self.reasoner = build_reasoner(
-                config.reasoner,
-                config.reasoner_settings,
-                num_latents=config.num_latents,
-                hidden_size=config.hidden_size,
-                depth=config.num_hidden_layers,
-            )
+        self.reasoner = fresh_reasoner(config)
         self.post_init()
 
     @classmethod

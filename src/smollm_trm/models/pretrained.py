@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -32,6 +31,7 @@ from smollm_trm.models.adapters import (
 from smollm_trm.models.configuration import LatentReasoningConfig, refuse_unknown_names
 from smollm_trm.models.hub import model_card, push_model
 from smollm_trm.models.loading import (
+    BaseAndTokenizer,
     LoadedBase,
     anchor_embedding,
     default_device,
@@ -41,14 +41,13 @@ from smollm_trm.models.loading import (
     no_progress_bars,
     own_random_state,
     part_of_base,
-    take_apart,
     with_rows,
 )
 from smollm_trm.models.modeling import (
     CALIBRATION_QUESTIONS,
     LatentReasoningPreTrainedModel,
+    fresh_reasoner,
 )
-from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.storage import (
     REASONER_PREFIX,
     read_config,
@@ -58,8 +57,6 @@ from smollm_trm.models.storage import (
     weights_to_save,
 )
 from smollm_trm.records import UserMistake, first_line, write_text
-
-BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 class SavedBesideItsBase(LatentReasoningPreTrainedModel):
@@ -71,14 +68,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         with torch.device("meta"):
             model = cls(config)
         model.model.language_model, model.lm_head = base.decoder, base.head
-        if config.reasoner is not None:
-            model.model.reasoner = build_reasoner(
-                config.reasoner,
-                config.reasoner_settings,
-                num_latents=config.num_latents,
-                hidden_size=config.hidden_size,
-                depth=config.num_hidden_layers,
-            ).to(base.head.weight.device)
+        if model.use_trm:
+            model.model.reasoner = fresh_reasoner(config).to(base.head.weight.device)
         model.use_tokenizer(base.tokenizer)
         return model
 
@@ -105,10 +96,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """
         refuse_unknown_names(config)
         with own_random_state(), no_progress_bars():
-            if isinstance(model_name, str):
-                base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
-            else:
-                base = take_apart(*model_name, model_name[0].config.name_or_path)
+            base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
             training = config.setdefault("base_training", "lora")
             config.setdefault("base_model", "" if training == "full" else base.name)
             if config.get("reasoner", "trm") is not None:
@@ -135,6 +123,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         model_name: str | BaseAndTokenizer | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str = "auto",
+        attn_implementation: str | None = None,
+        revision: str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a saved model, on the base it names.
@@ -145,16 +135,19 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             model_name: another place of the same base, or the loaded base and its tokenizer, which stay as they are.
             dtype: of the base's weights; "auto" is bf16 or fp16 by the GPU's capability, and fp32 on a CPU.
             device: where to; "auto" is the GPU where there is one.
-            kwargs: what transformers' own loading passes on.
+            attn_implementation: "sdpa", "eager", ...; transformers' choice when None.
+            revision: on the Hub.
+            kwargs: what transformers' own loading passes on; not used.
 
         Raises:
             UserMistake: not such a folder, a tensor missing, unknown or of another shape.
         """
-        folder = saved_model_folder(pretrained_model_name_or_path)
+        folder = saved_model_folder(pretrained_model_name_or_path, revision)
         config = read_config(folder)
         device = default_device() if device == "auto" else torch.device(device)
-        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-        dtype = dtype or default_dtype(device)
+        dtype = default_dtype(device) if dtype in ("auto", None) else getattr(torch, str(dtype).split(".")[-1], None)
+        if not isinstance(dtype, torch.dtype):
+            raise UserMistake("dtype: choose 'auto', 'float32', 'bfloat16' or 'float16'")
         with own_random_state(), no_progress_bars():
             if model_name is None and not config.base_model:
                 model = cls._with_saved_base(folder, config, dtype)
@@ -165,6 +158,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         model.use_tokenizer(part_of_base(AutoTokenizer, str(folder)))
         model.generation_config = read_generation_config(folder) or model.generation_config
         model.freeze_base()
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
         return model.to(device).eval()
 
     @classmethod
@@ -195,11 +190,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype, model_name: str | BaseAndTokenizer
     ) -> Self:
         """A model on a base that lies elsewhere, with the reasoner from its folder."""
-        if isinstance(model_name, str):
-            base = load_base(model_name, dtype=dtype)
-        else:
-            base = take_apart(*model_name, config.base_model)
-        base = with_rows(base, config.vocab_size)
+        base = with_rows(load_base(model_name, dtype=dtype), config.vocab_size)
         found, wanted = base.decoder.config, config.text_config
         for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
             if getattr(found, name) != getattr(wanted, name):

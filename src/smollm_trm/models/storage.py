@@ -37,7 +37,7 @@ def local_model_folder(name: str | Path) -> Path | None:
     return next((folder for folder in (Path(name), Path(name) / "model") if is_saved_model(folder)), None)
 
 
-def saved_model_folder(name: str | Path) -> Path:
+def saved_model_folder(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a saved model: as given, `model/` in a training run's folder, or downloaded from the Hub.
 
     Raises:
@@ -49,7 +49,7 @@ def saved_model_folder(name: str | Path) -> Path:
     if Path(name).exists() or not looks_like_a_hub_name:
         return Path(name)
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(SHARED_FILES)))
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(SHARED_FILES)))
     except Exception as error:  # whatever the Hub's client and its transport raise, by version
         raise UserMistake(f"{name}: no such folder, and the Hub did not give it: {first_line(error)}") from error
 
