@@ -196,6 +196,20 @@ def test_a_user_s_generation_config_wins_and_slots_stay_suppressed():
     assert not bool((greedy[:, ids.shape[1] :] == slot).any())
 
 
+def test_a_generation_config_reaches_generate_with_thinking_too():
+    model = make_model("smollm3", TOKENIZER)
+    beams = {"num_beams": 3, "max_new_tokens": 5, "num_return_sequences": 2, **NO_END}
+    details = model.generate_with_thinking(QUESTIONS, generation_config=GenerationConfig(**beams), return_details=True)
+    assert [found.n_tokens for found in details] == [5] * 8
+    assert [found.text for found in details] == model.generate_with_thinking(QUESTIONS, **beams)
+    with pytest.raises(UserMistake, match="rethink=True works neither with beams"):
+        model.generate_with_thinking(QUESTIONS, rethink=True, generation_config=GenerationConfig(num_beams=2))
+    own = GenerationConfig(max_new_tokens=5)
+    assert model.generate_with_thinking(QUESTIONS, max_new_tokens=2, generation_config=own) == (
+        model.generate_with_thinking(QUESTIONS, max_new_tokens=2)
+    )
+
+
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
 def test_a_generated_slot_token_is_no_span(options):
     model = make_model("smollm3", TOKENIZER)

@@ -57,7 +57,12 @@ def fit_to_context(prompt: list[int], *, frame: int, max_new_tokens: int, contex
 
 
 def encode_prompts(
-    encoder: PromptEncoder, questions: Sequence[str], *, max_new_tokens: int, context_length: int
+    encoder: PromptEncoder,
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int,
+    context_length: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Prompts as a left-padded batch: ids and attention mask, `(B, L)`."""
     frame = len(encoder.encode_prompt(""))
@@ -67,7 +72,8 @@ def encode_prompts(
         )
         for question in questions
     ]
-    return pad_left(rows, padding_token_id(encoder.tokenizer))
+    ids, mask = pad_left(rows, padding_token_id(encoder.tokenizer))
+    return ids.to(device), mask.to(device)
 
 
 def single_think_token(encoder: PromptEncoder) -> int | None:
@@ -150,14 +156,11 @@ def generate_completions(
 ) -> list[Completion]:
     """See `SmolLMv3WithTRM.generate_with_thinking`."""
     encoder, thinking = model.encoder, {"n_steps": n_steps, "halting": halting}
-    budget = {"max_new_tokens": max_new_tokens, "context_length": model.config.max_position_embeddings}
-    ids, mask = (part.to(model.device) for part in encode_prompts(encoder, questions, **budget))
-    latents = None
-    if model.use_trm:
-        donor_ids, donor_mask = (ids, mask) if latents_from is None else (
-            part.to(model.device) for part in encode_prompts(encoder, latents_from, **budget)
-        )  # fmt: skip
-        latents = model.latents_for(donor_ids, donor_mask, **thinking)
+    context = {"context_length": model.config.max_position_embeddings, "device": model.device}
+    budget = {**context, "max_new_tokens": max_new_tokens}
+    ids, mask = encode_prompts(encoder, questions, **budget)
+    donors = (ids, mask) if latents_from is None else encode_prompts(encoder, latents_from, **budget)
+    latents = model.latents_for(*donors, **thinking) if model.use_trm else None
     special = generate_kwargs.get("num_beams", 1) > 1 or generate_kwargs.get("streamer") is not None
     if rethink and special:
         raise UserMistake("rethink=True works neither with beams nor with a streamer: leave num_beams and streamer out")
@@ -168,7 +171,7 @@ def generate_completions(
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     if think_id is not None:
         generate_kwargs["eos_token_id"] = [*ends, think_id]
-    given = {} if latents is None else {"latents": latents}
+    given = {"latents": latents} if model.use_trm else {}
     output = model.generate(ids, attention_mask=mask, **given, max_new_tokens=max_new_tokens, **generate_kwargs)
     completions = [ended_at(row, [*ends, think_id]) for row in output[:, ids.shape[1] :].tolist()]
     for index, written in enumerate(completions if think_id is not None else []):

@@ -36,8 +36,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
 
     def __init__(self, config: LatentReasoningConfig) -> None:
         table = "wte" if config.text_config.model_type == "gpt2" else "embed_tokens"
-        tied = {"lm_head.weight": f"model.language_model.{table}.weight"} if config.tie_word_embeddings else {}
-        self._tied_weights_keys = tied
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{table}.weight"}
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         self.model = LatentReasoningModel(config)
@@ -209,7 +208,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         self,
         prompts: str | Sequence[str],
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         latents_from: Sequence[str] | None = None,
         rethink: bool | None = None,
         n_steps: int | None = None,
@@ -223,7 +222,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
 
         Args:
             prompts: one question or several.
-            max_new_tokens: tokens to generate at most.
+            max_new_tokens: tokens to generate at most; 256 unless a `generation_config` says otherwise.
             latents_from: other questions whose latents are put in instead (the shuffled control).
             rethink: whether a `<think>` of the model's own gets a span; None: yes, except with beams or a streamer.
             n_steps: supervision steps; all when None.
@@ -239,9 +238,14 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         """
         if self.tokenizer is None:
             raise UserMistake("this model has no tokenizer: load it with from_pretrained, or call use_tokenizer first")
+        if (given := generate_kwargs.pop("generation_config", None)) is not None:
+            generate_kwargs = {**given.to_diff_dict(), **generate_kwargs}
+        limit = generate_kwargs.pop("max_new_tokens", 256)
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
         options = {"latents_from": latents_from, "rethink": rethink, "n_steps": n_steps, "halting": halting}
-        found = generate_completions(self, questions, max_new_tokens=max_new_tokens, **options, **generate_kwargs)
+        found = generate_completions(
+            self, questions, max_new_tokens=max_new_tokens or limit, **options, **generate_kwargs
+        )
         if return_details:
             return found
         texts = [completion.text for completion in found]
