@@ -6,6 +6,7 @@ A saved folder holds `config.json`, the reasoner in `model.safetensors`, the LoR
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -82,6 +83,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         dtype: torch.dtype = torch.float32,
         tiny_texts: list[str] | None = None,
         seed: int = 0,
+        calibration: Sequence[str] = CALIBRATION_QUESTIONS,
         **config: Any,
     ) -> Self:
         """A base with a fresh adapter and a fresh reasoner.
@@ -92,6 +94,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             dtype: of the base's weights; adapter and reasoner are fp32.
             tiny_texts: see `load_base`.
             seed: of every new weight; the global random state is left as it was.
+            calibration: questions that a fresh reasoner's statistics are measured on; none leaves it to training.
             config: fields of `LatentReasoningConfig`, such as `reasoner`, `num_latents`, `target`.
         """
         refuse_unknown_names(config)
@@ -112,7 +115,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             model.freeze_base()
             if model.reasoner is not None:
                 model.reasoner.start_near(base.decoder.get_input_embeddings().weight.detach(), anchor_embedding(base))
-                model.fit_reasoner(CALIBRATION_QUESTIONS)
+                if calibration:
+                    model.fit_reasoner(calibration)
         return model
 
     @classmethod

@@ -101,6 +101,7 @@ def build_module(
         dtype=torch.float32 if settings.base_training == "full" else dtype,
         tiny_texts=texts,
         seed=settings.seed,
+        calibration=(),
         **settings.model_config(),
     )
     if settings.gradient_checkpointing:
