@@ -22,10 +22,14 @@ from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 
 DEMO_ARMS: dict[str, dict[str, Any]] = {
-    "LoRA": {"use_trm": False, "learning_rate": 1e-3},
-    "LoRA + TRM": {"learning_rate": 1e-3, "trm_learning_rate": 3e-3},
+    "LoRA": {"use_trm": False, "learning_rate": 3e-3},
+    "LoRA + TRM": {
+        "learning_rate": 2e-3,
+        "trm_learning_rate": 4e-3,
+        "trm_kwargs": {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1},
+    },
 }
-"""Each at the best learning rate of a small grid."""
+"""Each at the best learning rates of a small grid (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +46,9 @@ class DemoSize:
     """Held-out problems that the arms answer."""
     base_problems: int = 500
     """Of them, those that the base answers with its chain."""
-    base_steps: int = 1500
+    base_steps: int = 1200
     """Training steps of the base from scratch."""
-    arm_steps: int = 700
+    arm_steps: int = 800
     """Training steps of LoRA only and of LoRA + TRM."""
     batch_size: int = 32
     """Rows per step."""
@@ -81,7 +85,7 @@ def run_demo(
     print(f"1/3  a base from scratch: {size.base_steps} steps on {size.train_problems} word problems")
     train_gsm8k(
         **common,
-        **steps_and_saves(size.base_steps),
+        **length_of(size.base_steps, size.batch_size),
         progress=progress,
         model_name="tiny",
         base_training="full",
@@ -90,7 +94,7 @@ def run_demo(
         output_dir=str(folder / "base"),
     )
     common |= {
-        **steps_and_saves(size.arm_steps),
+        **length_of(size.arm_steps, size.batch_size),
         "model_name": str(folder / "base" / "model"),
         "target": "answer",
         "num_latents": size.num_latents,
@@ -114,9 +118,15 @@ def run_demo(
     return comparison
 
 
-def steps_and_saves(steps: int) -> dict[str, int]:
-    """Settings of a run of so many steps with two validations."""
-    return {"max_steps": steps, "val_check_interval": max(1, steps // 2), "save_every_n_steps": max(1, steps // 2)}
+def length_of(steps: int, batch_size: int) -> dict[str, int]:
+    """Settings of a run of so many steps with two validations, on no more rows than it reads."""
+    half = max(1, steps // 2)
+    return {
+        "max_steps": steps,
+        "max_samples": steps * batch_size,
+        "val_check_interval": half,
+        "save_every_n_steps": half,
+    }
 
 
 def run_name(arm: str) -> str:
