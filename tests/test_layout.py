@@ -8,6 +8,8 @@ import torch
 from peft import LoraConfig
 from tokenizers import Tokenizer
 from transformers import (
+    BertConfig,
+    BertModel,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
@@ -161,8 +163,9 @@ def test_a_base_whose_head_is_more_than_a_linear_layer_is_refused_by_name(tmp_pa
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     base = GemmaForCausalLM(GemmaConfig(vocab_size=len(TOKENIZER), **shape, num_key_value_heads=1, head_dim=8))
     base.save_pretrained(tmp_path), TOKENIZER.save_pretrained(tmp_path)
-    for given in ((base, TOKENIZER), str(tmp_path)):
-        with pytest.raises(UserMistake, match="'gemma' is not supported: choose one of smollm3, llama, qwen2"):
+    bert = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48))
+    for given in ((base, TOKENIZER), str(tmp_path), (bert, TOKENIZER)):
+        with pytest.raises(UserMistake, match="'(gemma|bert)' is not supported: choose one of smollm3, llama, qwen2"):
             SmolLMv3WithTRM.from_base(given)
 
 

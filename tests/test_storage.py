@@ -228,6 +228,17 @@ def test_notes_survive_a_reload_and_a_merge(tmp_path):
     assert SmolLMv3WithTRM.from_pretrained(tmp_path / "merged").config.notes == loaded.config.notes
 
 
+def test_a_model_saved_before_a_setting_was_there_still_loads(saved):
+    _, folder = saved
+    content = json.loads((folder / "config.json").read_text())
+    for name in ("keep_annotations", "think", "notes"):
+        del content[name]
+    del content["reasoner_settings"]["branch_scale"]
+    (folder / "config.json").write_text(json.dumps(content))
+    loaded = SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base())
+    assert loaded.encoder.think and not loaded.encoder.keep_annotations
+
+
 def test_a_tiny_base_with_an_adapter_comes_back_as_it_was(tmp_path):
     texts = [f"{row['question']} {row['answer']}" for row in ROWS]
     for seed in (1, 3):  # the second over the first: a folder's own base is the model's

@@ -89,13 +89,7 @@ def merge_adapter(decoder: PreTrainedModel) -> bool:
 
 
 def save_adapter(decoder: PreTrainedModel, folder: Path, *, base_model: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors.
-
-    Args:
-        decoder: with its adapter.
-        folder: made if need be.
-        base_model: the base's name on the Hub, or empty; a local path would mean nothing elsewhere.
-    """
+    """Write adapter_config.json, with the base's name on the Hub if it has one, and adapter_model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     config = decoder.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base_model or None, False

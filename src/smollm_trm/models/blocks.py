@@ -16,15 +16,7 @@ from smollm_trm.records import UserMistake
 
 
 def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
-    """Scale the last dimension to root mean square 1, computed in fp32, without a weight.
-
-    Args:
-        states: any shape `(..., D)`.
-        eps: added to the mean square.
-
-    Returns:
-        The same shape and dtype.
-    """
+    """Scale the last dimension of `(..., D)` to root mean square 1, computed in fp32, without a weight."""
     return F.rms_norm(states.float(), states.shape[-1:], eps=eps).to(states.dtype)
 
 
@@ -45,14 +37,7 @@ def lecun_linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 def rotary_tables(length: int, head_dim: int, like: Tensor, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosine and sine `(T, head_dim)` of the rotary position embedding for positions 0, 1, 2, ... T - 1.
-
-    Args:
-        length: T.
-        head_dim: size of one attention head, even.
-        like: a tensor whose device and dtype the tables take.
-        theta: base of the wavelengths.
-    """
+    """Cosine and sine `(T, head_dim)` of the rotary position embedding, on the device and in the dtype of `like`."""
     steps = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32) / head_dim
     angles = torch.outer(torch.arange(length, device=like.device, dtype=torch.float32), theta**-steps)
     angles = torch.cat([angles, angles], dim=-1)
@@ -169,12 +154,8 @@ class TinyRecursiveNetwork(nn.Module):
     """The network of the recursion: a short stack of `TransformerBlock`.
 
     Args:
-        dim: width D of the states.
         n_layers: number of blocks (the paper found 2 better than 4).
-        n_heads: attention heads of each block.
-        dropout: see `TransformerBlock`.
-        mlp_width: see `TransformerBlock`.
-        branch_scale: see `TransformerBlock`.
+        dim, n_heads, dropout, mlp_width, branch_scale: of each block.
     """
 
     def __init__(

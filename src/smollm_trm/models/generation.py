@@ -116,8 +116,7 @@ def think_again(
         latents: `(1, M, D)` of that span.
         think_id: the token that asks for another span; one of the stop tokens.
         max_new_tokens: tokens still to be generated; fewer where the context is full.
-        n_steps: supervision steps; all when None.
-        halting: see `chosen_latents`.
+        n_steps, halting: see `SmolLMv3WithTRM.latents_for`.
         generate_kwargs: for `generate()`, with the stop tokens.
 
     Returns:

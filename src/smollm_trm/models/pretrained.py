@@ -238,13 +238,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 parameter.requires_grad_(full)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Write configuration, reasoner, adapter, tokenizer and card; the base only where it is nowhere else.
-
-        Args:
-            save_directory: made if need be.
-            args: as in transformers.
-            kwargs: as in transformers.
-        """
+        """Write configuration, reasoner, adapter, tokenizer and card; the base only where it is nowhere else."""
         folder = Path(save_directory)
         kwargs["state_dict"] = weights_to_save(self)
         with no_progress_bars():
@@ -258,13 +252,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         write_text(folder / "README.md", model_card(self.config))
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> list[str]:
-        """Save to a temporary folder and upload it, with a card that states what was measured.
-
-        Args:
-            repo_id: "owner/name".
-            private: whether a new repository is private.
-            kwargs: for `push_model`.
-        """
+        """Save to a temporary folder and upload it; see `push_model`."""
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return push_model(folder, repo_id, private=private, **kwargs)

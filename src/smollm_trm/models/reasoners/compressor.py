@@ -39,12 +39,7 @@ class CompressorSettings(ScaleSettings):
 
 
 class StateStandardizer(nn.Module):
-    """Hidden states of several layers side by side, every dimension with mean 0 and deviation 1.
-
-    Args:
-        n_layers: layers read.
-        hidden_size: D.
-    """
+    """Hidden states of several layers side by side, every dimension with mean 0 and deviation 1."""
 
     def __init__(self, *, n_layers: int, hidden_size: int) -> None:
         super().__init__()
@@ -107,14 +102,7 @@ class CompressedReader(Reasoner):
     def reason(
         self, hidden_states: list[Tensor], mask: Tensor, *, n_steps: int | None, gradient_at_every_step: bool
     ) -> list[Thought]:
-        """From hidden states to thoughts: here the compressed question itself.
-
-        Args:
-            hidden_states: the layers read, each `(B, L, D)`.
-            mask: `(B, L)`, True = real.
-            n_steps: see `think`.
-            gradient_at_every_step: see `think`.
-        """
+        """From the layers read, each `(B, L, D)`, to thoughts: here the compressed question itself."""
         return [Thought(self.to_latents(self.compress(hidden_states, mask)))]
 
     def think(
