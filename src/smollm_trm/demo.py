@@ -59,14 +59,7 @@ class DemoSize:
 def run_demo(
     *, output_dir: str = "outputs/demo", seed: int = 0, progress: bool = True, size: DemoSize | None = None
 ) -> Comparison:
-    """Run it all, print the table, and leave everything in `output_dir`; run again, it goes on where it stopped.
-
-    Args:
-        output_dir: data, runs, predictions, plots and models go here.
-        seed: of problems, weights and order.
-        progress: show progress.
-        size: how much to do.
-    """
+    """Run it all, print the table, and leave everything in `output_dir`; run again, it goes on where it stopped."""
     size, folder = size or DemoSize(), Path(output_dir)
     data = folder / "data"
     write_word_problems(data, train=size.train_problems, test=size.test_problems, seed=seed, settings=size.problems)

@@ -65,11 +65,7 @@ def extract_strict_answer(text: str) -> str | None:
 
 
 def extract_answer(text: str) -> str | None:
-    """The final answer of a generated text as a normalised number (`-1234.5`, `1/3`), or None if it has none.
-
-    Args:
-        text: the generated text only. A prompt in it would let numbers of the question pass for answers.
-    """
+    """The final answer of a generated text as a normalised number (`-1234.5`, `1/3`), or None if it has none."""
     text = _tidied(text)
     for found in (_number_after_hashes(text), _number_after_mark(text)):
         if found is not None:
@@ -80,11 +76,6 @@ def extract_answer(text: str) -> str | None:
 
 def is_correct(text: str, gold: str, *, strict: bool = False) -> bool:
     """Whether the final answer of `text` has the value of `gold`.
-
-    Args:
-        text: a generated text.
-        gold: `#### n`, `n`, or a whole solution that ends so.
-        strict: accept an answer after `####` only.
 
     Raises:
         UserMistake: the gold answer holds no number.

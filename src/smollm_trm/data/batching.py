@@ -56,15 +56,6 @@ class LengthGroupedBatches(Sampler[list[int]]):
     then the batches are shuffled. Several processes (`world_size`) take turns batch by batch: together they see the
     rows that one process sees with `world_size` times the batch size. Every index is given exactly once per epoch; a
     process for which an epoch's last rows do not suffice gets an empty batch there.
-
-    Args:
-        lengths: tokens of each example.
-        batch_size: rows of a batch, per process.
-        seed: of the order.
-        world_size: number of processes.
-        rank: this process's number.
-        accumulate: batches of an optimizer step; the last step of an epoch may have fewer.
-        stretch: batches per stretch; more means less padding and less chance.
     """
 
     def __init__(

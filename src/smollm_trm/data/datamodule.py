@@ -72,14 +72,7 @@ class GSM8KDataset(Dataset):
 
 
 class ResumableLoader(DataLoader):
-    """A loader of whole batches that can say and be told how far it is.
-
-    Args:
-        dataset: `dataset[rows]` is a batch, a dictionary.
-        batches: which rows, in which order.
-        num_workers: loader processes.
-        totals: from the rows of a whole optimizer step to what each of its batches is told about that step.
-    """
+    """A loader of whole batches that can say and be told how far it is."""
 
     def __init__(
         self,

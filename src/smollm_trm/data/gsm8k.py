@@ -64,11 +64,6 @@ def source_name(source: str) -> str:
 def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSplits:
     """Load GSM8K, or files of its format, and split it.
 
-    Args:
-        data_dir: folder with `train.jsonl` and `test.jsonl`; without it the environment variable GSM8K_DIR,
-            and without that the Hub.
-        seed: of the shuffle before the 80/20 cut.
-
     Raises:
         FileNotFoundError: the folder or a file is missing, or the Hub cannot be reached.
         UserMistake: a file is empty, or a row is bad (named by file and line).

@@ -25,11 +25,6 @@ _BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\
 class ReasoningDataset(Dataset):
     """Rows `{"question", "answer"}` with every answer ending in `#### number`.
 
-    Args:
-        source: a file (.json, .jsonl, .csv), a Hub name ("owner/name"), or rows.
-        hub_config: the configuration of a dataset on the Hub, where it has several ("main").
-        hub_split: which part of a dataset on the Hub.
-
     Raises:
         FileNotFoundError: the file is missing, or the Hub cannot be reached.
         UserMistake: no rows at all, or a bad row: a column missing or empty, an answer without a final number,

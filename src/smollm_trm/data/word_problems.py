@@ -50,11 +50,6 @@ def generate_word_problems(
 ) -> list[dict[str, str]]:
     """Make problems `{"question", "answer"}`, no two with the same normalised question.
 
-    Args:
-        count: how many, at least 1.
-        seed: same seed and settings, same problems; a longer list starts with the shorter one.
-        settings: difficulty; defaults to 1-3 steps with numbers up to 20.
-
     Raises:
         UserMistake: a count below 1, or more problems than these settings can tell apart.
     """
@@ -81,15 +76,7 @@ def generate_word_problems(
 def write_word_problems(
     folder: str | Path, *, train: int, test: int, seed: int, settings: WordProblemSettings | None = None
 ) -> Path:
-    """Write `train.jsonl` and `test.jsonl`, the two files that GSM8K is loaded from, and return the folder.
-
-    Args:
-        folder: where to; made if missing.
-        train: number of training problems.
-        test: number of test problems; none of them stands in the training file.
-        seed: see `generate_word_problems`, as for `settings`.
-        settings: their difficulty.
-    """
+    """Write `train.jsonl` and `test.jsonl`, the two files that GSM8K is loaded from, and return the folder."""
     for name, number in (("train", train), ("test", test)):
         if number < 1:
             raise UserMistake(f"{name} {number}: at least 1 word problem must be asked for.")

@@ -108,10 +108,6 @@ def points_with_interval(difference: PairedDifference) -> str:
 def compare_arms(results: Mapping[str, dict | str | Path], *, baseline: str | None = None) -> Comparison:
     """Compare arms that were evaluated on the same problems; `X, latents shuffled` is the shuffled twin of arm `X`.
 
-    Args:
-        results: per arm what `evaluate_gsm8k` returned, or the path of its predictions.
-        baseline: arm to take differences from; the first when None.
-
     Raises:
         UserMistake: no arms, an unknown name, or arms evaluated on different problems.
     """

@@ -50,19 +50,6 @@ def evaluate_gsm8k(
 ) -> dict:
     """Let a model answer problems, and grade it.
 
-    Args:
-        model: anything whose `generate_with_thinking(questions, return_details=True, ...)` gives a list of objects
-            with `text`, `n_tokens` and `cut_off`.
-        dataset: rows `{question, answer}`, the answer ending in `#### n` or nothing but a number.
-        max_samples: answer only the first so many problems; all when None.
-        batch_size: texts generated at once.
-        max_new_tokens: limit of each text; when None, the longest gold completion and a little more.
-        latents: "own", or "shuffled": each problem gets the latents of another, drawn by `seed`.
-        samples_per_problem: texts per problem; above 1 they are sampled and the commonest answer counts.
-        seed: of the sampling and of the shuffle.
-        predictions_path: JSONL file that every prediction goes to; an unfinished one is continued.
-        generation_kwargs: passed on to `generate()`; greedy unless `do_sample=True`.
-
     Returns:
         `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `examples` (the first 10),
         `tokens_per_second`, `seconds`, `cut_off` (texts that used all tokens without ending), `correct_by_problem`,

@@ -36,12 +36,6 @@ def fit_to_context(prompt: list[int], *, frame: int, max_new_tokens: int, contex
 
     A prompt that fits is never touched.
 
-    Args:
-        prompt: ids, with the span.
-        frame: tokens of a prompt without a question.
-        max_new_tokens: tokens to be generated.
-        context_length: the base's positions.
-
     Raises:
         UserMistake: the question would be truncated whole.
     """
@@ -83,12 +77,7 @@ def single_think_token(encoder: PromptEncoder) -> int | None:
 
 
 def chosen_latents(thoughts: list[Thought], *, halting: bool) -> Tensor:
-    """Latents `(B, M, D)` of the last supervision step.
-
-    Args:
-        thoughts: one per step.
-        halting: take each row's first step at which its halting head says stop, if there is such a head.
-    """
+    """Latents `(B, M, D)` of the last supervision step."""
     if not halting or thoughts[0].halting_logit is None:
         return thoughts[-1].latents
     stop = torch.stack([thought.halting_logit for thought in thoughts], dim=1) > 0  # (B, S)
@@ -109,15 +98,6 @@ def think_again(
     **generate_kwargs: Any,
 ) -> list[int]:
     """Go on with a row for as long as it ends in a `<think>` of its own: append a span, fill it, generate.
-
-    Args:
-        model: a `SmolLMv3WithTRM`.
-        row: unpadded ids: prompt with its span, and what was generated.
-        latents: `(1, M, D)` of that span.
-        think_id: the token that asks for another span; one of the stop tokens.
-        max_new_tokens: tokens still to be generated; fewer where the context is full.
-        n_steps, halting: see `SmolLMv3WithTRM.latents_for`.
-        generate_kwargs: for `generate()`, with the stop tokens.
 
     Returns:
         The row with what was added, spans included.

@@ -63,13 +63,7 @@ def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository
 
 
 def add_evaluation(folder: str | Path, part: str, result: Mapping[str, Any]) -> None:
-    """Note an evaluation in a saved model's configuration, for its card.
-
-    Args:
-        folder: what `save_pretrained` wrote.
-        part: "dev" or "test", with the arm's name if need be.
-        result: what `evaluate_gsm8k` returned.
-    """
+    """Note an evaluation in a saved model's configuration, for its card."""
     path = Path(folder) / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
     kept = {name: result[name] for name in ("accuracy", "correct", "total", "interval")}

@@ -123,14 +123,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
     def prompt_before(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Tensor, earlier_latents: Tensor | None = None
     ) -> Prompt:
-        """What stands before the slots, moved so that all rows end in the last column.
-
-        Args:
-            input_ids: `(B, L)`.
-            attention_mask: `(B, L)`.
-            slots: `(B, L)` of bool, the span that is to be filled.
-            earlier_latents: `(B, K, D)` of spans before it.
-        """
+        """What stands before the slots, moved so that all rows end in the last column."""
         starts = slots.int().argmax(1)  # (B,)
         longest = int(starts.max())
         columns = starts[:, None] - longest + torch.arange(longest, device=starts.device)  # (B, longest)

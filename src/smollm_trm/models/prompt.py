@@ -12,21 +12,12 @@ from transformers import Cache, DynamicCache
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Position ids `(B, L)` of left- or right-padded rows: real tokens count from 0, padding gets what is near.
-
-    Args:
-        mask: `(B, L)`, nonzero = real.
-    """
+    """Position ids `(B, L)` of left- or right-padded rows: real tokens count from 0, padding gets what is near."""
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> list[Tensor]:
     """The hidden states that `output_hidden_states=True` has at these depths, without keeping the others in memory.
-
-    Args:
-        decoder: a Hugging Face decoder without its head.
-        depths: rising; k is what layer k (from 0) gets, and the number of layers is what the decoder returns, normed.
-        inputs: for the decoder.
 
     Returns:
         A tensor `(B, L, D)` per depth.

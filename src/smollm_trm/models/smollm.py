@@ -103,14 +103,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         n_steps: int | None = None,
         halting: bool = False,
     ) -> Tensor:
-        """Latents `(B, M, D)` for prompts with a span.
-
-        Args:
-            input_ids: `(B, L)`.
-            attention_mask: `(B, L)`; all real when None.
-            n_steps: supervision steps; all when None.
-            halting: take each row's first step at which its halting head says stop, instead of the last.
-        """
+        """Latents `(B, M, D)` for prompts with a span."""
         return chosen_latents(self.think(input_ids, attention_mask, n_steps=n_steps), halting=halting)
 
     def forward(

@@ -103,10 +103,6 @@ def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
 def read_weights(folder: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `model.safetensors`, just those that are wanted.
 
-    Args:
-        folder: of the saved model.
-        wanted: tensors of the same names and shapes.
-
     Raises:
         UserMistake: damaged, or the first missing, unknown or differently shaped tensor.
     """

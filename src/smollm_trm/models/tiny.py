@@ -24,12 +24,7 @@ WORD_PATTERN = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 
 
 def train_tiny_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with SmolLM3's special tokens, trained on these texts.
-
-    Args:
-        texts: what to learn merges from.
-        vocab_size: upper limit, special tokens included.
-    """
+    """A byte-level tokenizer with SmolLM3's special tokens, trained on these texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -64,16 +59,7 @@ def build_tiny_model(
     intermediate_size: int = 384,
     seed: int = 0,
 ) -> SmolLM3ForCausalLM:
-    """SmolLM3 with random weights at a small size.
-
-    Args:
-        tokenizer: gives the vocabulary and the ids of the special tokens.
-        hidden_size: width of the model.
-        n_layers: decoder layers.
-        n_heads: attention heads; half as many key-value heads.
-        intermediate_size: width of the feed-forward layers.
-        seed: of the weights; the global random state is left as it was.
-    """
+    """SmolLM3 with random weights at a small size."""
     config = SmolLM3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

@@ -48,12 +48,7 @@ class StateStandardizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, layers: list[Tensor], mask: Tensor) -> None:
-        """Measure over the real tokens, each row's first (an attention sink) left out.
-
-        Args:
-            layers: each `(B, L, D)`.
-            mask: `(B, L)`, True = real.
-        """
+        """Measure over the real tokens, each row's first (an attention sink) left out."""
         counted = mask & (mask.cumsum(1) > 1)
         tokens = torch.stack([layer[counted].float() for layer in layers])  # (n, T, D)
         if tokens.shape[1] > 1:

@@ -48,15 +48,7 @@ def complete_settings(name: str, given: Mapping[str, Any] | None) -> dict[str, A
 def build_reasoner(
     name: str, settings: Mapping[str, Any], *, num_latents: int, hidden_size: int, depth: int
 ) -> Reasoner:
-    """A fresh reasoner.
-
-    Args:
-        name: a key of `REASONERS`.
-        settings: fields of the reasoner's `Settings`.
-        num_latents: M.
-        hidden_size: D of the base.
-        depth: number of the base's layers.
-    """
+    """A fresh reasoner."""
     if num_latents < 1:
         raise UserMistake(f"num_latents={num_latents}: must be at least 1; for no latents at all set use_trm=False")
     kind = reasoner_class(name)

@@ -109,10 +109,6 @@ class LatentScale(nn.Module):
 
     States of a normed module are far larger than token embeddings, and all-zero latents are not neutral either (they
     take attention away): the anchor is the embedding of a token that changes little where it stands.
-
-    Args:
-        hidden_size: D.
-        gain: the start value of the (learned) gain.
     """
 
     def __init__(self, *, hidden_size: int, gain: float) -> None:
