@@ -1,12 +1,13 @@
 """What a tiny twin cannot show: the same promises on SmolLM2-135M's real weights (`make test` fetches them)."""
 
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from twins import ROWS
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from smollm_trm.data.batching import collate_examples, supervised_columns
 from smollm_trm.data.prompts import padding_token_id
@@ -15,6 +16,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _smollm2 import smollm2_folder  # noqa: E402
 
+ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "gsm8k_sample.jsonl").open(encoding="utf-8")]
 QUESTION = "Tom has 3 bags of 4 apples. He eats 2. How many are left?"
 
 
@@ -26,46 +28,55 @@ def folder() -> str:
     return str(found)
 
 
-def make_batch(model: SmolLMv3WithTRM, count: int = 12) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def plain(folder) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def on_the_base(folder, plain) -> Callable[..., SmolLMv3WithTRM]:
+    """Models around one and the same frozen base, which is loaded once."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda **config: SmolLMv3WithTRM.from_base((plain, tokenizer), base_training="frozen", **config).eval()
+
+
+def make_batch(model: SmolLMv3WithTRM, count: int = 24) -> dict[str, torch.Tensor]:
     return collate_examples([model.encoder.encode(row) for row in ROWS[:count]], padding_token_id(model.tokenizer))
 
 
 @torch.no_grad()
 def loss_of(model: SmolLMv3WithTRM) -> float:
-    batch = make_batch(model.eval())
+    batch = make_batch(model)
     return float(model(**batch, logits_to_keep=supervised_columns(batch["labels"])).loss)
 
 
-def test_the_lora_control_is_the_real_base_bit_for_bit(folder):
-    model = SmolLMv3WithTRM.from_base(folder, reasoner=None).eval()
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+def test_the_control_is_the_real_base_bit_for_bit(plain, on_the_base):
+    model = on_the_base(reasoner=None)
     ids = torch.tensor([model.encoder.encode_prompt(QUESTION)])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, plain(ids).logits)
 
 
-def test_an_untuned_base_is_asked_without_a_think_block(folder):
-    model = SmolLMv3WithTRM.from_base(folder, reasoner=None, base_training="frozen", think=False)
-    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    asked = tokenizer(f"Question: {QUESTION}\nAnswer:", return_tensors="pt")
-    written = plain.generate(**asked, max_new_tokens=24, do_sample=False)[0, asked["input_ids"].shape[1] :]
-    assert model.generate_with_thinking(QUESTION, max_new_tokens=24) == tokenizer.decode(
-        written, skip_special_tokens=True
-    )
+def test_an_untuned_base_is_asked_without_a_think_block(plain, on_the_base):
+    model = on_the_base(reasoner=None, think=False)
+    asked = model.tokenizer(f"Question: {QUESTION}\nAnswer:", return_tensors="pt")
+    row = plain.generate(**asked, max_new_tokens=16, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    written = model.tokenizer.decode(row, skip_special_tokens=True)
+    assert model.generate_with_thinking(QUESTION, max_new_tokens=16) == written
 
 
 @pytest.mark.parametrize(("num_latents", "nats"), [(16, 0.05), (64, 0.15)])
-def test_at_the_start_the_model_is_close_to_the_real_base(folder, num_latents, nats):
-    tuned_by_nothing = loss_of(SmolLMv3WithTRM.from_base(folder, reasoner=None))
-    model = SmolLMv3WithTRM.from_base(folder, num_latents=num_latents)
-    assert loss_of(model) - tuned_by_nothing <= nats
+def test_at_the_start_the_model_is_close_to_the_real_base(on_the_base, num_latents, nats):
+    control = loss_of(on_the_base(reasoner=None))
+    model = on_the_base(num_latents=num_latents)
+    assert loss_of(model) - control <= nats
     model.reasoner.scale.gain.data.fill_(20.0)  # the check can fail: latents as large as normed states
-    assert loss_of(model) - tuned_by_nothing > nats
+    assert loss_of(model) - control > nats
 
 
 def test_three_steps_lower_the_loss_and_a_saved_model_answers_as_before(folder, tmp_path):
     model = SmolLMv3WithTRM.from_base(folder, num_latents=16, target="answer").train()
-    batch = make_batch(model, count=8)
+    batch = make_batch(model, count=6)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(4):
