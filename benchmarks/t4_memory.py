@@ -261,9 +261,9 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
             train_once(model, optimizer, batch_of(model, run.batch_size))
         model.eval()
         with counter.phase("validation", peaks), torch.no_grad(), autocast:
-            average.swap_in(model)
+            average.swap(model)
             lightning_module(model).answer_from(batch_of(model, run.eval_batch_size), None)
-            average.swap_out(model)
+            average.swap(model)
         if generation:
             del optimizer, average
             with counter.phase("generation", peaks), torch.no_grad():

@@ -21,7 +21,6 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from smollm_trm.records import UserMistake, first_line, remove_path, write_whole
-from smollm_trm.training.watch import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +29,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written whole or not at all and read as plain tensors only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`."""
         write_whole(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read tensors and plain values.
-
-        Raises:
-            UserMistake: one line: damaged, or it holds something that would run code.
-        """
+        """Tensors and plain values; a file that is damaged or holds something that would run code is refused."""
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:  # whatever a damaged or foreign file makes the reader raise
@@ -66,11 +60,10 @@ def damage_of(path: Path) -> str | None:
 def newest_good_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with most optimizer steps that can be read; damaged ones are skipped with a message."""
     found = checkpoints_by_step(folder)
-    for step in sorted(found, reverse=True):
-        damage = damage_of(found[step])
-        if damage is None:
-            return found[step]
-        logger.warning("skipped the damaged checkpoint %s (%s)", found[step], damage)
+    for _, path in sorted(found.items(), reverse=True):
+        if (damage := damage_of(path)) is None:
+            return path
+        logger.warning("skipped the damaged checkpoint %s (%s)", path, damage)
     if found:
         logger.warning("no good checkpoint is left in %s: the run starts anew", folder)
     return None
@@ -83,9 +76,7 @@ class BestAndLatest(Checkpoint):
     when it was written. It also sees to it that a run ends with a validation, and that a run which has ended stays so.
     """
 
-    def __init__(
-        self, *, folder: Path, every_n_steps: int, metric: str = "dev_loss", advice: str = "lower learning_rate"
-    ) -> None:
+    def __init__(self, folder: Path, *, every_n_steps: int, metric: str = "dev_loss", advice: str = "") -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.metric = metric
@@ -103,13 +94,10 @@ class BestAndLatest(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
-        names = ("best_step", "best_loss", "recent", "finished")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("best_step", "best_loss", "recent", "finished")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
+        vars(self).update(state_dict)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that had ended is not trained further; one from another folder left its best checkpoint there."""
@@ -124,16 +112,13 @@ class BestAndLatest(Checkpoint):
     ) -> None:
         """Ask for the last validation, or write where a run can be entered again exactly.
 
-        That is after an optimizer step, and not before a validation or the end of an epoch, which are part of the
-        batch in Lightning's books.
+        That is after an optimizer step that no validation and no end of an epoch follows.
         """
         last_epoch = trainer.is_last_batch and 0 < trainer.max_epochs <= trainer.current_epoch + 1
         if last_epoch or 0 < trainer.max_steps <= trainer.global_step:
             trainer.check_val_every_n_epoch = 1
             trainer.should_stop = True
-        over_epochs = (
-            trainer.check_val_every_n_epoch is None
-        )  # then validations are counted over all batches of the run
+        over_epochs = trainer.check_val_every_n_epoch is None  # validations are counted over all batches of the run
         batch_number = 1 + (trainer.fit_loop.epoch_loop.total_batch_idx if over_epochs else batch_idx)
         validates = trainer.should_stop or batch_number % trainer.val_check_batch == 0
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
@@ -146,7 +131,9 @@ class BestAndLatest(Checkpoint):
         """Note the metric and write."""
         if trainer.state.fn != "fit":
             return
-        loss = require_finite(self.metric, float(trainer.callback_metrics[self.metric]), self.advice)
+        loss = float(trainer.callback_metrics[self.metric])
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"{self.metric} is {loss}: {self.advice}")
         if loss < self.best_loss:
             self.best_step, self.best_loss = trainer.global_step, loss
         self.finished = trainer.should_stop

@@ -9,57 +9,30 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-
-from smollm_trm.records import UserMistake
+from torch import nn
 
 
 class TrainableAverage:
     """The average itself, in fp32, on the device of each parameter."""
 
     def __init__(self, module: nn.Module, *, limit: float = 0.999) -> None:
-        if not 0 <= limit < 1:
-            raise UserMistake(f"ema_decay={limit}: must be at least 0 and below 1")
         self.limit = limit
         self.steps = 0
-        self.averages = {
-            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad
-        }
-        self.kept: dict[str, Tensor] = {}
+        self.averages = {name: one.detach().clone() for name, one in module.named_parameters() if one.requires_grad}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average towards the weights; call once per optimizer step."""
         decay = min(self.limit, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        parameters = dict(module.named_parameters())
-        torch._foreach_lerp_(
-            list(self.averages.values()),
-            [parameters[name].detach() for name in self.averages],
-            1 - decay,
-        )
+        weights = [one.detach() for name, one in module.named_parameters() if name in self.averages]
+        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
 
-    @torch.no_grad()
-    def swap_in(self, module: nn.Module) -> None:
-        """Put the average into the module and keep its raw weights aside."""
-        parameters = dict(module.named_parameters())
-        self.kept = {name: parameters[name].detach().clone() for name in self.averages}
-        self.copy_to(module)
-
-    @torch.no_grad()
-    def swap_out(self, module: nn.Module) -> None:
-        """Put the raw weights back."""
-        parameters = dict(module.named_parameters())
-        for name, raw in self.kept.items():
-            parameters[name].copy_(raw)
-        self.kept = {}
-
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the module's trainable weights with the average."""
-        parameters = dict(module.named_parameters())
-        for name, average in self.averages.items():
-            parameters[name].copy_(average)
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the average and the module's weights; done twice, all is as before."""
+        for name, parameter in module.named_parameters():
+            if name in self.averages:
+                parameter.data, self.averages[name] = self.averages[name], parameter.data
 
 
 class AverageWeights(Callback):
@@ -68,17 +41,15 @@ class AverageWeights(Callback):
     def __init__(self, *, limit: float = 0.999) -> None:
         self.limit = limit
         self.average: TrainableAverage | None = None
-        self.loaded: dict[str, Any] | None = None
+        self.loaded: dict[str, Any] = {}
         self.last_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the weights, or from the checkpoint."""
         self.average = TrainableAverage(pl_module, limit=self.limit)
-        if self.loaded is not None:
-            self.average.steps = self.loaded["steps"]
-            for name, average in self.average.averages.items():
-                average.copy_(self.loaded["averages"][name])
-            self.loaded = None
+        self.average.steps = self.loaded.get("steps", 0)
+        for name, average in self.loaded.pop("averages", {}).items():
+            self.average.averages[name].copy_(average)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where a resumed run stands; when the fit starts Lightning does not know it yet."""
@@ -91,21 +62,16 @@ class AverageWeights(Callback):
             self.average.update(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
-        if self.average is not None and trainer.state.fn == "fit":
-            self.average.swap_in(pl_module)
+        """Validate the average, and train on with the raw weights."""
+        if trainer.state.fn == "fit":
+            self.average.swap(pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train on with the raw weights."""
-        if self.average is not None and self.average.kept:
-            self.average.swap_out(pl_module)
+    on_validation_end = on_validation_start
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers for the checkpoint."""
-        if self.average is None:
-            return {}
-        return {"steps": self.average.steps, "averages": self.average.averages}
+        return {} if self.average is None else {"steps": self.average.steps, "averages": self.average.averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the average from a checkpoint; used when the fit starts."""
-        self.loaded = state_dict or None
+        self.loaded = dict(state_dict)

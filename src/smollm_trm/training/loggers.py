@@ -27,17 +27,16 @@ NOISE = (
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Leave the progress bar, real warnings and errors; drop Lightning's tips and what we know already."""
-    talkers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [talker.level for talker in talkers]
+    levels = {talker: talker.level for talker in map(logging.getLogger, ("pytorch_lightning", "lightning_fabric"))}
     with warnings.catch_warnings():
         for message in NOISE:
             warnings.filterwarnings("ignore", message=message)
-        for talker in talkers:
+        for talker in levels:
             talker.setLevel(logging.WARNING)
         try:
             yield
         finally:
-            for talker, level in zip(talkers, levels, strict=True):
+            for talker, level in levels.items():
                 talker.setLevel(level)
 
 
@@ -65,21 +64,15 @@ class KeptCSVLogger(CSVLogger):
                 writer = super().experiment
             writer.metrics = earlier
             writer.save()
-            return writer
         return self._experiment
 
     def earlier_rows(self) -> list[dict[str, Any]]:
         """Rows of earlier sessions that stay; a last line that was cut off is dropped."""
         path = Path(self.log_dir) / "metrics.csv"
-        if not path.is_file():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        rows = [row for row in csv.DictReader(lines) if row.get("step", "").isdigit()]
-        return [
-            {name: value for name, value in row.items() if value} for row in rows if int(row["step"]) < self.first_step
-        ]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) < self.first_step]
+        return [{name: value for name, value in row.items() if value} for row in kept]
 
 
 def build_loggers(folder: Path, *, first_step: int, wandb: tuple[str | None, str | None], seed: int) -> list[Logger]:
@@ -91,17 +84,18 @@ def build_loggers(folder: Path, *, first_step: int, wandb: tuple[str | None, str
         loggers.append(TensorBoardLogger(str(folder), name="tensorboard", version="", purge_step=first_step or None))
     except ModuleNotFoundError:
         logger.info("tensorboard is not installed: losses go to logs/metrics.csv only")
+    project, name = wandb
     missing = None if os.environ.get("WANDB_API_KEY") else "WANDB_API_KEY is not"
-    if wandb[0] and missing is None:
+    if project and missing is None:
         from pytorch_lightning.loggers import WandbLogger
 
         try:
             identity = hashlib.sha256(f"{folder.resolve()} {seed}".encode()).hexdigest()[:16]
-            run = {"project": wandb[0], "name": wandb[1], "id": identity, "resume": "allow"}
-            loggers.append(WandbLogger(save_dir=str(folder), **run))
+            options = {"project": project, "name": name, "id": identity, "resume": "allow"}
+            loggers.append(WandbLogger(save_dir=str(folder), **options))
         except ModuleNotFoundError:
             missing = "wandb is not installed"
-    if wandb[0] and missing is not None:
+    if project and missing:
         logger.warning("wandb_project is set but %s: losses go to %s/logs/metrics.csv", missing, folder)
     return loggers
 

@@ -67,7 +67,7 @@ class SmolLMTRMLightningModule(LightningModule):
         supervise: str = "one",
         seed: int = 0,
         fitted_on: Sequence[str] = (),
-        answer_test: Callable[["SmolLMTRMLightningModule", Sequence[dict[str, str]], int], float] | None = None,
+        answer_test: Callable[[LightningModule, Sequence[dict[str, str]], int], float] | None = None,
     ) -> None:
         super().__init__()
         if supervise not in ("one", "all"):
@@ -98,16 +98,14 @@ class SmolLMTRMLightningModule(LightningModule):
 
     def draw_step(self) -> int | None:
         """The supervision step that this batch trains, 1 to all; None for a reasoner that has only one."""
-        if self.model.reasoner is None or self.model.reasoner.n_supervision_steps == 1:
-            return None
-        return int(torch.randint(1, self.model.reasoner.n_supervision_steps + 1, (), generator=self.step_generator))
+        n_steps = 1 if self.model.reasoner is None else self.model.reasoner.n_supervision_steps
+        return None if n_steps == 1 else int(torch.randint(1, n_steps + 1, (), generator=self.step_generator))
 
     def step_totals(self, batch: dict[str, Tensor]) -> tuple[float, float]:
         """What a batch's sums over supervised tokens and over rows are divided by.
 
-        Lightning averages the gradients of all processes and accumulated batches. For that to be the mean over the
-        optimizer step's tokens, whatever batch they lie in, each batch is divided by what the step has of them per
-        batch. A loader that does not say what the step has (`num_items_in_batch`) lets every batch count the same.
+        Lightning averages the gradients of all processes and accumulated batches; divided by what the optimizer step
+        has per batch, that is the mean over its tokens. Where a loader does not say it, every batch counts the same.
         """
         if "num_items_in_batch" not in batch:
             return max(1, int((batch["labels"] != IGNORED_LABEL).sum())), len(batch["labels"])
@@ -122,7 +120,7 @@ class SmolLMTRMLightningModule(LightningModule):
         thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], **options)
         supervised = list(enumerate(thoughts or [None], start=1))[0 if every else -1 :]
         by_step = self.losses_by_step(batch) if self.compares_steps(thoughts) else None
-        losses, halting = [], []
+        losses, halting = [], []  # of each supervised step
         for number, thought in supervised:
             output = self.answer_from(batch, thought, num_items_in_batch=n_tokens)
             losses.append(output.loss)
@@ -134,15 +132,10 @@ class SmolLMTRMLightningModule(LightningModule):
 
     def answer_from(self, batch: dict[str, Tensor], thought: Thought | None, **options) -> LatentCausalLMOutput:
         """One pass over a batch with latents made before; logits where labels are."""
-        return self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=batch["labels"],
-            latents=None if thought is None else thought.latents,
-            logits_to_keep=supervised_columns(batch["labels"]),
-            use_cache=False,
-            **options,
-        )
+        given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        given["latents"] = None if thought is None else thought.latents
+        given["logits_to_keep"] = supervised_columns(batch["labels"])
+        return self.model(**given, use_cache=False, **options)
 
     def log_training(self, loss_sum: Tensor, batch: dict[str, Tensor], thoughts: list[Thought]) -> None:
         """The mean loss per supervised token of this batch, over all processes, and what the reasoner has to say."""
@@ -165,9 +158,8 @@ class SmolLMTRMLightningModule(LightningModule):
     ) -> Tensor:
         """The halting head's loss, summed over rows.
 
-        Under `target="answer"` a row should stop where all its answer tokens are right. Under `target="steps"` it
-        should stop where its loss is within 1% of its best step's; that takes the other steps' losses, so it is
-        trained in every 16th optimizer step only.
+        A row should stop where all its answer tokens are right; under `target="steps"`, where its loss is within 1% of
+        its best step's. That takes the other steps' losses, and so is trained in every 16th optimizer step only.
         """
         logits, expected = predicted_and_labels(logits, labels)
         if self.model.config.target == "answer":
@@ -182,12 +174,10 @@ class SmolLMTRMLightningModule(LightningModule):
     @torch.no_grad()
     def losses_by_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Each row's loss after each supervision step, `(S, B)`, without dropout, whose noise is more than 1%."""
-
-        def losses_after(thought: Thought) -> Tensor:  # its logits, the largest thing in memory, go as it returns
-            return row_losses(*predicted_and_labels(self.answer_from(batch, thought).logits, batch["labels"]))
-
+        labels, losses = batch["labels"], []
         self.model.eval()
-        losses = [losses_after(thought) for thought in self.model.think(batch["input_ids"], batch["attention_mask"])]
+        for thought in self.model.think(batch["input_ids"], batch["attention_mask"]):  # one step's logits at a time
+            losses.append(row_losses(*predicted_and_labels(self.answer_from(batch, thought).logits, labels)))
         self.model.train()
         return torch.stack(losses)
 
@@ -216,8 +206,8 @@ class SmolLMTRMLightningModule(LightningModule):
         settings, reasoner = self.optimizer_settings, self.model.reasoner
         base = [parameter for name, parameter in self.model.named_parameters() if ".reasoner." not in name]
         optimizer = build_optimizer(base=base, reasoner=reasoner, settings=settings)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = build_schedule(optimizer, total_steps=total, settings=settings)
+        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = build_schedule(optimizer, total_steps=n_steps, settings=settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -16,19 +16,14 @@ from smollm_trm.records import UserMistake
 class OptimizerSettings:
     """AdamW and its schedule."""
 
-    learning_rate: float = 2e-4
-    """Peak learning rate of the LoRA adapter (of all base weights, where those are trained)."""
+    learning_rate: float = 2e-4  # peak learning rate of the LoRA adapter (of all base weights, where those are trained)
     trm_learning_rate: float | None = None
     """Peak learning rate of the reasoner; None takes five times `learning_rate`. The recursion's network, called many
     times per step, gets this divided by its calls with gradient."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's averages of the gradient and its square."""
-    warmup_fraction: float = 0.1
-    """Share of the run's optimizer steps in which the learning rate climbs to its peak."""
-    final_fraction: float = 0.05
-    """The learning rate at the end of the cosine, as a share of the peak."""
+    weight_decay: float = 0.01  # decoupled weight decay, on matrices only
+    betas: tuple[float, float] = (0.9, 0.95)  # adamW's averages of the gradient and its square
+    warmup_fraction: float = 0.1  # share of the run's optimizer steps in which the learning rate climbs to its peak
+    final_fraction: float = 0.05  # the learning rate at the end of the cosine, as a share of the peak
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "trm_learning_rate"):
@@ -50,23 +45,16 @@ class OptimizerSettings:
 def build_optimizer(
     *, base: Iterable[nn.Parameter], reasoner: Reasoner | None, settings: OptimizerSettings
 ) -> torch.optim.AdamW:
-    """AdamW over everything trainable, in groups by learning rate and weight decay.
-
-    Raises:
-        UserMistake: nothing is trainable.
-    """
+    """AdamW over everything trainable, in groups by learning rate and weight decay."""
     parts = [ParameterGroup("lora", list(base), settings.learning_rate)]
     if reasoner is not None:
         parts += reasoner.parameter_groups(settings.reasoner_learning_rate)
     groups = []
     for name, part, learning_rate in parts:
-        trainable = [parameter for parameter in part if parameter.requires_grad]
-        matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-        others = [parameter for parameter in trainable if parameter.ndim < 2]
-        for suffix, parameters, decay in (("", matrices, settings.weight_decay), ("_no_decay", others, 0.0)):
-            if parameters:
-                group = {"params": parameters, "lr": learning_rate, "weight_decay": decay, "name": name + suffix}
-                groups.append(group)
+        for suffix, decay in (("", settings.weight_decay), ("_no_decay", 0.0)):  # matrices, and all else
+            found = [one for one in part if one.requires_grad and (one.ndim >= 2) is (suffix == "")]
+            if found:
+                groups.append({"params": found, "lr": learning_rate, "weight_decay": decay, "name": name + suffix})
     if not groups:
         raise UserMistake("nothing to train: the base is frozen and nothing of a reasoner is trained either")
     return torch.optim.AdamW(groups, betas=settings.betas)

@@ -39,17 +39,15 @@ def check_fits(settings: TrainSettings) -> None:
     """Refuse a reasoner that cannot be, by one line, before anything is loaded but the base's configuration."""
     if not settings.use_trm:
         return
-    if settings.num_latents >= settings.max_length:
-        raise UserMistake(
-            f"num_latents={settings.num_latents}: max_length={settings.max_length} leaves no room for more"
-        )
+    num_latents, max_length = settings.num_latents, settings.max_length
+    if num_latents >= max_length:
+        raise UserMistake(f"num_latents={num_latents}: max_length={max_length} leaves no room for more")
     size, depth = TINY_HIDDEN_SIZE, TINY_DEPTH
     if settings.model_name != "tiny":
         config = base_config(settings.model_name)
         size, depth = config.hidden_size, config.num_hidden_layers
     with torch.device("meta"):
-        sizes = {"num_latents": settings.num_latents, "hidden_size": size, "depth": depth}
-        build_reasoner(settings.reasoner, settings.trm_kwargs, **sizes)
+        build_reasoner(settings.reasoner, settings.trm_kwargs, num_latents=num_latents, hidden_size=size, depth=depth)
 
 
 def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | None) -> GSM8KSplits:
@@ -79,11 +77,7 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
 
 
 def pick_precision(precision: str) -> tuple[str, torch.dtype]:
-    """Lightning's precision and the dtype of the base's weights.
-
-    "auto" is what `default_dtype` says. The base's weights get the dtype that autocast computes in; what is trained
-    stays fp32.
-    """
+    """Lightning's precision and the dtype of the base's weights, that of autocast; what is trained stays fp32."""
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     if precision == "auto":
         precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
@@ -118,16 +112,9 @@ def build_module(
 
 def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLightningModule) -> GSM8KDataModule:
     """The rows as the model's own encoder writes them, encoded."""
-    data = GSM8KDataModule(
-        encoder=module.model.encoder,
-        splits=splits,
-        batch_size=settings.batch_size,
-        eval_batch_size=settings.eval_batch_size,
-        max_length=settings.max_length,
-        max_samples=settings.max_samples,
-        max_dev_samples=settings.max_dev_samples,
-        seed=settings.seed,
-    )
+    names = ("batch_size", "eval_batch_size", "max_length", "max_samples", "max_dev_samples", "seed")
+    options = {name: getattr(settings, name) for name in names}
+    data = GSM8KDataModule(encoder=module.model.encoder, splits=splits, **options)
     data.setup("fit")
     return data
 
@@ -148,15 +135,11 @@ def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
 
 def describe_run(settings: TrainSettings) -> Run:
     """The run that the settings ask for."""
+    names = ("resume", "save_every_n_steps", "ema_decay", "patience", "seed", "progress")
     return Run(
+        **{name: getattr(settings, name) for name in names},
         folder=Path(settings.output_dir),
-        resume=settings.resume,
-        save_every_n_steps=settings.save_every_n_steps,
-        ema_decay=settings.ema_decay,
-        patience=settings.patience,
         wandb=(settings.wandb_project, settings.wandb_name),
-        seed=settings.seed,
-        progress=settings.progress,
         not_finite=NOT_FINITE,
         out_of_memory=OUT_OF_MEMORY,
     )
@@ -164,17 +147,14 @@ def describe_run(settings: TrainSettings) -> Run:
 
 def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batches: int, first_step: int) -> Trainer:
     """Lightning's trainer for the settings, given the batches of an epoch and the steps of earlier sessions."""
+    names = ("devices", "num_nodes", "strategy", "max_steps", "accumulate_grad_batches")
     return build_run_trainer(
         run,
         first_step=first_step,
         callbacks=[CollapseWarning()],
-        **pick_intervals(settings, n_batches),
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
         precision=precision,
         max_epochs=settings.num_epochs,
-        max_steps=settings.max_steps,
-        accumulate_grad_batches=settings.accumulate_grad_batches,
         gradient_clip_val=settings.gradient_clip,
+        **pick_intervals(settings, n_batches),
+        **{name: getattr(settings, name) for name in names},
     )

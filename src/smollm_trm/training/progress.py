@@ -41,9 +41,8 @@ class RunProgress(ProgressBar):
         self.total, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
         self.started, self.shown = time.perf_counter(), 0.0
         if self.enabled and (sys.stderr.isatty() or issubclass(tqdm, tqdm_notebook)):
-            self.bar = tqdm(
-                total=self.total, initial=self.first, unit="step", dynamic_ncols=True, smoothing=0, file=sys.stderr
-            )
+            style = {"unit": "step", "dynamic_ncols": True, "smoothing": 0, "file": sys.stderr}
+            self.bar = tqdm(total=self.total, initial=self.first, **style)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Show the step, unless something was shown just now."""
@@ -78,24 +77,15 @@ class RunProgress(ProgressBar):
         if not (self.enabled and (always or now - self.shown >= wait)):
             return
         self.shown = now
-        metrics = trainer.callback_metrics
-        losses = ", ".join(
-            f"{name}={float(metrics[name]):.3f}" for name in ("train_loss", self.metric) if name in metrics
-        )
+        step, metrics = trainer.global_step, trainer.callback_metrics
+        shown = [f"{name}={float(metrics[name]):.3f}" for name in ("train_loss", self.metric) if name in metrics]
+        losses = ", ".join(shown)
         if self.bar is not None:
-            self.bar.n = trainer.global_step
+            self.bar.n = step
             self.bar.set_description(doing, refresh=False)
             self.bar.set_postfix_str(losses)
             return
-        line = tqdm.format_meter(
-            trainer.global_step,
-            self.total,
-            now - self.started,
-            initial=self.first,
-            ncols=0,
-            prefix=doing,
-            unit="step",
-            postfix=losses,
-        )
+        style = {"ncols": 0, "prefix": doing, "unit": "step", "postfix": losses}
+        line = tqdm.format_meter(step, self.total, now - self.started, initial=self.first, **style)
         sys.stderr.write(line + "\n")
         sys.stderr.flush()

@@ -35,31 +35,18 @@ class Run:
     """Where a run lies and how it is kept."""
 
     folder: Path
-    """Everything is written here."""
-    resume: str = "auto"
-    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
+    resume: str = "auto"  # goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file
     settings_file: str = "settings.json"
-    """What the run was begun with."""
-    results_file: str = "results.json"
-    """What a run leaves when it is done; the caller writes it."""
-    metric: str = "dev_loss"
-    """The validation's figure whose lowest value is the best."""
-    save_every_n_steps: int = 100
-    """Optimizer steps between checkpoints; every validation writes one too."""
-    ema_decay: float | None = None
-    """Limit of the weight average, which then is what is validated; None keeps none."""
-    patience: int | None = None
-    """Validations without a better metric before the run stops; None never stops it."""
-    wandb: tuple[str | None, str | None] = (None, None)
-    """Project at Weights & Biases (None for none) and the run's name there."""
-    seed: int = 0
-    """Of the run: with the folder, its identity at Weights & Biases."""
+    results_file: str = "results.json"  # what a run leaves when it is done; the caller writes it
+    metric: str = "dev_loss"  # the validation's figure whose lowest value is the best
+    save_every_n_steps: int = 100  # optimizer steps between checkpoints; every validation writes one too
+    ema_decay: float | None = None  # limit of the weight average, which then is what is validated; None keeps none
+    patience: int | None = None  # validations without a better metric before the run stops; None never stops it
+    wandb: tuple[str | None, str | None] = (None, None)  # project at Weights & Biases and the run's name there
+    seed: int = 0  # with the folder, the run's identity at Weights & Biases
     progress: bool = True
-    """Show how far the run is."""
-    not_finite: str = "lower learning_rate"
-    """What to do about gradients or a metric that are not finite, for the message."""
+    not_finite: str = "lower learning_rate"  # what to do about gradients or a metric that are not finite
     out_of_memory: str = "lower batch_size"
-    """What to do about too little memory, for the message."""
 
     @property
     def checkpoints(self) -> Path:
@@ -68,15 +55,7 @@ class Run:
 
 
 def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> Path | None:
-    """Note what a run is begun with, and find where it goes on.
-
-    Returns:
-        The checkpoint to go on from; None at the beginning.
-
-    Raises:
-        UserMistake: other settings, or `resume` names no file.
-        OSError: the folder cannot be written to.
-    """
+    """Note what a run is begun with; the checkpoint that it goes on from, None at the beginning."""
     anew = run.resume == "never"
     begun = any(run.checkpoints.glob("*.ckpt")) or (run.folder / run.results_file).is_file()
     if begun and not anew:
@@ -110,19 +89,14 @@ def steps_done(checkpoint: Path | None) -> int:
 
 def build_run_trainer(run: Run, *, first_step: int = 0, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
     """Lightning's trainer with what every run has: guard, average, clock, checkpoints, loggers, progress."""
-    own: list[Callback] = [NonFiniteGuard(advice=run.not_finite)]
+    metric, advice = run.metric, run.not_finite
+    own: list[Callback] = [NonFiniteGuard(advice=advice)]
     if run.ema_decay is not None:
         own.append(AverageWeights(limit=run.ema_decay))
     own += [*callbacks, Speedometer(), LearningRateMonitor(logging_interval="step")]
-    own.append(
-        BestAndLatest(
-            folder=run.checkpoints, every_n_steps=run.save_every_n_steps, metric=run.metric, advice=run.not_finite
-        )
-    )
+    own.append(BestAndLatest(run.checkpoints, every_n_steps=run.save_every_n_steps, metric=metric, advice=advice))
     if run.patience is not None:
-        own.append(
-            EarlyStopping(monitor=run.metric, patience=run.patience, check_finite=False, check_on_train_epoch_end=False)
-        )
+        own.append(EarlyStopping(metric, patience=run.patience, check_finite=False, check_on_train_epoch_end=False))
     if run.progress:
         own.append(RunProgress(metric=run.metric))
     return Trainer(
@@ -140,12 +114,7 @@ def build_run_trainer(run: Run, *, first_step: int = 0, callbacks: Sequence[Call
 
 
 def fit_run(run: Run, trainer: Trainer, module: LightningModule, *, checkpoint: Path | None, **data: Any) -> None:
-    """Train, from a checkpoint if there is one, with the user's interruptions and mistakes as they are.
-
-    Raises:
-        FloatingPointError: the gradients or the metric are not finite, with what helps.
-        RuntimeError: out of memory, with what helps.
-    """
+    """Train, from a checkpoint if there is one; Ctrl-C stays one, and too little memory says what helps."""
     try:
         trainer.fit(module, ckpt_path=checkpoint and str(checkpoint), weights_only=True, **data)
     except torch.OutOfMemoryError as error:

@@ -10,21 +10,16 @@ from smollm_trm.records import write_text
 
 
 class ColouredFormatter(logging.Formatter):
-    """Messages as they are, in their level's colour."""
+    """Messages as they are: cyan, a warning yellow, an error red."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One message: cyan, or yellow for a warning, red for an error."""
         colour = {logging.WARNING: 33, logging.ERROR: 31}.get(record.levelno, 36)
         return f"\033[{colour}m{super().format(record)}\033[0m"
 
 
 @contextmanager
 def training_log(path: Path) -> Iterator[None]:
-    """Keep the package's messages and every figure in a file, with timestamps; show the messages on standard error.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Keep the package's messages and every figure in a file, with timestamps; show the messages on standard error."""
     if not path.is_file():
         write_text(path, "")
     package = logging.getLogger("smollm_trm")

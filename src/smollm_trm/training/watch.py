@@ -1,13 +1,13 @@
 """Callbacks that watch a run: time, speed and memory, gradients that are not finite, latents that collapse."""
 
 import logging
-import math
 import time
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,9 @@ class NonFiniteGuard(Callback):
         return {"in_a_row": self.in_a_row, "total": self.total}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on counting."""
         self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradient before it is clipped; drop it if it is not finite."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
@@ -44,10 +41,8 @@ class NonFiniteGuard(Callback):
         self.total += not finite
         if self.total:
             pl_module.log("nonfinite_steps", float(self.total), prog_bar=True)
-        if finite:
-            return
-        for parameter in pl_module.parameters():
-            parameter.grad = None
+        if not finite:
+            pl_module.zero_grad()
         if self.in_a_row >= self.limit:
             raise FloatingPointError(f"the gradients of {self.in_a_row} steps in a row were not finite: {self.advice}")
 
@@ -63,16 +58,12 @@ class CollapseWarning(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Read the variation that the module logged."""
         variation = trainer.callback_metrics.get("latent_variation")
-        if self.warned or variation is None or trainer.global_step < self.after:
+        if self.warned or variation is None or trainer.global_step < self.after or not variation < self.threshold:
             return
-        if float(variation) < self.threshold:
-            self.warned = True
-            logger.warning(
-                "the latents hardly differ between problems (variation %.5f at step %d): they act as a soft prompt. "
-                "Lower trm_learning_rate or lengthen warmup_fraction (with the TRM also lower trm_kwargs branch_scale)",
-                float(variation),
-                trainer.global_step,
-            )
+        self.warned = True
+        told = f"the latents hardly differ between problems (variation {variation:.5f} at step {trainer.global_step})"
+        advice = "lower trm_learning_rate or lengthen warmup_fraction (with the TRM also lower trm_kwargs branch_scale)"
+        logger.warning("%s and act as a soft prompt: %s", told, advice)
 
 
 class Speedometer(Callback):
@@ -81,24 +72,21 @@ class Speedometer(Callback):
     def __init__(self) -> None:
         self.tokens = 0
         self.started = self.since = time.perf_counter()
-        self.earlier_seconds = 0.0
 
     @property
     def seconds(self) -> float:
         """Time spent on this run, earlier sessions up to the checkpoint included."""
-        return self.earlier_seconds + time.perf_counter() - self.started
+        return time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, float]:
-        """The time so far."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Add the time of earlier sessions."""
-        self.earlier_seconds = state_dict["seconds"]
+        self.started -= state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.tokens, self.since = 0, time.perf_counter()
+        """Count from here."""
+        self.on_validation_end()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -120,13 +108,6 @@ class Speedometer(Callback):
         if trainer.state.fn == "fit":
             pl_module.log("seconds", self.seconds, sync_dist=True)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         """Leave the validation out of the training speed."""
         self.tokens, self.since = 0, time.perf_counter()
-
-
-def require_finite(name: str, value: float, advice: str) -> float:
-    """`value`, or an error that says which figure is not a number, and what to do."""
-    if not math.isfinite(value):
-        raise FloatingPointError(f"{name} is {value}: {advice}")
-    return value
