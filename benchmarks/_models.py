@@ -9,24 +9,23 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smollm_trm.data.answers import strip_annotations
 from smollm_trm.data.batching import IGNORED_LABEL
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint
-from smollm_trm.data.word_problems import WordProblemSettings, generate_word_problems, write_word_problems
-from smollm_trm.demo import DemoSize
-from smollm_trm.models.loading import load_base
+from smollm_trm.data.word_problems import generate_word_problems, write_word_problems
+from smollm_trm.data.word_stories import WordProblemSettings
+from smollm_trm.demo import DemoSize, length_of
+from smollm_trm.finetune import train_gsm8k
+from smollm_trm.models.loading import BaseAndTokenizer, no_progress_bars
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.parts import build_data, build_module, build_trainer, describe_run
 from smollm_trm.training.settings import TrainSettings
-from smollm_trm.finetune import train_gsm8k
 
 CHECKOUT = Path(__file__).parents[1]
-DEMO_BASE = CHECKOUT / "outputs" / "demo" / "base" / "model" / "base"
+DEMO_BASE = CHECKOUT / "outputs" / "demo" / "base" / "model"
 Rows = list[dict[str, str]]
-Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def gsm8k_like_rows(count: int) -> tuple[Rows, str]:
@@ -49,33 +48,56 @@ def save_sized_base(folder: Path, rows: Rows, *, vocabulary: int, **shape: int) 
     """
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in rows]
     tokenizer = train_tiny_tokenizer(texts, vocab_size=vocabulary)
-    build_tiny_model(tokenizer, **shape).save_pretrained(folder)
+    with no_progress_bars():
+        build_tiny_model(tokenizer, **shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def trained_base(folder: Path) -> Base:
-    """The demo's base, trained on word problems: from a folder, or trained anew as `make demo` does (two minutes)."""
+def demo_settings(data: Path, size: DemoSize, *, seed: int) -> dict[str, Any]:
+    """Settings that all runs of the demo share, on the word problems in a folder."""
+    return {
+        "data_dir": str(data), "batch_size": size.batch_size, "eval_batch_size": 128, "max_dev_samples": 512,
+        "accumulate_grad_batches": 1, "num_epochs": 1000, "patience": None, "seed": seed, "split_seed": seed,
+    }  # fmt: skip
+
+
+def demo_base_settings(folder: Path, size: DemoSize, *, seed: int) -> dict[str, Any]:
+    """Settings of the demo's base, trained whole on its chain: problems in `data`, the run in `base`."""
+    return {
+        **demo_settings(folder / "data", size, seed=seed),
+        **length_of(size.base_steps, size.batch_size),
+        "model_name": "tiny",
+        "base_training": "full",
+        "use_trm": False,
+        "learning_rate": 4e-3,
+        "output_dir": str(folder / "base"),
+    }
+
+
+def write_demo_problems(folder: Path, size: DemoSize, *, seed: int) -> Path:
+    """The demo's training and test problems; returns the folder with both files."""
+    counts = {"train": size.train_problems, "test": size.test_problems}
+    return write_word_problems(folder / "data", **counts, seed=seed, settings=size.problems)
+
+
+def trained_base(folder: Path) -> str | BaseAndTokenizer:
+    """The demo's base, trained on word problems: a folder, or trained anew as `make demo` does (two minutes)."""
     if (folder / "config.json").is_file():
-        return load_base(str(folder))
-    print("no trained base in that folder: training one as the demo does")
+        return str(folder)
+    print("no trained base in that folder: training one as the demo does", flush=True)
     size = DemoSize()
     with tempfile.TemporaryDirectory() as temporary:
-        data = Path(temporary) / "data"
-        write_word_problems(data, train=size.train_problems, test=1, seed=0, settings=size.problems)
-        _, module = train_gsm8k(
-            data_dir=str(data), model_name="tiny", base_training="full", use_trm=False, learning_rate=4e-3,
-            batch_size=size.batch_size, eval_batch_size=128, accumulate_grad_batches=1, num_epochs=1000,
-            max_steps=size.base_steps, val_check_interval=size.base_steps, patience=None, seed=0,
-            output_dir=str(Path(temporary) / "base"),
-        )  # fmt: skip
-    return module.model.causal_lm, module.model.tokenizer
+        write_demo_problems(Path(temporary), size, seed=0)
+        _, module = train_gsm8k(**demo_base_settings(Path(temporary), size, seed=0))
+    return module.model, module.model.tokenizer
 
 
 def held_out_problems(count: int) -> Rows:
-    """Word problems as the demo's, that its base was not trained on."""
+    """Word problems as the demo's, among which are neither its training nor its test problems."""
     size = DemoSize()
-    return generate_word_problems(count=size.train_problems + count, seed=0, settings=size.problems)[-count:]
+    total = size.train_problems + size.test_problems + count
+    return generate_word_problems(count=total, seed=0, settings=size.problems)[-count:]
 
 
 def trm_in_heads_of_32(width: int) -> dict[str, int]:

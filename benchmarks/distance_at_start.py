@@ -1,123 +1,81 @@
-"""How far from its base a model with fresh latents is: nats per supervised token, on held-out word problems.
+"""How far from its base a model with fresh latents is: nats per supervised token, on a real base and real GSM8K.
 
-    python benchmarks/distance_at_start.py [--base FOLDER] [--n_rows 100]
+    python benchmarks/distance_at_start.py [--dtype bf16] [--n_rows 48] [--num_latents 16 64 256]
 
-Without training, latents can only disturb. The bar: at most 0.1 nat at M = 16, with a gain that leaves the reasoner
-its gradient. The base is the demo's, which writes its chain. Tried: which reasoner, how many latents, the gain, the
-neutral token that latents start from (the anchor), and whether slots have positions of their own or share `<think>`'s.
+Without training, latents can only disturb. Measured on GSM8K's solutions, above the same base (SmolLM2-135M) with an
+empty think block; the TRM is fresh. Tried: the embedding that latents start from (the anchor: the last token of a text,
+zeros, or the mean of the table) by the gain; and how many latents, with the defaults.
 """
 
-from pathlib import Path
-
 import torch
-from _models import DEMO_BASE, Base, held_out_problems, trained_base
 from _record import benchmark_options, print_table, record
-from torch import Tensor
+from _smollm2 import real_gsm8k, smollm2_folder
 
-from smollm_trm.data.batching import collate_examples
+from smollm_trm.data.batching import IGNORED_LABEL, collate_examples, supervised_columns
+from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.prompts import padding_token_id
-from smollm_trm.models.reasoners import Thought, TRMSettings
+from smollm_trm.models.loading import ANCHOR_TEXT
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.span import LatentSpan
-from smollm_trm.models.storage import ModelSettings
 
-NUM_LATENTS = (16, 64, 256)
-GAINS = (0.0, 0.1, 0.3, 1.0)
-ANCHORS = ("</think>", "<think>", "newline", "mean", "zero")
-POSITIONS = ("shared", "own")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ANCHORS = (".", "...", " ", "</think>", "zeros", "table mean")
+BATCH_SIZE = 8
 
 
-class OwnPositions(LatentSpan):
-    """A span whose slots count as positions, as other tokens do."""
+def anchor_of(model: SmolLMv3WithTRM, name: str) -> torch.Tensor:
+    """The embedding `(D,)` that latents start from."""
+    table = model.get_input_embeddings().weight.detach().float()
+    if name in ("zeros", "table mean"):
+        return table.mean(0) if name == "table mean" else torch.zeros_like(table[0])
+    return table[model.tokenizer(name, add_special_tokens=False)["input_ids"][-1]]
 
-    def positions(self, attention_mask: Tensor) -> Tensor:
-        """Position ids `(B, L)` that count every real token."""
-        return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
-
-class Distances:
-    """Loss above the base's, for any choice; what the reasoner makes is computed once.
-
-    Args:
-        base: a trained model and its tokenizer.
-        n_rows: held-out problems.
-    """
-
-    def __init__(self, base: Base, *, n_rows: int) -> None:
-        self.base = base
-        self.rows = held_out_problems(n_rows)
-        self.thoughts: dict[tuple[str, int], tuple[SmolLMv3WithTRM, dict[str, Tensor], Tensor]] = {}
-        plain = self.build(None, 1)
-        with torch.no_grad():
-            self.base_loss = plain(**self.batch(plain)).loss.item()
-
-    def build(self, reasoner: str | None, num_latents: int) -> SmolLMv3WithTRM:
-        """The base with a fresh reasoner."""
-        settings = ModelSettings(
-            base_training="frozen", reasoner=reasoner, num_latents=num_latents, trm=TRMSettings(gain=1.0)
-        )
-        return SmolLMv3WithTRM.from_base(self.base, settings=settings).eval()
-
-    def batch(self, model: SmolLMv3WithTRM) -> dict[str, Tensor]:
-        """All rows at once."""
-        return collate_examples([model.encoder.encode(row) for row in self.rows], padding_token_id(model.tokenizer))
-
-    def anchor(self, name: str) -> Tensor:
-        """The embedding that latents start from, `(D,)`."""
-        model, tokenizer = self.base
-        table = model.get_input_embeddings().weight.detach()
-        if name in ("mean", "zero"):
-            return table.mean(0) if name == "mean" else torch.zeros_like(table[0])
-        return table[tokenizer("\n" if name == "newline" else name, add_special_tokens=False)["input_ids"][-1]]
-
-    @torch.no_grad()
-    def measure(self, *, reasoner: str, num_latents: int, gain: float, anchor: str, positions: str) -> float:
-        """Nats per supervised token above the base."""
-        key = (reasoner, num_latents)
-        if key not in self.thoughts:
-            model = self.build(*key)
-            batch = self.batch(model)
-            latents = model.think(batch["input_ids"], batch["attention_mask"])[-1].latents
-            self.thoughts[key] = (model, batch, latents - model.reasoner.scale.anchor)
-        model, batch, part = self.thoughts[key]
-        span_of = SmolLMv3WithTRM.span_of
-        if positions == "own":
-            model.span_of = lambda ids, mask: OwnPositions(span_of(model, ids, mask).slots)
-        loss = model(**batch, thought=Thought(self.anchor(anchor) + gain * part)).loss.item()
-        model.__dict__.pop("span_of", None)
-        return loss - self.base_loss
+@torch.no_grad()
+def loss_of(model: SmolLMv3WithTRM, rows: list[dict[str, str]]) -> float:
+    """Nats per supervised token of all rows."""
+    examples, total, n_tokens = [model.encoder.encode(row) for row in rows], 0.0, 0
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = collate_examples(examples[start : start + BATCH_SIZE], padding_token_id(model.tokenizer))
+        kept = supervised_columns(batch["labels"])
+        total += float(model(**batch, logits_to_keep=kept, num_items_in_batch=1, use_cache=False).loss)
+        n_tokens += int((batch["labels"] != IGNORED_LABEL).sum())
+    return total / n_tokens
 
 
 def main() -> None:
-    """Measure the choices, two at a time."""
+    """Measure anchors by gains, then the default by the number of latents."""
     parser = benchmark_options(__doc__)
-    parser.add_argument("--base", type=Path, default=DEMO_BASE, help="Hugging Face folder; by default `make demo`'s")
-    parser.add_argument("--n_rows", type=int, default=100)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="of the base's weights")
+    parser.add_argument("--n_rows", type=int, default=48, help="solutions of GSM8K's test part")
+    parser.add_argument("--anchors", nargs="*", default=ANCHORS, help="texts, 'zeros' or 'table mean'")
+    parser.add_argument("--gains", type=float, nargs="+", default=[0.1, 0.3, 1.0])
+    parser.add_argument("--num_latents", type=int, nargs="+", default=[16, 64, 256], help="the first is the table's")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    distances = Distances(trained_base(options.base), n_rows=options.n_rows)
-    usual = {"reasoner": "trm", "num_latents": 16, "gain": 1.0, "anchor": "</think>", "positions": "shared"}
-    print(f"base: {distances.base_loss:.4f} nats per supervised token\n")
-    tables = {
-        "reasoner and M": ("reasoner", ("trm", "compressor", "static"), "num_latents", NUM_LATENTS),
-        "anchor and gain, M = 16": ("anchor", ANCHORS, "gain", GAINS),
-        "positions and M": ("positions", POSITIONS, "num_latents", NUM_LATENTS),
-        "gain and M": ("gain", GAINS, "num_latents", NUM_LATENTS),
-        "anchor and M": ("anchor", ANCHORS, "num_latents", NUM_LATENTS),
-    }
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    for title, (down, names, across, values) in tables.items():
-        figures[title] = {
-            str(name): {
-                str(value): round(distances.measure(**{**usual, down: name, across: value}), 4) for value in values
-            }
-            for name in names
-        }
-        print(title)
-        print_table([down, *map(str, values)], [[name, *found.values()] for name, found in figures[title].items()])
-        print()
-    setup = {"n_rows": options.n_rows, "base_loss": round(distances.base_loss, 4), "otherwise": usual}
-    record("distance_at_start", {**setup, "nats_above_the_base": figures}, seed=0, keep=options.record)
+    folder, rows = str(smollm2_folder()), load_gsm8k(real_gsm8k()).gsm8k_final_test[: options.n_rows]
+    common = {"base_training": "frozen", "dtype": DTYPES[options.dtype]}
+    base_loss = loss_of(SmolLMv3WithTRM.from_base(folder, reasoner=None, **common).eval(), rows)
+    print(f"base: {base_loss:.4f} nats per supervised token\n", flush=True)
+    few = options.num_latents[0]
+    by_anchor: dict[str, dict[str, float]] = {name: {} for name in options.anchors}
+    for gain in options.gains if by_anchor else ():
+        model = SmolLMv3WithTRM.from_base(folder, num_latents=few, reasoner_settings={"gain": gain}, **common).eval()
+        for name, found in by_anchor.items():
+            model.reasoner.scale.anchor.copy_(anchor_of(model, name))
+            found[str(gain)] = round(loss_of(model, rows) - base_loss, 4)
+    by_count = {}
+    for count in options.num_latents:
+        model = SmolLMv3WithTRM.from_base(folder, num_latents=count, **common).eval()
+        by_count[str(count)] = round(loss_of(model, rows) - base_loss, 4)
+    gain = model.config.reasoner_settings["gain"]
+    print_table([f"anchor, M = {few}", *(f"gain {gain}" for gain in options.gains)],
+                [[repr(name), *found.values()] for name, found in by_anchor.items()])  # fmt: skip
+    print()
+    print_table(["default", *(f"M = {count}" for count in by_count)],
+                [[f"{ANCHOR_TEXT!r}, gain {gain}", *by_count.values()]])  # fmt: skip
+    setup = {"base": "SmolLM2-135M-Instruct", "dtype": options.dtype, "n_rows": len(rows), "num_latents": few,
+             "default": {"anchor": ANCHOR_TEXT, "gain": gain}, "base_loss": round(base_loss, 4)}  # fmt: skip
+    figures = {"nats_above_the_base": {"anchor and gain": by_anchor, "default by M": by_count}}
+    record("distance_at_start", {**setup, **figures}, seed=0, keep=options.record)
 
 
 if __name__ == "__main__":

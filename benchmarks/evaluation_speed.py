@@ -18,7 +18,6 @@ from _record import benchmark_options, print_table, record
 
 from smollm_trm.evaluation.evaluate import SPARE_TOKENS, evaluate_gsm8k, longest_completion
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import ModelSettings
 
 
 def evaluated(model: SmolLMv3WithTRM, rows: Rows, batch_size: int) -> tuple[float, list[str]]:
@@ -54,8 +53,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds in which every way takes a turn")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = ModelSettings(base_training="frozen", num_latents=options.num_latents)
-    model = SmolLMv3WithTRM.from_base(trained_base(options.base), settings=settings).eval()
+    config = {"base_training": "frozen", "num_latents": options.num_latents}
+    model = SmolLMv3WithTRM.from_base(trained_base(options.base), **config).eval()
     rows = held_out_problems(options.n_problems)
     room = longest_completion(model, rows) + SPARE_TOKENS
     ways = {

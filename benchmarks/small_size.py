@@ -26,9 +26,7 @@ from _models import (
 from _record import benchmark_options, print_table, record
 
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
-from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import ModelSettings
 
 SHAPE = {"hidden_size": 128, "n_layers": 4, "n_heads": 4, "intermediate_size": 384}
 NUM_LATENTS = 256
@@ -38,8 +36,8 @@ NEW_TOKENS = 200
 def evaluated_per_second(rows: Rows, base: str, trm: dict[str, Any] | None, *, batch_size: int) -> float:
     """Problems per CPU-second, every answer of full length, since random weights end their texts by chance."""
     kind = None if trm is None else "trm"
-    settings = ModelSettings(reasoner=kind, num_latents=NUM_LATENTS, trm=TRMSettings(**(trm or {})))
-    model = SmolLMv3WithTRM.from_base(base, settings=settings).eval()
+    config = {"reasoner": kind, "num_latents": NUM_LATENTS, "reasoner_settings": trm}
+    model = SmolLMv3WithTRM.from_base(base, **config).eval()
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "progress": False}
     started = time.process_time()
     evaluate_gsm8k(model, rows, batch_size=batch_size, **options)

@@ -1,209 +1,214 @@
 """Do latents carry reasoning? LoRA only, static latents, compressor only and TRM, on word problems answered at once.
 
-Every arm starts from the same tiny base, which was trained from scratch to write its chain, and has to answer without
-one. All arms make equal steps; the controls are also given the TRM's computing time. Each arm is evaluated on the
-same held-out problems, also with its latents shuffled between problems. Two arms run at a time, one thread each; run
-again, the study goes on where it stopped.
+    python benchmarks/study.py [--seed 0] [--steps 2000] [--arms LoRA TRM] [--record]
+    python benchmarks/study.py --seeds 0 1 2 [--record]        (one table of what was recorded)
 
-    python benchmarks/study.py [--record] [--seeds 0 1 2] [--output_dir outputs/study]
+Every arm starts from the same tiny base, which was trained as the demo's to write its chain, and has to answer without
+one. All arms make equal steps, each at its own learning rates, and answer the same held-out problems, also with latents
+shuffled between problems. (Equal steps are not equal time: static latents need no read pass of the base, the TRM needs
+one and thinks.) Two arms run at a time, a process and a thread each; run again, the study goes on where it stopped.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from _record import benchmark_options, print_table, record
+import torch
+from _models import demo_base_settings, demo_settings, write_demo_problems
+from _record import RESULTS, benchmark_options, print_table, record
 
-SIZE = {
-    "problems": {"max_steps": 2, "max_number": 10, "max_value": 30, "distractor_rate": 0.0},
-    "train_problems": 120_000,
-    "test_problems": 2_000,
-    "base_steps": 2_500,
-    "arm_steps": 3_000,
-    "batch_size": 32,
-    "num_latents": 8,
+from smollm_trm.data.gsm8k import load_gsm8k
+from smollm_trm.demo import DemoSize, length_of
+from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
+from smollm_trm.evaluation.halting import judge_halting
+from smollm_trm.evaluation.plots import plot_losses
+from smollm_trm.evaluation.statistics import mcnemar_p, paired_difference
+from smollm_trm.finetune import train_gsm8k
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+
+ARMS: dict[str, dict[str, Any]] = {
+    "LoRA": {"use_trm": False, "learning_rate": 2e-3},
+    "static latents": {"reasoner": "static", "learning_rate": 2e-3, "trm_learning_rate": 2e-3},
+    "compressor": {"reasoner": "compressor", "learning_rate": 2e-3, "trm_learning_rate": 2e-3},
+    "TRM": {
+        "reasoner": "trm",
+        "trm_kwargs": {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2},
+        "learning_rate": 2e-3,
+        "trm_learning_rate": 3e-3,
+    },
 }
-TRM = {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2}
-RATES = {"learning_rate": 1e-3, "trm_learning_rate": 2e-3}
-ARMS = {
-    "LoRA": {"use_trm": False},
-    "static latents": {"reasoner": "static"},
-    "compressor": {"reasoner": "compressor"},
-    "TRM": {"reasoner": "trm"},
-    "compressor, frozen base": {"reasoner": "compressor", "base_training": "frozen"},
-    "TRM, frozen base": {"reasoner": "trm", "base_training": "frozen"},
-}
-LONGER = ("compressor", "static latents", "LoRA")
-"""The controls that are also run for as long as the TRM took."""
+"""What each arm is, at its own learning rates: of LoRA, and of the reasoner."""
+TESTED = "TRM"
+"""The arm that all others are compared with."""
+AT_ONCE = 2
 
 
-def options() -> dict:
+def parse() -> argparse.Namespace:
     """The command line."""
-    parser = benchmark_options(__doc__)
-    parser.add_argument("--output_dir", default="outputs/study", help="data, runs and results go here")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one study per seed")
-    parser.add_argument("--steps", type=int, default=SIZE["arm_steps"], help="training steps of every arm")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="arms trained at once")
+    size, parser = DemoSize(), benchmark_options(__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of problems, weights and order")
+    parser.add_argument("--seeds", type=int, nargs="+", help="train nothing: pool what is recorded of these seeds")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps of every arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms to train")
-    parser.add_argument(
-        "--longer", action=argparse.BooleanOptionalAction, default=True, help="also equal computing time"
-    )
-    parser.add_argument("--job", help="(used by the study itself: one training run as JSON)")
-    given = parser.parse_args()
-    if not {"TRM", "static latents"} <= set(given.arms):
-        parser.error("--arms: TRM and 'static latents' are what the others are compared with, so both are needed")
-    return vars(given)
+    parser.add_argument("--train_problems", type=int, default=size.train_problems)
+    parser.add_argument("--test_problems", type=int, default=2000, help="held-out problems that every arm answers")
+    parser.add_argument("--base_steps", type=int, default=size.base_steps, help="training steps of the base")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"), help="data, runs and results go here")
+    return parser.parse_args()
 
 
-def train(job: dict) -> None:
-    """One training run; its process does nothing else."""
-    import torch
-
-    from smollm_trm import train_gsm8k
-
-    torch.set_num_threads(job.pop("threads"))
-    train_gsm8k(**job)
+def size_of(options: argparse.Namespace) -> DemoSize:
+    """The demo's size, with what the command line changes."""
+    names = ("train_problems", "test_problems", "base_steps")
+    return replace(DemoSize(), arm_steps=options.steps, **{name: getattr(options, name) for name in names})
 
 
-def common(folder: Path, seed: int) -> dict:
-    """Settings that every run shares."""
+def setup_of(size: DemoSize) -> dict[str, Any]:
+    """What records must share to be pooled."""
+    return {**asdict(size), "arms": ARMS}
+
+
+def arm_settings(folder: Path, name: str, size: DemoSize, *, seed: int) -> dict[str, Any]:
+    """Settings of an arm's run, in a folder named by steps and rates: a run at other rates leaves this one as it is."""
+    rates = [f"{ARMS[name][rate]:g}" for rate in ("learning_rate", "trm_learning_rate") if rate in ARMS[name]]
+    run = "_".join([name.replace(" ", "_").lower(), str(size.arm_steps), *rates])
     return {
-        "data_dir": str(folder / "data"),
-        "batch_size": SIZE["batch_size"],
-        "eval_batch_size": 128,
-        "max_dev_samples": 1000,
-        "accumulate_grad_batches": 1,
-        "num_epochs": 1000,
-        "patience": None,
-        "num_latents": SIZE["num_latents"],
-        "seed": seed,
-        "progress": False,
+        **demo_settings(folder / "data", size, seed=seed),
+        **length_of(size.arm_steps, size.batch_size),
+        **ARMS[name],
+        "save_every_n_steps": 250,
+        "model_name": str(folder / "base" / "model"),
+        "target": "answer",
+        "num_latents": size.num_latents,
         "lora_kwargs": {"dropout": 0.0},
+        "progress": False,
+        "output_dir": str(folder / run),
     }
 
 
-def base_job(folder: Path, seed: int) -> dict:
-    """The base: trained whole, on the chain."""
-    return common(folder, seed) | {
-        "model_name": "tiny",
-        "base_training": "full",
-        "use_trm": False,
-        "learning_rate": 3e-3,
-        "max_steps": SIZE["base_steps"],
-        "val_check_interval": SIZE["base_steps"] // 2,
-        "output_dir": str(folder / "base"),
-    }
+def train_and_evaluate(name: str, settings: dict[str, Any], rows: list[dict[str, str]]) -> dict[str, Any]:
+    """One arm from training to its graded answers, latents shuffled included; a finished run is only read."""
+    torch.set_num_threads(1)
+    folder = Path(settings["output_dir"])
+    _, module = train_gsm8k(**settings)
+    asked = {"batch_size": 128, "seed": settings["seed"], "progress": False}
+    results = evaluate_arm(name, module.model, rows, folder / "predictions", **asked)
+    halting = judge_halting(module.model, rows, results[name]["correct_by_problem"])
+    seconds = json.loads((folder / "results.json").read_text(encoding="utf-8"))["seconds"]
+    print(f"{name}: {100 * results[name]['accuracy']:.1f}%, trained in {seconds:.0f} s", flush=True)
+    return {"results": results, "halting": halting, "training_seconds": seconds}
 
 
-def arm_job(folder: Path, seed: int, name: str, steps: int) -> dict:
-    """An arm: LoRA and its latents, answering at once."""
-    return (
-        common(folder, seed)
-        | RATES
-        | ARMS[name.removesuffix(", longer")]
-        | {
-            "model_name": str(folder / "base" / "model" / "base"),
-            "trm_kwargs": TRM,
-            "target": "answer",
-            "max_steps": steps,
-            "val_check_interval": max(1, steps // 4),
-            "save_every_n_steps": 250,
-            "output_dir": str(folder / name.replace(", ", "_").replace(" ", "_").lower()),
+def side_by_side(jobs: dict[str, dict[str, Any]], rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Every arm in a process of its own with one thread, two at a time; the slowest first."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(AT_ONCE, mp_context=multiprocessing.get_context("spawn")) as processes:
+        running: dict[str, Future] = {
+            name: processes.submit(train_and_evaluate, name, jobs[name], rows) for name in reversed(jobs)
         }
-    )
+        return {name: running[name].result() for name in jobs}
 
 
-def run_jobs(jobs: list[dict], *, processes: int, threads: int) -> None:
-    """Train in subprocesses, several at a time; finished runs cost a moment only."""
-
-    def run(job: dict) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        begun = time.monotonic()
-        command = [sys.executable, __file__, "--job", json.dumps(job | {"threads": threads})]
-        subprocess.run(command, check=True, env=environment)
-        print(f"{job['output_dir']}: {time.monotonic() - begun:.0f} s", flush=True)
-
-    with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(run, jobs))
-
-
-def seconds_of(job: dict) -> float:
-    """Training time of a finished run."""
-    return json.loads((Path(job["output_dir"]) / "results.json").read_text())["seconds"]
-
-
-def study(folder: Path, seed: int, steps: int, processes: int, arms: list[str], longer: bool) -> dict:
+def study(folder: Path, size: DemoSize, arms: list[str], *, seed: int) -> dict[str, Any]:
     """All arms of one seed: train, evaluate, compare."""
-    from smollm_trm import SmolLMv3WithTRM, WordProblemSettings, load_gsm8k, write_word_problems
-    from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
-    from smollm_trm.evaluation.halting import judge_halting
-    from smollm_trm.evaluation.plots import plot_losses
-    from smollm_trm.evaluation.statistics import paired_difference
-
-    settings = WordProblemSettings(**SIZE["problems"])
-    write_word_problems(
-        folder / "data", train=SIZE["train_problems"], test=SIZE["test_problems"], seed=seed, settings=settings
-    )
-    run_jobs([base_job(folder, seed)], processes=1, threads=processes)
-    slowest_first = ("TRM", "compressor", "TRM, frozen base", "compressor, frozen base", "static latents", "LoRA")
-    jobs = {name: arm_job(folder, seed, name, steps) for name in slowest_first if name in arms}
-    run_jobs(list(jobs.values()), processes=processes, threads=1)
-    for name in [name for name in LONGER if longer and name in jobs]:
-        more = round(steps * seconds_of(jobs["TRM"]) / seconds_of(jobs[name]))
-        jobs[f"{name}, longer"] = arm_job(folder, seed, f"{name}, longer", max(more, steps))
-    run_jobs([job for name, job in jobs.items() if name.endswith(", longer")], processes=processes, threads=1)
-    rows = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
+    rows = load_gsm8k(write_demo_problems(folder, size, seed=seed), seed=seed).gsm8k_final_test
+    print(f"a base from scratch, {size.base_steps} steps; then {', '.join(arms)}, {size.arm_steps} steps", flush=True)
+    train_gsm8k(**demo_base_settings(folder, size, seed=seed))
+    jobs = {name: arm_settings(folder, name, size, seed=seed) for name in ARMS if name in arms}
+    found = side_by_side(jobs, rows)
     base = SmolLMv3WithTRM.from_pretrained(folder / "base" / "model")
-    predictions = folder / "predictions"
-    chain = evaluate_arm("base, writing its chain", base, rows, predictions, batch_size=128)
-    results: dict[str, dict] = {}
-    halting = None
-    for name, job in jobs.items():
-        model = SmolLMv3WithTRM.from_pretrained(Path(job["output_dir"]) / "model")
-        results |= evaluate_arm(name, model, rows, predictions, batch_size=128, seed=seed)
-        if name == "TRM":
-            halting = judge_halting(model, rows, results[name]["correct_by_problem"])
-    comparison = report_comparison(results, folder, baseline="static latents", seed=seed)
-    drawn = [name for name in jobs if "," not in name]  # four curves can be told apart
-    plot_losses(
-        {name: Path(jobs[name]["output_dir"]) / "logs" / "metrics.csv" for name in drawn}, folder / "losses.png"
-    )
-    print(comparison)
-    figures = {"base_chain": next(iter(chain.values()))["accuracy"], "steps": steps, "halting": halting, "arms": {}}
-    grades = {name: result["correct_by_problem"] for name, result in results.items()}
-    for name, result in results.items():
-        test = paired_difference(grades["TRM"], grades[name])
-        figures["arms"][name] = {
-            "accuracy": result["accuracy"],
-            "interval": result["interval"],
-            "trm_better_by": [test.difference, test.low, test.high],
-            "p": test.p_value,
-        }
-        if name in jobs:
-            figures["arms"][name] |= {"steps": jobs[name]["max_steps"], "seconds": seconds_of(jobs[name])}
-    rows_shown = [
-        [name, f"{100 * arm['accuracy']:.1f}", f"{100 * arm['trm_better_by'][0]:+.1f}", f"{arm['p']:.2g}"]
-        for name, arm in figures["arms"].items()
-    ]
-    print_table(["arm", "accuracy %", "TRM better by", "p"], rows_shown)
+    asked = {"batch_size": 128, "progress": False}
+    chain = evaluate_arm("base, writing its chain", base, rows[: size.base_problems], folder / "predictions", **asked)
+    results = {name: result for arm in found.values() for name, result in arm["results"].items()}
+    curves = {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}
+    plot_losses(curves, folder / "losses.png")
+    print(report_comparison(results, folder, baseline=next(iter(jobs)), seed=seed), end="\n\n")
+    figures: dict[str, Any] = {
+        name: {key: result[key] for key in ("accuracy", "interval")} for name, result in results.items()
+    }
+    for name, arm in found.items():
+        figures[name] |= {"training_seconds": arm["training_seconds"], "halting": arm["halting"]}
+    if TESTED in results:
+        grades = results[TESTED]["correct_by_problem"]
+        for name in figures.keys() - {TESTED}:
+            figures[name]["tested"] = asdict(paired_difference(grades, results[name]["correct_by_problem"]))
+    table = [[name, percent(arm["accuracy"]), *test_cells(arm.get("tested"))] for name, arm in figures.items()]
+    print_table(["arm", "accuracy", f"{TESTED} better by", "95%", "p"], table)
+    return {"setup": setup_of(size), "base_chain": next(iter(chain.values()))["accuracy"], "arms": figures}
+
+
+def percent(share: float, sign: str = "") -> str:
+    """A share for a table."""
+    return f"{100 * share:{sign}.1f}"
+
+
+def test_cells(test: dict[str, Any] | None) -> list[str]:
+    """A paired test for a table."""
+    if test is None:
+        return ["", "", ""]
+    interval = f"{percent(test['low'], '+')} to {percent(test['high'], '+')}"
+    return [percent(test["difference"], "+"), interval, f"{test['p_value']:.2g}"]
+
+
+def mean_and_range(shares: list[float], sign: str = "") -> str:
+    """Mean, lowest and highest for a table."""
+    mean, low, high = sum(shares) / len(shares), min(shares), max(shares)
+    return f"{percent(mean, sign)} ({percent(low, sign)} to {percent(high, sign)})"
+
+
+def recorded(seeds: list[int], size: DemoSize) -> dict[int, dict[str, Any]]:
+    """The newest record of every seed with this size and these rates.
+
+    Raises:
+        SystemExit: a seed has none.
+    """
+    wanted = json.loads(json.dumps(setup_of(size)))
+    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    found = {
+        line["seed"]: line["figures"]["arms"]
+        for line in lines
+        if line["name"] == "study" and line["figures"].get("setup") == wanted
+    }
+    for seed in seeds:
+        if seed not in found:
+            raise SystemExit(f"seed {seed} is not recorded with these settings: study.py --seed {seed} --record")
+    return {seed: found[seed] for seed in seeds}
+
+
+def pool(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """One table of several seeds: mean and range, and McNemar's test over the problems of all of them."""
+    names = [name for name in next(iter(by_seed.values())) if all(name in arms for arms in by_seed.values())]
+    figures: dict[str, Any] = {}
+    for name in names:
+        arms = [arms[name] for arms in by_seed.values()]
+        figures[name] = {"accuracy": [arm["accuracy"] for arm in arms]}
+        if tests := [arm["tested"] for arm in arms if "tested" in arm]:
+            discordant = (sum(test[side] for test in tests) for side in ("only_first", "only_second"))
+            figures[name] |= {"better_by": [test["difference"] for test in tests], "p": mcnemar_p(*discordant)}
+    table = [
+        [name, mean_and_range(arm["accuracy"]),
+         *([mean_and_range(arm["better_by"], "+"), f"{arm['p']:.2g}"] if "p" in arm else ["", ""])]
+        for name, arm in figures.items()
+    ]  # fmt: skip
+    print_table([f"arm, {len(by_seed)} seeds", "accuracy", f"{TESTED} better by", "p, all problems"], table)
     return figures
 
 
 def main() -> None:
-    """Run the study for every seed."""
-    given = options()
-    if given["job"]:
-        train(json.loads(given["job"]))
+    """One seed's study, or a table of several."""
+    options = parse()
+    size = size_of(options)
+    if options.seeds:
+        figures = {"setup": setup_of(size), "seeds": options.seeds, "arms": pool(recorded(options.seeds, size))}
+        record("study_seeds", figures, keep=options.record)
         return
-    for seed in given["seeds"]:
-        folder = Path(given["output_dir"]) / f"seed_{seed}"
-        figures = study(folder, seed, given["steps"], given["processes"], given["arms"], given["longer"])
-        record("study", figures, seed=seed, keep=given["record"])
+    figures = study(options.output_dir / f"seed_{options.seed}", size, options.arms, seed=options.seed)
+    record("study", figures, seed=options.seed, keep=options.record)
 
 
 if __name__ == "__main__":

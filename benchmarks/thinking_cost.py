@@ -15,10 +15,7 @@ import torch
 from _models import as_text, gsm8k_like_rows, over_rounds, save_sized_base, trm_in_heads_of_32
 from _record import benchmark_options, print_table, record
 
-from smollm_trm.models.loading import load_base
-from smollm_trm.models.reasoners import TRMSettings
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.models.storage import ModelSettings
 
 SIZES = {
     "8 layers, hidden 512": {"hidden_size": 512, "n_layers": 8, "n_heads": 8, "intermediate_size": 1408},
@@ -26,20 +23,13 @@ SIZES = {
 }
 
 
-def build_arms(folder: Path, *, num_latents: list[int], trm_dim: int | None) -> dict[str, SmolLMv3WithTRM]:
+def build_arms(folder: Path, *, num_latents: list[int], trm_dim: int) -> dict[str, SmolLMv3WithTRM]:
     """The base without latents, and with so many."""
-    arms = {}
-    for count in [0, *num_latents]:
-        base, tokenizer = load_base(str(folder))
-        dim = trm_dim or base.config.hidden_size // 4
-        settings = ModelSettings(
-            base_training="frozen",
-            reasoner="trm" if count else None,
-            num_latents=count or 1,
-            trm=TRMSettings(**trm_in_heads_of_32(dim)),
-        )
-        name = f"M={count}" if count else "no latents"
-        arms[name] = SmolLMv3WithTRM.from_base((base, tokenizer), settings=settings).eval()
+    common = {"base_training": "frozen"}
+    arms = {"no latents": SmolLMv3WithTRM.from_base(str(folder), reasoner=None, **common).eval()}
+    for count in num_latents:
+        latents = {"num_latents": count, "reasoner_settings": trm_in_heads_of_32(trm_dim)}
+        arms[f"M={count}"] = SmolLMv3WithTRM.from_base(str(folder), **latents, **common).eval()
     return arms
 
 
@@ -60,7 +50,8 @@ def main() -> None:
     for size, shape in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:
             save_sized_base(Path(folder), rows, vocabulary=4096, **shape)
-            arms = build_arms(Path(folder), num_latents=options.num_latents, trm_dim=options.trm_dim)
+            dim = options.trm_dim or shape["hidden_size"] // 4
+            arms = build_arms(Path(folder), num_latents=options.num_latents, trm_dim=dim)
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(options.repeats):
             for name, model in arms.items():

@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from smollm_trm.data.batching import IGNORED_LABEL
-from smollm_trm.data.prompts import THINK_CLOSE, PromptEncoder
-from smollm_trm.models.loading import ATTENTION_PROJECTIONS, LoraSettings
+from smollm_trm.data.prompts import PromptEncoder
+from smollm_trm.models.adapters import ATTENTION_PROJECTIONS, LoraSettings
 
 BATCH_SIZE = 8
 STRETCH = 50  # batches that the loader groups together
@@ -63,10 +63,7 @@ def time_trl(rows: Rows, *, model_name: str, sampling: str) -> float:
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     encoder, lora, clock = PromptEncoder(tokenizer=tokenizer, num_latents=0), LoraSettings(), TRLClock()
     texts = [
-        {
-            "prompt": encoder.question_text(row["question"]) + THINK_CLOSE,
-            "completion": encoder.completion_text(row["answer"]),
-        }
+        {"prompt": encoder.prompt_text(row["question"]), "completion": encoder.completion_text(row["answer"])}
         for row in rows
     ]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
