@@ -38,10 +38,7 @@ ONLY_WITH_TRM = ("reasoner", "num_latents", "trm_kwargs", "trm_learning_rate", "
 
 
 def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:
-    """The checkpoint that `resume` asks for; a run begun with other settings or other rows is refused.
-
-    Settings and the rows' fingerprint (`split`) are noted in the run's folder.
-    """
+    """The checkpoint that `resume` asks for; a run begun with other settings or rows (`split`) is refused."""
     may_change = MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
     return begin_run(run, {**asdict(settings), "split": split}, may_change=may_change)
 
@@ -64,9 +61,7 @@ def train_gsm8k(
 
     Raises:
         UserMistake: a setting that cannot be, before anything expensive starts.
-        OSError: the output folder cannot be written to, or the disk is full.
-        FloatingPointError: the gradients or the dev loss are not finite, with the settings that help.
-        RuntimeError: out of memory, with the settings that help.
+        OSError, FloatingPointError, RuntimeError: no space left, a run that diverged, too little memory; what helps.
     """
     settings = settings_from(TrainSettings, config, "train_gsm8k")
     if torch.cuda.is_available() and settings.devices > torch.cuda.device_count():
@@ -88,10 +83,7 @@ def train_gsm8k(
 
 
 def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, str]], batch_idx: int) -> float:
-    """Answer a process's share of the official test problems for `trainer.test`; returns its accuracy.
-
-    Every prediction and the figures are kept in `evaluation/` in the run's folder.
-    """
+    """Answer a process's share of the official test problems for `trainer.test`, keep all, return the accuracy."""
     trainer = module.trainer
     share = module.global_rank + batch_idx * trainer.world_size
     path = Path(trainer.default_root_dir) / "evaluation" / f"trainer_test{f'_{share}' if share else ''}.jsonl"

@@ -48,11 +48,7 @@ def strip_annotations(text: str) -> str:
 
 
 def gold_answer(answer: str) -> str:
-    """The final answer of a GSM8K solution (`... #### 1,234`) as a normalised number (`1234`).
-
-    Raises:
-        UserMistake: the solution has no `####` followed by a number.
-    """
+    """The final answer of a GSM8K solution (`... #### 1,234`) as a normalised number (`1234`)."""
     gold = extract_strict_answer(answer)
     if gold is None:
         raise UserMistake(f"the answer {answer[-60:]!r} has no final '#### <number>'; add one, as in GSM8K")
@@ -67,19 +63,11 @@ def extract_strict_answer(text: str) -> str | None:
 def extract_answer(text: str) -> str | None:
     """The final answer of a generated text as a normalised number (`-1234.5`, `1/3`), or None if it has none."""
     text = _tidied(text)
-    for found in (_number_after_hashes(text), _number_after_mark(text)):
-        if found is not None:
-            return found
-    numbers = _numbers_in(text)
-    return numbers[-1] if numbers else None
+    return _number_after_hashes(text) or _number_after_mark(text) or next(reversed(_numbers_in(text)), None)
 
 
 def is_correct(text: str, gold: str, *, strict: bool = False) -> bool:
-    """Whether the final answer of `text` has the value of `gold`.
-
-    Raises:
-        UserMistake: the gold answer holds no number.
-    """
+    """Whether the final answer of `text` has the value of `gold`, by the flexible score or the strict one."""
     expected = extract_answer(str(gold))
     if expected is None:
         raise UserMistake(f"the gold answer {str(gold)[-60:]!r} holds no number; give 'n' or '#### n'")
@@ -109,10 +97,8 @@ def _fraction_on_one_line(match: re.Match) -> str:
 def _number_after_hashes(text: str) -> str | None:
     """The first number on the line of the first `####` that has one (if empty, on the next line)."""
     for tail in text.split("####")[1:]:
-        line = tail.strip().split("\n", 1)[0]
-        line = re.sub(r"(?<=[0-9]),(?=[0-9])", "", _SPOKEN_MINUS.sub(r"\1", line))  # any grouping goes
-        numbers = _numbers_in(line)
-        if numbers:
+        line = _SPOKEN_MINUS.sub(r"\1", tail.strip().split("\n", 1)[0])
+        if numbers := _numbers_in(re.sub(r"(?<=[0-9]),(?=[0-9])", "", line)):  # any grouping goes
             return numbers[0]
     return None
 
@@ -130,9 +116,8 @@ def _number_after_mark(text: str) -> str | None:
         clause = _SENTENCE_END.split(tail.lstrip(": \n"), maxsplit=1)[0]
         if mark.group().endswith("{"):
             clause = clause.split("}", 1)[0]
-        result = _numbers_in(clause.rpartition("=")[2]) or _numbers_in(clause)
-        if result:
-            return result[0]
+        if numbers := _numbers_in(clause.rpartition("=")[2]) or _numbers_in(clause):
+            return numbers[0]
     return None
 
 
@@ -142,11 +127,8 @@ def _numbers_in(text: str) -> list[str]:
 
 
 def _normalised(match: re.Match) -> str | None:
-    """The one spelling of a number's value: no idle zeros, fractions as decimals where these end.
-
-    Works on the digits, because a runaway generation writes numbers too long for Python's integers.
-    """
-    digits = match["digits"].replace(",", "")
+    """The one spelling of a number's value: no idle zeros, fractions as decimals where these end."""
+    digits = match["digits"].replace(",", "")  # a runaway generation writes numbers too long for Python's integers
     negative = "-" in (match["sign"] or "")
     if match["below"] or match["exponent"]:
         parts = (digits, match["whole"] or "", match["below"] or "")

@@ -29,10 +29,7 @@ def pad_left(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tenso
 
 
 def collate_examples(examples: Sequence[EncodedExample], padding: int) -> dict[str, Tensor]:
-    """One batch: `input_ids`, `attention_mask` and `labels`, each `(B, L)`.
-
-    Labels stand under the token they name (the model shifts them); prompts and padding hold -100.
-    """
+    """`input_ids`, `attention_mask` and `labels` (-100 on prompts and padding), `(B, L)`; the model shifts labels."""
     prompt_ids, prompt_mask = pad_left([example.prompt for example in examples], padding)
     flipped_ids, flipped_mask = pad_left([example.completion[::-1] for example in examples], padding)
     completion_ids, completion_mask = flipped_ids.flip(1), flipped_mask.flip(1)
@@ -71,15 +68,9 @@ class LengthGroupedBatches(Sampler[list[int]]):
     ) -> None:
         if batch_size < 1:
             raise UserMistake(f"batch_size={batch_size}: must be at least 1")
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.world_size = world_size
-        self.rank = rank
-        self.accumulate = accumulate
-        self.stretch = stretch
-        self.epoch = 0
-        self.first_batch = 0
+        self.lengths, self.batch_size, self.seed, self.stretch = lengths, batch_size, seed, stretch
+        self.world_size, self.rank, self.accumulate = world_size, rank, accumulate
+        self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; Lightning calls it."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from smollm_trm.data.batching import IGNORED_LABEL, LengthGroupedBatches, collate_examples
-from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k
+from smollm_trm.data.gsm8k import GSM8KSplits
 from smollm_trm.data.prompts import EncodedExample, PromptEncoder, padding_token_id
 from smollm_trm.records import UserMistake
 
@@ -18,16 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class GSM8KDataset(Dataset):
-    """Rows as token ids. Rows longer than the window are dropped and counted; nothing is cut.
-
-    Args:
-        rows: each `{question, answer}`.
-        encoder: the prompt format, with the number of latents and the target.
-        max_length: window in tokens, latents included; None keeps every row.
-
-    Raises:
-        ValueError: no row is short enough.
-    """
+    """Rows `{question, answer}` as token ids; above `max_length` tokens, latents included, they are dropped."""
 
     def __init__(
         self, rows: Sequence[Mapping[str, str]], *, encoder: PromptEncoder, max_length: int | None = None
@@ -37,7 +28,7 @@ class GSM8KDataset(Dataset):
         self.examples = [example for example in encoded if max_length is None or len(example) <= max_length]
         self.dropped = len(encoded) - len(self.examples)
         if not self.examples:
-            shortest = min((len(example) for example in encoded), default=0)
+            shortest = min(map(len, encoded), default=0)
             raise UserMistake(
                 f"no row fits max_length={max_length}: the shortest of {len(encoded)} has {shortest} tokens, "
                 f"{encoder.num_latents} latents included; raise max_length or lower num_latents"
@@ -59,10 +50,7 @@ class GSM8KDataset(Dataset):
         return {"num_items_in_batch": tokens, "num_examples_in_batch": len(rows)}
 
     def __getitem__(self, index: int | list[int]) -> EncodedExample | dict[str, Tensor]:
-        """One encoded row, or the batch of a list of them.
-
-        An empty list gives a row without labels: of several processes, one without rows still takes part in the step.
-        """
+        """One encoded row, or the batch of a list of them; for a process without rows (`[]`), a row without labels."""
         if isinstance(index, int):
             return self.examples[index]
         batch = collate_examples([self.examples[i] for i in index or [0]], padding_token_id(self.encoder.tokenizer))
@@ -108,43 +96,31 @@ class GSM8KDataModule(LightningDataModule):
 
     Args:
         encoder: the prompt format.
-        splits: the parts; loaded by `load_gsm8k(data_dir, seed=split_seed)` when None.
-        data_dir: see `load_gsm8k`.
-        split_seed: of the 80/20 split.
-        batch_size: training rows per process and step.
-        eval_batch_size: rows per step in validation and test.
+        splits: the parts, from `load_gsm8k`.
+        batch_size, eval_batch_size: rows per process and step, in training and in validation.
         max_length: see `GSM8KDataset`.
-        max_samples: train on the first so many rows; all when None.
-        max_dev_samples: validate on the first so many dev rows; all when None.
+        max_samples, max_dev_samples: only the first so many rows of a part; all when None.
         seed: of the order of the training rows.
-        num_workers: loader processes; 0 in notebooks, whose classes other processes cannot import.
     """
 
     def __init__(
         self,
         *,
         encoder: PromptEncoder,
-        splits: GSM8KSplits | None = None,
-        data_dir: str | None = None,
-        split_seed: int = 42,
+        splits: GSM8KSplits,
         batch_size: int = 2,
         eval_batch_size: int = 16,
         max_length: int | None = 512,
         max_samples: int | None = None,
         max_dev_samples: int | None = None,
         seed: int = 0,
-        num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.splits = splits or load_gsm8k(data_dir, seed=split_seed)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        self.encoder, self.splits = encoder, splits
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length = max_length
-        self.max_samples = max_samples
-        self.max_dev_samples = max_dev_samples
+        self.max_samples, self.max_dev_samples = max_samples, max_dev_samples
         self.seed = seed
-        self.num_workers = num_workers
         self.train_set: GSM8KDataset | None = None
         self.dev_set: GSM8KDataset | None = None
         self.train_loader: ResumableLoader | None = None
@@ -155,11 +131,9 @@ class GSM8KDataModule(LightningDataModule):
         # The rows are encoded once and kept: worker processes would only cost.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if stage in ("fit", "validate", None) and self.train_set is None:
-            rows = self.splits.gsm8k_train[: self.max_samples]
-            self.train_set = GSM8KDataset(rows, encoder=self.encoder, max_length=self.max_length)
-            self.dev_set = GSM8KDataset(
-                self.splits.gsm8k_test[: self.max_dev_samples], encoder=self.encoder, max_length=self.max_length
-            )
+            options = {"encoder": self.encoder, "max_length": self.max_length}
+            self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], **options)
+            self.dev_set = GSM8KDataset(self.splits.gsm8k_test[: self.max_dev_samples], **options)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of similar lengths, in this process's share."""
@@ -174,11 +148,7 @@ class GSM8KDataModule(LightningDataModule):
         return self._loader(self.dev_set, self.eval_batch_size, seed=0)
 
     def test_dataloader(self) -> DataLoader:
-        """The official test part, as one list of rows for `test_step`; several processes share it.
-
-        Raises:
-            ValueError: own data has no such part.
-        """
+        """The official test part, as one list of rows for `test_step`; several processes share it."""
         rows = self.splits.gsm8k_final_test
         if not rows:
             raise UserMistake(f"{self.splits.source} has no test part: evaluate it with evaluate_gsm8k")
@@ -187,8 +157,7 @@ class GSM8KDataModule(LightningDataModule):
         return DataLoader([share], batch_size=None)
 
     def state_dict(self) -> dict[str, int]:
-        """The position in the training rows. (Lightning's own way, by the loader, comes too late where the number of
-        optimizer steps is asked for before the loops are restored.)"""
+        """The position in the training rows."""  # the loader's own is restored too late to count the steps left
         return {} if self.train_loader is None else self.train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -196,13 +165,9 @@ class GSM8KDataModule(LightningDataModule):
         self.position = state_dict
 
     def _loader(self, dataset: GSM8KDataset, batch_size: int, *, seed: int, totals: Any = None) -> ResumableLoader:
-        trainer = self.trainer
-        batches = LengthGroupedBatches(
-            lengths=dataset.lengths,
-            batch_size=batch_size,
-            seed=seed,
-            world_size=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            accumulate=trainer.accumulate_grad_batches if trainer else 1,
-        )
-        return ResumableLoader(dataset, batches=batches, num_workers=self.num_workers, totals=totals)
+        shares = {}
+        if trainer := self.trainer:
+            shares = {"world_size": trainer.world_size, "rank": trainer.global_rank}
+            shares["accumulate"] = trainer.accumulate_grad_batches
+        batches = LengthGroupedBatches(lengths=dataset.lengths, batch_size=batch_size, seed=seed, **shares)
+        return ResumableLoader(dataset, batches=batches, totals=totals)

@@ -34,20 +34,13 @@ GSM8K_USE_A_FOLDER = "give a folder with train.jsonl and test.jsonl by --data_di
 class GSM8KSplits:
     """The three parts, and what a report must say about them."""
 
-    gsm8k_train: list[dict[str, str]]
-    """80% of the official training set."""
-    gsm8k_test: list[dict[str, str]]
-    """The other 20%. It may pick a checkpoint, so every report of it says "dev"."""
-    gsm8k_final_test: list[dict[str, str]]
-    """The official test set, for the final evaluation only."""
-    seed: int
-    """Seed of the shuffle."""
-    source: str
-    """Where the rows came from: a folder or the Hub name."""
-    fingerprint: str
-    """SHA-256 of the parts, in hexadecimal: equal fingerprints, equal problems in equal order."""
-    duplicates: int
-    """Training rows dropped because their question stood elsewhere already."""
+    gsm8k_train: list[dict[str, str]]  # 80% of the official training set
+    gsm8k_test: list[dict[str, str]]  # the other 20%; it may pick a checkpoint, so every report of it says "dev"
+    gsm8k_final_test: list[dict[str, str]]  # the official test set, for the final evaluation only
+    seed: int  # of the shuffle
+    source: str  # where the rows came from: a folder or the Hub name
+    fingerprint: str  # SHA-256 of the parts, in hexadecimal: equal fingerprints, equal problems in equal order
+    duplicates: int  # training rows dropped because their question stood elsewhere already
 
     @property
     def summary(self) -> dict[str, str | int]:
@@ -62,12 +55,7 @@ def source_name(source: str) -> str:
 
 
 def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSplits:
-    """Load GSM8K, or files of its format, and split it.
-
-    Raises:
-        FileNotFoundError: the folder or a file is missing, or the Hub cannot be reached.
-        UserMistake: a file is empty, or a row is bad (named by file and line).
-    """
+    """Load GSM8K, or files of its format, and split it; a bad row is refused by file and line."""
     folder = data_dir or os.environ.get("GSM8K_DIR")
     official_train, official_test = (official_part(folder and Path(folder), part) for part in ("train", "test"))
     train, dev = split_gsm8k(official_train, seed=seed, held_out=official_test)
@@ -101,18 +89,13 @@ def official_part(folder: Path | None, part: str) -> list[dict[str, str]]:
 def split_gsm8k(
     rows: Sequence[Mapping[str, str]], *, seed: int = 42, held_out: Iterable[Mapping[str, str]] = ()
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Shuffle by seed and cut 80/20 into (train, dev); no question in both, or in `held_out`, the official test.
-
-    Raises:
-        UserMistake: so few different questions that a part would be empty.
-    """
-    seen = {normalize_question(row["question"]) for row in held_out}
-    kept = []
+    """Shuffle by seed and cut 80/20 into (train, dev); no question in both, or in `held_out`, the official test."""
+    by_question: dict[str, dict[str, str]] = {}
     for row in rows:
-        question = normalize_question(row["question"])
-        if question not in seen:
-            seen.add(question)
-            kept.append(dict(row))
+        by_question.setdefault(normalize_question(row["question"]), dict(row))
+    for row in held_out:
+        by_question.pop(normalize_question(row["question"]), None)
+    kept = list(by_question.values())
     n_train = int(0.8 * len(kept))
     if n_train == 0:
         raise UserMistake(f"{len(kept)} different problems are too few to split into train and dev.")

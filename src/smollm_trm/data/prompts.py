@@ -47,10 +47,8 @@ COMPLETION = "{%- if completion is defined -%}{{ completion + eos_token }}{%- en
 class EncodedExample:
     """One training row as token ids."""
 
-    prompt: list[int]
-    """Everything up to and including `</think>`; no loss here."""
-    completion: list[int]
-    """The completion and its end-of-text token; all of it is supervised."""
+    prompt: list[int]  # everything up to and including `</think>`; no loss here
+    completion: list[int]  # the completion and its end-of-text token; all of it is supervised
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -86,19 +84,15 @@ def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 class PromptEncoder:
     """Turns questions and answers into ids, in one place for training, generation and evaluation."""
 
-    tokenizer: PreTrainedTokenizerBase
-    """Of the base model."""
-    num_latents: int
-    """Slots in the think block; 0 writes `<think></think>`."""
+    tokenizer: PreTrainedTokenizerBase  # of the base model
+    num_latents: int  # slots in the think block; 0 writes `<think></think>`
     target: str = "steps"
     """"steps" supervises the step-by-step solution and `#### n`; "answer" supervises `#### n` at once."""
     prompt_format: str = "plain"
     """"plain" is `Question: ... Answer:`; "chat" is the tokenizer's chat template, without its date; "bare" is the
     question itself, and the answer without `####`, for a vocabulary that has nothing else."""
-    keep_annotations: bool = False
-    """Leave GSM8K's calculator annotations `<<48/2=24>>` in the completion."""
-    think: bool = True
-    """Whether there is a think block at all; an untuned base is asked without one."""
+    keep_annotations: bool = False  # leave GSM8K's calculator annotations `<<48/2=24>>` in the completion
+    think: bool = True  # whether there is a think block at all; an untuned base is asked without one
 
     def __post_init__(self) -> None:
         if self.target not in ("steps", "answer"):
@@ -120,10 +114,7 @@ class PromptEncoder:
 
     @cached_property
     def template(self) -> str:
-        """The chat template (Jinja) that writes a prompt; it is saved with the model's tokenizer.
-
-        Only the last answer of a conversation has a span before it.
-        """
+        """The chat template (Jinja) that writes a prompt; only a conversation's last answer has a span before it."""
         if self.prompt_format == "chat":
             given, gap = self.tokenizer.chat_template, ""
             body = given.rpartition(CONVERSATION)[2].partition(SPAN)[0]  # a model's own template is taken apart again

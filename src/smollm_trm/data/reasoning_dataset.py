@@ -25,10 +25,7 @@ _BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\
 class ReasoningDataset(Dataset):
     """Rows `{"question", "answer"}` with every answer ending in `#### number`.
 
-    Raises:
-        FileNotFoundError: the file is missing, or the Hub cannot be reached.
-        UserMistake: no rows at all, or a bad row: a column missing or empty, an answer without a final number,
-            an `id` that was there before. The message names file, line and reason.
+    A bad row (a column missing or empty, no final number, an `id` that was there before) is refused by file and line.
     """
 
     def __init__(
@@ -63,11 +60,10 @@ def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
     rows = []
     place_of_id: dict[str, str] = {}
     for where, row in places:
-        if isinstance(row, Mapping):
-            identity = row.get("id")
-            if identity is not None and (first := place_of_id.setdefault(str(identity), where)) != where:
-                raise UserMistake(f"{where}: the id {identity!r} is already that of {first}.")
         rows.append(check_row(row_with_final_mark(row), where=where))
+        identity = row.get("id")
+        if identity is not None and (first := place_of_id.setdefault(str(identity), where)) != where:
+            raise UserMistake(f"{where}: the id {identity!r} is already that of {first}.")
     return rows
 
 

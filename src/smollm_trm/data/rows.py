@@ -19,19 +19,12 @@ _BEFORE_AN_ELEMENT = re.compile(r"[\s,]*")
 
 
 def normalize_question(text: str) -> str:
-    """The text by which two problems count as the same: lower case, single spaces, no punctuation.
-
-    Mathematical signs stay, a minus where a digit follows: `3 + 5` and `3 - 5` are two problems.
-    """
+    """What problems that count as the same have in common: lower case, single spaces, no punctuation but signs."""
     return " ".join(_WORD_OR_SIGN.findall(text.lower()))
 
 
 def check_row(row: Any, *, where: str) -> dict[str, str]:
-    """Question and answer of a row as they came; a row without a question or a `#### number` is refused.
-
-    Raises:
-        UserMistake: what is wrong, after `where`, the row's place ("train.jsonl, line 3").
-    """
+    """Question and answer of a row as they came; one without is refused by `where`, its place ("a.jsonl, line 3")."""
     if not isinstance(row, Mapping):
         raise UserMistake(f"{where}: a row must be an object, found {type(row).__name__}.")
     for key in ("question", "answer"):
@@ -78,13 +71,12 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
         length = len(json.loads(text))
     except json.JSONDecodeError as error:
         raise UserMistake(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-    ended, line = text.index("[") + 1, 1 + text.count("\n", 0, text.index("["))
+    line, counted, ended = 1, 0, text.index("[") + 1
     for _ in range(length):
         begins = _BEFORE_AN_ELEMENT.match(text, ended).end()
-        line += text.count("\n", ended, begins)
+        line, counted = line + text.count("\n", counted, begins), begins
         row, ended = json.JSONDecoder().raw_decode(text, begins)
         yield line, row
-        line += text.count("\n", begins, ended)
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

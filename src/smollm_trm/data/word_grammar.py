@@ -23,38 +23,26 @@ STORY_CONTAINERS = {"bags": "bag", "boxes": "box", "jars": "jar", "baskets": "ba
 class StoryPhrase:
     """One thing that may happen in a story, or one way to begin it."""
 
-    operator: str
-    """`+ - * /` applied to the quantity so far; `goal`: a given number minus the quantity; empty: none."""
-    text: str
-    """What the question says."""
-    line: str = ""
-    """What the chain says."""
+    operator: str  # `+ - * /` applied to the quantity so far; `goal`: a given number minus the quantity; empty: none
+    text: str  # what the question says
+    line: str = "{N} has {c} {o}."  # what the chain says
     operand: str = "number"
     """Which {n} fit: `number` (up to max_number), `factor` (2-9), `times` (2-5, in words), `half` (2)."""
-    topic: str = ""
-    """The topic afterwards (`things`: the one that its noun belongs to); empty: unchanged."""
-    to_other: bool = False
-    """Whether the quantity afterwards is that of the newly named person."""
-    ends: bool = False
-    """Whether the text already asks the final question."""
+    topic: str = ""  # the topic afterwards (`things`: the one that its noun belongs to); empty: unchanged
+    to_other: bool = False  # whether the quantity afterwards is that of the newly named person
+    ends: bool = False  # whether the text already asks the final question
 
 
 @dataclass(frozen=True)
 class StoryTopic:
     """What a story is about and what can happen there."""
 
-    things: tuple[str, ...]
-    """Plural nouns to choose from, with their place where they have one."""
-    has: str
-    """The verb, third person singular; empty where nobody owns the things."""
-    have: str
-    """The verb, plain form."""
-    question: str
-    """The question asked when no phrase asked one."""
-    openings: tuple[StoryPhrase, ...]
-    """How a story begins: {n} and, with an operator, {k} (on `*`: k times n)."""
-    phrases: tuple[StoryPhrase, ...]
-    """What may happen next."""
+    things: tuple[str, ...]  # plural nouns to choose from, with their place where they have one
+    has: str  # the verb, third person singular; empty where nobody owns the things
+    have: str  # the verb, plain form
+    question: str  # the question asked when no phrase asked one
+    openings: tuple[StoryPhrase, ...]  # how a story begins: {n} and, with an operator, {k} (on `*`: k times n)
+    phrases: tuple[StoryPhrase, ...]  # what may happen next
 
 
 STORY_COMPARISONS = (
@@ -67,20 +55,18 @@ STORY_COMPARISONS = (
     StoryPhrase("/", "{P} {has} {n} as many {o} as {Q}.", "{Q} {has} {c} {o}.", "times", to_other=True),
 )
 STORY_GIFTS = (
-    StoryPhrase("+", "Then {Q} gives {N} {n} more {o}.", "{N} has {c} {o}."),
-    StoryPhrase("-", "Then {P} gives {n} {o} to {Q}.", "{N} has {c} {o}."),
-    StoryPhrase("/", "{P} gives half of the {o} to {Q}.", "{N} has {c} {o}.", "half"),
+    StoryPhrase("+", "Then {Q} gives {N} {n} more {o}."),
+    StoryPhrase("-", "Then {P} gives {n} {o} to {Q}."),
+    StoryPhrase("/", "{P} gives half of the {o} to {Q}.", operand="half"),
     StoryPhrase("/", "{P} shares the {o} equally among {n} friends. How many {o} does each friend get?",
                 "Each friend gets {c} {o}.", "factor", ends=True),
 )  # fmt: skip
 STORY_TRADES = (
-    StoryPhrase("+", "{P} buys {n} more {o} in a shop.", "{N} has {c} {o}."),
-    StoryPhrase("+", "Later {P} gets {n} {o} as a gift.", "{N} has {c} {o}."),
-    StoryPhrase("-", "{P} sells {n} of the {o}.", "{N} has {c} {o}."),
-    StoryPhrase("*", "{P} sells all the {o} for {n} dollars each.", "{N} gets {c} dollars.",
-                "factor", topic="money"),
-    StoryPhrase("/", "{P} puts the {o} equally into {n} {b}.", "Each {bag} holds {c} {o}.",
-                "factor", topic="packed"),
+    StoryPhrase("+", "{P} buys {n} more {o} in a shop."),
+    StoryPhrase("+", "Later {P} gets {n} {o} as a gift."),
+    StoryPhrase("-", "{P} sells {n} of the {o}."),
+    StoryPhrase("*", "{P} sells all the {o} for {n} dollars each.", "{N} gets {c} dollars.", "factor", topic="money"),
+    StoryPhrase("/", "{P} puts the {o} equally into {n} {b}.", "Each {bag} holds {c} {o}.", "factor", topic="packed"),
     StoryPhrase("goal", "{P} wants to have {n} {o}. How many more {o} does {N} need?",
                 "{N} needs {c} more {o}.", ends=True),
 )  # fmt: skip
@@ -88,9 +74,9 @@ STORY_THING_OPENINGS = (
     StoryPhrase("", "{N} has {n} {o}."),
     StoryPhrase("", "{N} starts the day with {n} {o}."),
     StoryPhrase("", "There are {n} {o} on the table of {N}."),
-    StoryPhrase("*", "{N} has {k} {b} with {n} {o} in each {bag}.", "{N} has {c} {o}."),
-    StoryPhrase("*", "{N} gets {n} {o} every day for {k} days.", "{N} has {c} {o}."),
-    StoryPhrase("+", "{N} has {n} {o} at home and {k} {o} at school.", "{N} has {c} {o}."),
+    StoryPhrase("*", "{N} has {k} {b} with {n} {o} in each {bag}."),
+    StoryPhrase("*", "{N} gets {n} {o} every day for {k} days."),
+    StoryPhrase("+", "{N} has {n} {o} at home and {k} {o} at school."),
 )
 
 STORY_TOPICS = {
@@ -98,17 +84,16 @@ STORY_TOPICS = {
         things=("marbles", "stickers", "cards", "coins", "shells", "beads", "stamps", "books", "toys"),
         has="has", have="have", question="How many {o} does {N} have now?", openings=STORY_THING_OPENINGS,
         phrases=STORY_COMPARISONS + STORY_GIFTS + STORY_TRADES + (
-            StoryPhrase("+", "{P} finds {n} more {o} in a drawer.", "{N} has {c} {o}."),
-            StoryPhrase("-", "{P} loses {n} of the {o}.", "{N} has {c} {o}."),
-            StoryPhrase("*", "{P} plays a game and wins until there are {n} as many {o} as before.",
-                        "{N} has {c} {o}.", "times"),
+            StoryPhrase("+", "{P} finds {n} more {o} in a drawer."),
+            StoryPhrase("-", "{P} loses {n} of the {o}."),
+            StoryPhrase("*", "{P} plays a game and wins until there are {n} as many {o} as before.", operand="times"),
         )),
     "food": StoryTopic(
         things=("apples", "pears", "plums", "cookies", "candies", "eggs", "nuts", "lemons", "muffins"),
         has="has", have="have", question="How many {o} does {N} have now?", openings=STORY_THING_OPENINGS,
         phrases=STORY_COMPARISONS + STORY_GIFTS + STORY_TRADES + (
-            StoryPhrase("-", "{P} eats {n} of the {o}.", "{N} has {c} {o}."),
-            StoryPhrase("-", "{P} drops {n} of the {o} on the way.", "{N} has {c} {o}."),
+            StoryPhrase("-", "{P} eats {n} of the {o}."),
+            StoryPhrase("-", "{P} drops {n} of the {o} on the way."),
             StoryPhrase("/", "{P} eats {n} {o} every day. How many days do the {o} last?",
                         "The {o} last {c} days.", "factor", ends=True),
         )),
@@ -186,8 +171,7 @@ STORY_TOPICS = {
         openings=(
             StoryPhrase("", "There are {n} {o} {at}."),
             StoryPhrase("*", "There are {k} groups of {n} {o} {at}.", "There are {c} {o}."),
-            StoryPhrase("+", "First {n} {o} come, then {k} {o} come, and now they are {at}.",
-                        "There are {c} {o}."),
+            StoryPhrase("+", "First {n} {o} come, then {k} {o} come, and now they are {at}.", "There are {c} {o}."),
         ),
         phrases=(
             StoryPhrase("+", "Then {n} more {o} come.", "There are {c} {o}."),

@@ -48,11 +48,7 @@ def tell_word_story(*, rng: random.Random, settings: WordProblemSettings) -> Wor
 def generate_word_problems(
     *, count: int, seed: int, settings: WordProblemSettings | None = None
 ) -> list[dict[str, str]]:
-    """Make problems `{"question", "answer"}`, no two with the same normalised question.
-
-    Raises:
-        UserMistake: a count below 1, or more problems than these settings can tell apart.
-    """
+    """Make problems `{"question", "answer"}`, no two with the same normalised question."""
     if count < 1:
         raise UserMistake(f"count {count}: at least 1 word problem must be asked for.")
     rng, settings = random.Random(seed), settings or WordProblemSettings()

@@ -47,8 +47,7 @@ class WordStep:
     left: int
     operator: str
     right: int
-    line: str
-    """The sentence, with {c} where the calculation stands."""
+    line: str  # the sentence, with {c} where the calculation stands
 
     @property
     def result(self) -> int:
@@ -70,17 +69,14 @@ class WordStory:
     topic: str
     owner: str
     unused_names: list[str]
-    words: dict[str, str]
-    """What stands for {o}, {at}, {b}, {bag} and {x}."""
+    words: dict[str, str]  # what stands for {o}, {at}, {b}, {bag} and {x}
     value: int = 0
     sentences: list[str] = field(default_factory=list)
     steps: list[WordStep] = field(default_factory=list)
     told: list[StoryPhrase] = field(default_factory=list)
     earlier_values: set[int] = field(default_factory=set)
-    spoken_of: str = ""
-    """The person whom a pronoun would mean, where that is clear."""
-    before: tuple[str, int] | None = None
-    """The owner before this one, with that quantity of the same things."""
+    spoken_of: str = ""  # the person whom a pronoun would mean, where that is clear
+    before: tuple[str, int] | None = None  # the owner before this one, with that quantity of the same things
     asked: bool = False
 
     def tell(self, text: str, **numbers: int | str) -> None:

@@ -15,10 +15,7 @@ from smollm_trm.records import run_record, write_json, write_text
 def evaluate_arm(
     name: str, model: nn.Module, rows: Sequence[Mapping[str, str]], folder: Path, **options: Any
 ) -> dict[str, dict]:
-    """One arm's results by name: as it is, and, where it has a latent span, with latents of other problems.
-
-    Predictions go to `{name}.jsonl` in the folder. The options are those of `evaluate_gsm8k`.
-    """
+    """One arm's results by name: as it is, and, where it has a latent span, with latents of other problems."""
     stem = name.replace(" ", "_").replace("+", "and").lower()
     results = {name: evaluate_gsm8k(model, rows, predictions_path=folder / f"{stem}.jsonl", **options)}
     if model.use_trm:
@@ -28,10 +25,7 @@ def evaluate_arm(
 
 
 def report_comparison(results: Mapping[str, dict], folder: Path, *, baseline: str, **record: Any) -> Comparison:
-    """Compare arms, and write `comparison.json`, `comparison.md` and `comparison.png`.
-
-    The results are per arm what `evaluate_gsm8k` returned; `record` is more for the JSON file, such as seed and split.
-    """
+    """Compare arms, and write `comparison.json` (with what `record` holds), `comparison.md` and `comparison.png`."""
     comparison = compare_arms(results, baseline=baseline)
     plot_comparison(comparison, folder / "comparison.png")
     write_text(folder / "comparison.md", comparison.to_markdown() + "\n")

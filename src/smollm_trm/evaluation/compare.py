@@ -27,19 +27,13 @@ class ComparedArm:
 
     name: str
     total: int
-    correct: int
-    """Problems answered right (flexible score)."""
+    correct: int  # problems answered right (flexible score)
     accuracy: float
-    interval: tuple[float, float]
-    """Wilson's 95% interval of the accuracy."""
-    strict_accuracy: float | None
-    """Share answered right after `####`; None where the result does not say."""
-    against_baseline: PairedDifference | None
-    """This arm minus the baseline, paired; None for the baseline."""
-    against_shuffled: PairedDifference | None
-    """Its shuffled twin minus this arm, paired; None without a twin."""
-    cut_off: float = 0.0
-    """Share of its texts that used all tokens without ending."""
+    interval: tuple[float, float]  # wilson's 95% interval of the accuracy
+    strict_accuracy: float | None  # share answered right after `####`; None where the result does not say
+    against_baseline: PairedDifference | None  # this arm minus the baseline, paired; None for the baseline
+    against_shuffled: PairedDifference | None  # its shuffled twin minus this arm, paired; None without a twin
+    cut_off: float = 0.0  # share of its texts that used all tokens without ending
 
     @property
     def latents_verdict(self) -> str | None:
@@ -72,8 +66,7 @@ class Comparison:
     """Arms compared on the same problems, in the order given; `str()` is a table, which is Markdown as well."""
 
     arms: tuple[ComparedArm, ...]
-    baseline: str
-    """The arm that differences are taken from."""
+    baseline: str  # the arm that differences are taken from
 
     def __str__(self) -> str:
         cells = [_TABLE_HEAD, *(arm.cells() for arm in self.arms)]
@@ -89,9 +82,7 @@ class Comparison:
         )
         return "\n".join([*(f"| {row} |" for row in rows), "", legend])
 
-    def to_markdown(self) -> str:
-        """The table for a README, a model card or a notebook."""
-        return str(self)
+    to_markdown = __str__
 
     def to_dict(self) -> dict:
         """Everything as JSON values, for a results file."""
@@ -106,11 +97,7 @@ def points_with_interval(difference: PairedDifference) -> str:
 
 
 def compare_arms(results: Mapping[str, dict | str | Path], *, baseline: str | None = None) -> Comparison:
-    """Compare arms that were evaluated on the same problems; `X, latents shuffled` is the shuffled twin of arm `X`.
-
-    Raises:
-        UserMistake: no arms, an unknown name, or arms evaluated on different problems.
-    """
+    """Compare arms that were evaluated on the same problems; `X, latents shuffled` is the shuffled twin of arm `X`."""
     if not results:
         raise UserMistake("nothing to compare: give at least one arm")
     loaded = {name: load_predictions(one) if isinstance(one, (str, Path)) else one for name, one in results.items()}
@@ -124,15 +111,14 @@ def compare_arms(results: Mapping[str, dict | str | Path], *, baseline: str | No
                 f"'{name}' ({its_problems[0]} problems) and '{baseline}' ({problems[baseline][0]}) were evaluated on "
                 "different problems; evaluate both on the same ones, in the same order"
             )
-    against = {name: None if name == baseline else loaded[baseline] for name in loaded}
-    arms = [compared_arm(name, loaded[name], against[name], loaded.get(name + SHUFFLED_SUFFIX)) for name in loaded]
-    return Comparison(arms=tuple(arms), baseline=baseline)
+    return Comparison(arms=tuple(compared_arm(name, loaded, baseline) for name in loaded), baseline=baseline)
 
 
-def compared_arm(name: str, result: dict, baseline: dict | None, shuffled: dict | None) -> ComparedArm:
+def compared_arm(name: str, results: Mapping[str, dict], baseline: str) -> ComparedArm:
     """An arm's line, from its own result, the baseline's and its shuffled twin's."""
-    grades = result["correct_by_problem"]
-    correct, total = sum(grades), len(grades)
+    grades = {arm: result["correct_by_problem"] for arm, result in results.items()}
+    own, twin, result = grades[name], grades.get(name + SHUFFLED_SUFFIX), results[name]
+    correct, total = sum(own), len(own)
     return ComparedArm(
         name=name,
         total=total,
@@ -140,7 +126,7 @@ def compared_arm(name: str, result: dict, baseline: dict | None, shuffled: dict 
         accuracy=correct / total,
         interval=wilson_interval(correct, total),
         strict_accuracy=result.get("strict_accuracy"),
-        against_baseline=baseline and paired_difference(grades, baseline["correct_by_problem"]),
-        against_shuffled=shuffled and paired_difference(shuffled["correct_by_problem"], grades),
+        against_baseline=None if name == baseline else paired_difference(own, grades[baseline]),
+        against_shuffled=None if twin is None else paired_difference(twin, own),
         cut_off=result.get("cut_off", 0) / total / result["settings"].get("samples_per_problem", 1),
     )

@@ -54,9 +54,6 @@ def evaluate_gsm8k(
         `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `examples` (the first 10),
         `tokens_per_second`, `seconds`, `cut_off` (texts that used all tokens without ending), `correct_by_problem`,
         `settings` (with the problems' fingerprint), `device`, `precision` and more; all of it JSON.
-
-    Raises:
-        UserMistake: no problems, a row without a final number, an impossible setting, or another evaluation's file.
     """
     counts = {"max_samples": max_samples, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     _check_settings(model, {**counts, "samples_per_problem": samples_per_problem}, latents, generation_kwargs)
@@ -137,17 +134,11 @@ def _batches(rows: Sequence[Mapping[str, str]], size: int) -> list[list[int]]:
 
 
 def _answer(
-    model: Any,
-    rows: Sequence[Mapping[str, str]],
-    batch: list[int],
-    donors: list[int] | None,
-    samples: int,
-    options: dict,
+    model: Any, rows: Sequence[Mapping[str, str]], batch: list[int], donors: list[int] | None, n: int, options: dict
 ) -> list[dict]:
-    """Graded predictions of one batch of indices."""
-    asked, lent = [at for at in batch for _ in range(samples)], {}
-    if donors is not None:
-        lent["latents_from"] = [rows[donors[at]]["question"] for at in asked]
+    """Graded predictions of one batch of indices, from n texts for each."""
+    asked = [at for at in batch for _ in range(n)]
+    lent = {} if donors is None else {"latents_from": [rows[donors[at]]["question"] for at in asked]}
     questions, start = [rows[at]["question"] for at in asked], time.perf_counter()
     try:
         completions = model.generate_with_thinking(questions, return_details=True, **lent, **options)
@@ -155,7 +146,7 @@ def _answer(
         advice = f"out of memory with {len(asked)} texts at once: lower batch_size or max_new_tokens"
         raise torch.OutOfMemoryError(f"{advice}; predictions already on disk are kept") from error
     seconds = (time.perf_counter() - start) / len(batch)
-    own = [completions[at : at + samples] for at in range(0, len(completions), samples)]
+    own = [completions[at : at + n] for at in range(0, len(completions), n)]
     return [graded_prediction(index, rows[index], its, seconds=seconds) for index, its in zip(batch, own, strict=True)]
 
 

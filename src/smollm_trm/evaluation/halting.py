@@ -25,11 +25,7 @@ def halting_probabilities(model: nn.Module, questions: Sequence[str], *, batch_s
 
 
 def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right: Sequence[bool]) -> dict | None:
-    """How the halting head did on the problems graded `was_right` or not; None without such a head.
-
-    `auroc` is of the last step's probability against the grades: 0.5 knows nothing (under `target="steps"` the head was
-    trained on the loss of its step). `mean_steps` of the `steps` pass until a probability of one half.
-    """
+    """How the halting head did against the grades, and how many steps it would take; None without such a head."""
     probabilities = halting_probabilities(model, [row["question"] for row in rows[: len(was_right)]])
     if not probabilities:
         return None
@@ -46,12 +42,8 @@ def judge_halting(model: nn.Module, rows: Sequence[Mapping[str, str]], was_right
 
 
 def area_under_roc(probabilities: Sequence[float], was_right: Sequence[bool]) -> float | None:
-    """Chance that a right answer has a higher probability than a wrong one; None where all grades are alike.
-
-    0.5 knows nothing; ties count half (Mann and Whitney's U).
-    """
+    """Chance that a right answer has a higher probability than a wrong one, ties by half; None where all are alike."""
     grades = list(zip(probabilities, was_right, strict=True))
     right, wrong = ([chance for chance, grade in grades if bool(grade) is wanted] for wanted in (True, False))
-    if not right or not wrong:
-        return None
-    return float(mannwhitneyu(right, wrong, method="asymptotic").statistic) / (len(right) * len(wrong))
+    pairs = len(right) * len(wrong)
+    return float(mannwhitneyu(right, wrong, method="asymptotic").statistic) / pairs if pairs else None

@@ -19,11 +19,7 @@ LM_EVAL_TASK_FILE = "gsm8k_latent.yaml"
 
 
 def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | None = None) -> dict:
-    """The task of a `SmolLMv3WithTRM` on problems in a JSONL file, for `simple_evaluate(..., tasks=[task])`.
-
-    It is what a task YAML holds. Without `max_new_tokens`, texts may be as long as `evaluate_gsm8k` lets them be. A
-    tokenizer that does not keep the latent slots apart from the text is refused.
-    """
+    """The task (what its YAML holds) of a model on a JSONL file, for `simple_evaluate(..., tasks=[task])`."""
     data_file = Path(data_file)
     rows = [check_row(row, where=f"{data_file.name}, line {line}") for line, row in read_jsonl(data_file)]
     tokenizer = model.tokenizer
@@ -50,10 +46,7 @@ def lm_eval_task(model: object, data_file: str | Path, *, max_new_tokens: int | 
 def evaluate_with_lm_eval(
     model: object, data_file: str | Path, *, batch_size: int = 32, max_new_tokens: int | None = None
 ) -> dict:
-    """Let lm-eval ask and grade the model, offline and 0-shot; arguments as for `lm_eval_task`.
-
-    In lm-eval's results, `["results"]["gsm8k_latent"]` are the scores, `["samples"]["gsm8k_latent"]` the texts.
-    """
+    """Let lm-eval ask and grade the model, offline and 0-shot; `["results"]["gsm8k_latent"]` are the scores."""
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM

@@ -32,10 +32,7 @@ def saved_or_downloaded(model: str) -> Path | None:
 
 
 def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str = "plain") -> SmolLMv3WithTRM:
-    """A saved model or a training run (a folder, or a name on the Hub), or an untuned base.
-
-    An untuned base is asked in its own way, without a think block; `target` and `prompt_format` are for it alone.
-    """
+    """A saved model or a training run (a folder, or a name on the Hub), or an untuned base, without a think block."""
     if (saved := saved_or_downloaded(model)) is not None:
         return SmolLMv3WithTRM.from_pretrained(saved)
     asked = {"think": False, "target": target, "prompt_format": prompt_format}
@@ -46,11 +43,7 @@ def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str
 def problems_of(
     part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = ()
 ) -> Problems:
-    """The problems to evaluate on: GSM8K's, or own ones; never a model's training problems among its dev problems.
-
-    `models` are folders or names on the Hub; `seed` is of the split, for models that do not say on which they were
-    trained. A dev part that is not the one they were trained beside is refused; see `own_problems`.
-    """
+    """Problems to evaluate on, never a model's training problems; `seed` is of the split, where no model says it."""
     if part not in ("dev", "test"):
         raise UserMistake(f"part={part!r}: choose 'dev' or 'test'")
     saved = {model: folder for model in models if (folder := saved_or_downloaded(model)) is not None}

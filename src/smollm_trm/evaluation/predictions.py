@@ -114,9 +114,8 @@ def load_predictions(path: str | Path) -> dict:
 def summarised_predictions(predictions: Iterable[dict], settings: dict) -> dict:
     """Scores of a finished evaluation; all values are JSON."""
     lines = sorted(predictions, key=lambda line: line["index"])
-    total, correct = len(lines), sum(line["correct"] for line in lines)
-    strict = sum(line["strict_correct"] for line in lines)
-    seconds, tokens = sum(line["seconds"] for line in lines), sum(line["tokens"] for line in lines)
+    names, total = ("correct", "strict_correct", "seconds", "tokens"), len(lines)
+    correct, strict, seconds, tokens = (sum(line[name] for line in lines) for name in names)
     shown = [
         {"prediction": line["texts"][0], **{name: line[name] for name in ("question", "answer", "gold", "correct")}}
         for line in lines[:NUM_EXAMPLES]

@@ -32,16 +32,12 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
 class PairedDifference:
     """How much better the first of two models did on the same problems."""
 
-    difference: float
-    """Accuracy of the first minus accuracy of the second, -1 to 1."""
+    difference: float  # accuracy of the first minus accuracy of the second, -1 to 1
     low: float
-    high: float
-    """Ends of the difference's 95% interval (Newcombe's method 10)."""
+    high: float  # ends of the difference's 95% interval (Newcombe's method 10)
     only_first: int
-    only_second: int
-    """Problems that one of the two alone got right."""
-    p_value: float
-    """Exact two-sided McNemar test."""
+    only_second: int  # problems that one of the two alone got right
+    p_value: float  # exact two-sided McNemar test
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:
