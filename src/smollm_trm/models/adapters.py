@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftConfig, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from smollm_trm.models.configuration import readable
 from smollm_trm.records import UserMistake, first_line
 
 ADAPTER_FOLDER = "adapter"
@@ -60,11 +60,7 @@ def adapter_layers(decoder: nn.Module) -> dict[str, LoraLayer]:
 
 
 def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
-    """Inject a fresh adapter; its weights are fp32 whatever the base is, the base is frozen.
-
-    Raises:
-        UserMistake: no layer of that name.
-    """
+    """Inject a fresh adapter; its weights are fp32 whatever the base is, the base is frozen."""
     decoder.requires_grad_(False)
     try:
         decoder.add_adapter(config)
@@ -101,17 +97,10 @@ def save_adapter(decoder: PreTrainedModel, folder: Path, *, base_model: str) -> 
 
 
 def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
-    """Put a saved adapter on a base.
-
-    Raises:
-        UserMistake: a file is missing or damaged, or the adapter does not fit this base.
-    """
-    try:
+    """Put a saved adapter on a base."""
+    with readable(f"{folder}: the adapter"):
         weights = load_file(folder / ADAPTER_FILE)
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        reason = f"the adapter cannot be read ({first_line(error)}); save or download it again"
-        raise UserMistake(f"{folder}: {reason}") from error
     add_adapter(decoder, config)
     named = {name.removeprefix(ADAPTER_PREFIX): weight for name, weight in weights.items()}
     expected = get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)

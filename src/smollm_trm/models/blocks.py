@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from smollm_trm.records import UserMistake
 
 
+def check_counts(most: int = 65_536, **counts: int | None) -> None:
+    """Refuse, by name, what is not between 1 and `most`; None is left to a default."""
+    for name, value in counts.items():
+        if value is not None and not 1 <= value <= most:
+            limit = "at least 1" if value < 1 else f"at most {most}"
+            raise UserMistake(f"{name}={value}: must be {limit}")
+
+
 def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
     """Scale the last dimension of `(..., D)` to root mean square 1, computed in fp32, without a weight."""
     return F.rms_norm(states.float(), states.shape[-1:], eps=eps).to(states.dtype)
@@ -52,13 +60,7 @@ def rotate_positions(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional self-attention with rotary positions and no biases.
-
-    Args:
-        dim: width D of the states.
-        n_heads: number of heads; must divide `dim`.
-        dropout: probability of dropping an attention weight in training.
-    """
+    """Bidirectional self-attention with rotary positions and no biases."""
 
     def __init__(self, *, dim: int, n_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -110,16 +112,7 @@ class SwiGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One post-norm layer: `u = rms(u + attention(u)); u = rms(u + swiglu(u))`.
-
-    Args:
-        dim: width D of the states.
-        n_heads: number of attention heads.
-        dropout: probability, on attention weights and on both residual branches.
-        mlp_width: width of the feed-forward layer; None means 8D/3 rounded up.
-        branch_scale: size that each residual branch is brought to before it is added, relative to the state. None
-            leaves it free, as in the paper; a branch that may grow can drown the state, whatever the question was.
-    """
+    """One post-norm layer: `u = rms(u + attention(u)); u = rms(u + swiglu(u))`."""
 
     def __init__(
         self,
@@ -151,12 +144,7 @@ class TransformerBlock(nn.Module):
 
 
 class TinyRecursiveNetwork(nn.Module):
-    """The network of the recursion: a short stack of `TransformerBlock`.
-
-    Args:
-        n_layers: number of blocks (the paper found 2 better than 4).
-        dim, n_heads, dropout, mlp_width, branch_scale: of each block.
-    """
+    """The network of the recursion: a short stack of `TransformerBlock`."""
 
     def __init__(
         self,
@@ -169,8 +157,7 @@ class TinyRecursiveNetwork(nn.Module):
         branch_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if n_layers < 1:
-            raise UserMistake(f"n_layers={n_layers}: the recursion needs a network of at least 1 layer")
+        check_counts(n_layers=n_layers)
         self.dim = dim
         self.layers = nn.ModuleList(
             TransformerBlock(dim=dim, n_heads=n_heads, dropout=dropout, mlp_width=mlp_width, branch_scale=branch_scale)

@@ -9,27 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import lecun_linear, rms_norm
+from smollm_trm.models.blocks import check_counts, lecun_linear, rms_norm
 from smollm_trm.records import UserMistake
 
 
 class LatentAttentionCompressor(nn.Module):
-    """Masked cross-attention of M learned queries over any number of states.
-
-    Args:
-        input_dim: width of the states.
-        dim: width d of the latents.
-        num_latents: M.
-        n_heads: attention heads; must divide `dim`.
-        query_scale: size of the queries in the output, relative to the attended content.
-    """
+    """Masked cross-attention of M learned queries over any number of states."""
 
     def __init__(
         self, *, input_dim: int, dim: int, num_latents: int, n_heads: int = 8, query_scale: float = 0.1
     ) -> None:
         super().__init__()
-        if num_latents < 1:
-            raise UserMistake(f"num_latents={num_latents}: must be at least 1")
+        check_counts(num_latents=num_latents)
         if dim % n_heads:
             raise UserMistake(f"compression_heads={n_heads} must divide the latent width {dim}")
         self.num_latents = num_latents
@@ -41,12 +32,7 @@ class LatentAttentionCompressor(nn.Module):
         self.out = lecun_linear(dim, dim)
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compress `(B, L, input_dim)` to `(B, M, d)`, each latent of root mean square 1.
-
-        Args:
-            states: `(B, L, input_dim)`.
-            mask: `(B, L)`, True = real; padding is never attended to.
-        """
+        """Compress `(B, L, input_dim)` to `(B, M, d)`, each latent of root mean square 1."""
         key, value = self.to_key_value(states).chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(
             self._heads(self.to_query(self.queries).expand(states.shape[0], -1, -1)),

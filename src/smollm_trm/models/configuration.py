@@ -1,12 +1,15 @@
 """The configuration of a latent-reasoning model: its base's configuration, a reasoner, and how questions are asked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from smollm_trm.models.reasoners.known import complete_settings
-from smollm_trm.records import UserMistake, is_of_type
+from smollm_trm.records import UserMistake, first_line, is_of_type
 
 SUPPORTED_BASES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2", "arcee")
 """Decoders whose head is one linear layer and nothing else; many others scale or cap their logits."""
@@ -59,8 +62,7 @@ class LatentReasoningConfig(PreTrainedConfig):
             if not is_of_type(value := getattr(self, name), hint):
                 raise UserMistake(f"{name}={value!r} must be {getattr(hint, '__name__', hint)}")
         if isinstance(self.text_config, Mapping):
-            kind = self.text_config.get("model_type")
-            refuse_unsupported(kind)
+            refuse_unsupported(self.text_config.get("model_type"))
             self.text_config = AutoConfig.for_model(**self.text_config)
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("smollm3")
@@ -68,6 +70,8 @@ class LatentReasoningConfig(PreTrainedConfig):
         if self.base_training not in BASE_TRAININGS:
             raise UserMistake(f"base_training={self.base_training!r}: choose one of {', '.join(BASE_TRAININGS)}")
         if self.reasoner is not None:
+            if self.num_latents > (positions := self.text_config.max_position_embeddings):
+                raise UserMistake(f"num_latents={self.num_latents}: the base has only {positions} positions")
             self.reasoner_settings = complete_settings(self.reasoner, self.reasoner_settings)
         else:
             self.reasoner_settings, self.num_latents = {}, 0
@@ -77,44 +81,32 @@ class LatentReasoningConfig(PreTrainedConfig):
             kwargs.setdefault(name, getattr(self.text_config, name, None))
         super().__post_init__(**kwargs)
 
-    @property
-    def hidden_size(self) -> int:
-        """D of the base."""
-        return self.text_config.hidden_size
+    # Of the base, under the names that transformers looks for.
+    hidden_size = property(lambda self: self.text_config.hidden_size)
+    num_hidden_layers = property(lambda self: self.text_config.num_hidden_layers)
+    vocab_size = property(lambda self: self.text_config.vocab_size)
+    max_position_embeddings = property(lambda self: self.text_config.max_position_embeddings)
 
-    @property
-    def num_hidden_layers(self) -> int:
-        """Layers of the base."""
-        return self.text_config.num_hidden_layers
 
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the base's embedding table."""
-        return self.text_config.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Positions of the base."""
-        return self.text_config.max_position_embeddings
+@contextmanager
+def readable(what: str | Path) -> Iterator[None]:
+    """Whatever goes wrong while a file is read, as one line for the user."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = f"cannot be read ({first_line(error)}); save or download the model again"
+        raise UserMistake(f"{what} {reason}") from error
 
 
 def refuse_unsupported(model_type: str | None) -> None:
-    """Refuse a base whose head would be dropped.
-
-    Raises:
-        UserMistake: the kinds that work.
-    """
+    """Refuse a base whose head would be dropped."""
     if model_type not in SUPPORTED_BASES:
         kinds = ", ".join(SUPPORTED_BASES)
         raise UserMistake(f"a base of the kind {model_type!r} is not supported: choose one of {kinds}")
 
 
 def refuse_unknown_names(given: Mapping[str, Any]) -> None:
-    """Refuse a misspelt setting, which Hugging Face's configurations take in silence.
-
-    Raises:
-        UserMistake: with the names that exist.
-    """
+    """Refuse a misspelt setting, which Hugging Face's configurations take in silence."""
     known = LatentReasoningConfig.__annotations__
     for name in given:
         if name not in known:

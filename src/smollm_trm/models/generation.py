@@ -35,9 +35,6 @@ def fit_to_context(prompt: list[int], *, frame: int, max_new_tokens: int, contex
     """Make room for new tokens: the prompt's oldest tokens go, but the first 4 (attention sinks) stay.
 
     A prompt that fits is never touched.
-
-    Raises:
-        UserMistake: the question would be truncated whole.
     """
     excess = len(prompt) + max_new_tokens - context_length
     if excess <= 0:
@@ -97,11 +94,7 @@ def think_again(
     halting: bool,
     **generate_kwargs: Any,
 ) -> list[int]:
-    """Go on with a row for as long as it ends in a `<think>` of its own: append a span, fill it, generate.
-
-    Returns:
-        The row with what was added, spans included.
-    """
+    """Go on with a row for as long as it ends in a `<think>` of its own: append a span, fill it, generate."""
     generate_kwargs.pop("min_new_tokens", None)
     whole_span = model.encoder.tokenizer(model.encoder.span_text, add_special_tokens=False)["input_ids"]
     span, context = whole_span[1:], model.config.max_position_embeddings

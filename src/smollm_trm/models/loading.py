@@ -39,16 +39,12 @@ BaseAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 class LoadedBase(NamedTuple):
-    """A base taken apart."""
+    """A base taken apart; its head shares the embedding table where the base ties them."""
 
-    decoder: PreTrainedModel
-    """Without its head."""
-    head: nn.Linear
-    """To the vocabulary; it shares the embedding table where the base ties them."""
+    decoder: PreTrainedModel  # without its head
+    head: nn.Linear  # to the vocabulary
     tokenizer: PreTrainedTokenizerBase
-    """Of the base."""
-    name: str
-    """Hub name or folder to load it from again; empty where there is none."""
+    name: str  # Hub name or folder to load it from again; empty where there is none
 
 
 def default_device() -> torch.device:
@@ -81,11 +77,7 @@ def is_local(model_name: str) -> bool:
 
 
 def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of a base on the Hub, in a folder or in a GGUF file; no remote code, no pickle.
-
-    Raises:
-        UserMistake: one line that says why it could not be loaded and what to do.
-    """
+    """`kind.from_pretrained` of a base on the Hub, in a folder or in a GGUF file; no remote code, no pickle."""
     place = Path(model_name).expanduser()
     if place.suffix == ".gguf":
         if not place.is_file():
@@ -93,29 +85,18 @@ def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
         model_name, options = str(place.parent), {**options, "gguf_file": place.name}
     elif is_local(model_name):
         if not (place / "config.json").is_file():
-            raise UserMistake(
-                f"model_name={model_name!r}: no config.json in that folder; give a folder with a saved model"
-            )
+            reason = "no config.json in that folder; give a folder with a saved model"
+            raise UserMistake(f"model_name={model_name!r}: {reason}")
         model_name = str(place)
     try:
         return kind.from_pretrained(model_name, trust_remote_code=False, **options)
-    except ImportError as error:
-        raise UserMistake(
-            f"model_name={str(place)!r}: a GGUF file needs `pip install gguf` ({first_line(error)})"
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserMistake(
-            f"could not load the base model {str(place)!r}: {first_line(error)} "
-            "(without a network, give model_name a local folder)"
-        ) from error
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        advice = "without a network, give model_name a local folder; a GGUF file needs `pip install gguf`"
+        raise UserMistake(f"could not load the base model {str(place)!r}: {first_line(error)} ({advice})") from error
 
 
 def base_config(model_name: str) -> Any:
-    """The configuration of a base, before its weights are loaded.
-
-    Raises:
-        UserMistake: not found, or not a supported kind.
-    """
+    """The configuration of a base, before its weights are loaded."""
     config = part_of_base(AutoConfig, model_name).get_text_config()
     refuse_unsupported(config.model_type)
     return config
@@ -135,11 +116,7 @@ def without_quantization(causal_lm: PreTrainedModel) -> PreTrainedModel:
 
 
 def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedBase:
-    """A Hugging Face causal LM as decoder, head and tokenizer. One of ours without a reasoner is a base as well.
-
-    Raises:
-        UserMistake: an unsupported kind, or a model that has a reasoner already.
-    """
+    """A Hugging Face causal LM as decoder, head and tokenizer. One of ours without a reasoner is a base as well."""
     refuse_unsupported(causal_lm.config.get_text_config().model_type)
     if getattr(causal_lm.config, "reasoner", None) is not None:
         raise UserMistake(f"model_name={name!r} has a reasoner already: give the base that it was trained from")
@@ -176,12 +153,10 @@ def load_base(
     base_config(model_name)
     tokenizer = part_of_base(AutoTokenizer, model_name)
     if model_name.endswith(".gguf"):
-        return take_apart(
-            without_quantization(part_of_base(AutoModelForCausalLM, model_name, dtype=dtype)), tokenizer, model_name
-        )
-    return take_apart(
-        part_of_base(AutoModelForCausalLM, model_name, dtype=dtype, use_safetensors=True), tokenizer, model_name
-    )
+        causal_lm = without_quantization(part_of_base(AutoModelForCausalLM, model_name, dtype=dtype))
+    else:
+        causal_lm = part_of_base(AutoModelForCausalLM, model_name, dtype=dtype, use_safetensors=True)
+    return take_apart(causal_lm, tokenizer, model_name)
 
 
 def anchor_embedding(base: LoadedBase) -> Tensor:

@@ -106,14 +106,6 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         """The backbone of a saved model, whose base lies elsewhere."""
         return AutoModelForCausalLM.from_pretrained(*args, **kwargs).model
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The base's embedding table."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the base's embedding table."""
-        self.language_model.set_input_embeddings(value)
-
     def merge_and_unload(self) -> "LatentReasoningModel":
         """Add the adapter into the base's weights, which are saved with the model from then on."""
         if merge_adapter(self.language_model):
@@ -137,16 +129,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         return Prompt(decoder=self.language_model, embeddings=embeddings, mask=mask, n_slots=slots.sum(1))
 
     def think(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> list[Thought]:
-        """Read what stands before the span and think about it: one `Thought` per supervision step.
-
-        Args:
-            input_ids: `(B, L)`; what follows the first span is not looked at.
-            attention_mask: `(B, L)`; all real when None.
-            options: `n_steps` and `gradient_at_every_step`, see `Reasoner.think`.
-
-        Returns:
-            An empty list for the baseline, which has nothing to think with.
-        """
+        """Read what stands before the span and think about it: one `Thought` per supervision step."""
         if self.reasoner is None:
             return []
         if (n_steps := options.get("n_steps")) is not None and n_steps < 1:

@@ -13,12 +13,7 @@ from typing import Any, Self
 
 import torch
 from peft import PeftConfig
-from safetensors import SafetensorError
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from smollm_trm.data.prompts import PromptEncoder, padding_token_id, slot_token_id
 from smollm_trm.models.adapters import (
@@ -29,7 +24,7 @@ from smollm_trm.models.adapters import (
     load_adapter,
     save_adapter,
 )
-from smollm_trm.models.configuration import LatentReasoningConfig, refuse_unknown_names
+from smollm_trm.models.configuration import LatentReasoningConfig, readable, refuse_unknown_names
 from smollm_trm.models.hub import model_card, push_model
 from smollm_trm.models.loading import (
     BaseAndTokenizer,
@@ -44,11 +39,7 @@ from smollm_trm.models.loading import (
     part_of_base,
     with_rows,
 )
-from smollm_trm.models.modeling import (
-    CALIBRATION_QUESTIONS,
-    LatentReasoningPreTrainedModel,
-    fresh_reasoner,
-)
+from smollm_trm.models.modeling import CALIBRATION_QUESTIONS, LatentReasoningPreTrainedModel, fresh_reasoner
 from smollm_trm.models.storage import (
     REASONER_PREFIX,
     read_config,
@@ -57,7 +48,7 @@ from smollm_trm.models.storage import (
     saved_model_folder,
     weights_to_save,
 )
-from smollm_trm.records import UserMistake, first_line, write_text
+from smollm_trm.records import UserMistake, write_text
 
 
 class SavedBesideItsBase(LatentReasoningPreTrainedModel):
@@ -169,7 +160,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
     @classmethod
     def _with_saved_base(cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype) -> Self:
         """A model whose base was saved with it: transformers' own loading, checked."""
-        try:
+        with readable(folder):
             model, found = super().from_pretrained(
                 folder,
                 config=config,
@@ -179,10 +170,6 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 ignore_mismatched_sizes=True,
                 trust_remote_code=False,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserMistake(
-                f"{folder}: cannot be read ({first_line(error)}); save or download the model again"
-            ) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if found[kind]:
                 name = sorted(map(str, found[kind]))[0]

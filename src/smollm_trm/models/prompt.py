@@ -17,11 +17,7 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> list[Tensor]:
-    """The hidden states that `output_hidden_states=True` has at these depths, without keeping the others in memory.
-
-    Returns:
-        A tensor `(B, L, D)` per depth.
-    """
+    """The hidden states that `output_hidden_states=True` has at these depths, without keeping the others in memory."""
     stacks = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
     layers = next(stack for stack in stacks if len(stack) == decoder.config.num_hidden_layers)
     states: list[Tensor] = []

@@ -15,20 +15,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import TinyRecursiveNetwork, truncated_normal
-from smollm_trm.records import UserMistake
+from smollm_trm.models.blocks import TinyRecursiveNetwork, check_counts, truncated_normal
 
-
-def check_recursion_counts(n_latent_steps: int, n_deep_recursions: int, n_supervision_steps: int) -> None:
-    """Refuse counts below one by name."""
-    counts = {
-        "n_latent_steps": n_latent_steps,
-        "n_deep_recursions": n_deep_recursions,
-        "n_supervision_steps": n_supervision_steps,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise UserMistake(f"{name}={value}: must be at least 1")
+MOST_STEPS = 1000
 
 
 class RecursiveReasoningBase(nn.Module):
@@ -54,7 +43,8 @@ class RecursiveReasoningBase(nn.Module):
         from_question: bool = False,
     ) -> None:
         super().__init__()
-        check_recursion_counts(n_latent_steps, n_deep_recursions, n_supervision_steps)
+        check_counts(MOST_STEPS, n_latent_steps=n_latent_steps, n_deep_recursions=n_deep_recursions)
+        check_counts(MOST_STEPS, n_supervision_steps=n_supervision_steps)
         self.network = network
         self.n_latent_steps = n_latent_steps
         self.n_deep_recursions = n_deep_recursions

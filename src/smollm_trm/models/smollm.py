@@ -5,23 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    Cache,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, Cache, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import padding_token_id
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.generation import Completion, chosen_latents, generate_completions
-from smollm_trm.models.modeling import (
-    LatentCausalLMOutput,
-    LatentReasoningModel,
-    registered_for,
-)
+from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel, registered_for
 from smollm_trm.models.pretrained import SavedBesideItsBase
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
 from smollm_trm.records import UserMistake
@@ -67,22 +57,6 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         """M; 0 for the baseline."""
         return self.config.num_latents
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The base's embedding table."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the base's embedding table."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head."""
-        self.lm_head = new_embeddings
-
     def think(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> list[Thought]:
         """See `LatentReasoningModel.think`."""
         return self.model.think(input_ids, attention_mask, **options)
@@ -96,15 +70,10 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
 
     @torch.no_grad()
     def latents_for(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        n_steps: int | None = None,
-        halting: bool = False,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, halting: bool = False, **options: Any
     ) -> Tensor:
         """Latents `(B, M, D)` for prompts with a span."""
-        return chosen_latents(self.think(input_ids, attention_mask, n_steps=n_steps), halting=halting)
+        return chosen_latents(self.think(input_ids, attention_mask, **options), halting=halting)
 
     def forward(
         self,
@@ -121,19 +90,11 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> LatentCausalLMOutput:
-        """Logits and loss; see `LatentReasoningModel.forward` for what thinks.
+        """Logits and loss; see `LatentReasoningModel.forward` for the rest and for what thinks.
 
         Args:
-            input_ids: `(B, L)`.
-            attention_mask: `(B, L)`.
-            position_ids: `(B, L)`.
-            past_key_values: cache of what came before.
-            inputs_embeds: `(B, L, D)` in place of `input_ids`.
             labels: `(B, L)`, `labels[i] == input_ids[i]` (shifted here), -100 where nothing is supervised.
-            use_cache: whether a cache is given back.
             logits_to_keep: logits of the last so many columns only, 0 for all; or which columns.
-            latents: `(B, M, D)` made before, in place of thinking here.
-            n_steps: supervision steps; all when None.
             num_items_in_batch: the loss is the sum over tokens divided by this; by their number when None.
             kwargs: for the decoder.
         """

@@ -19,11 +19,7 @@ def first_span(input_ids: Tensor, slot_id: int) -> Tensor:
 
 
 def whole_spans(input_ids: Tensor, slot_id: int) -> Tensor:
-    """`first_span`, refused where a row has none or where one ends with the row, cut off.
-
-    Raises:
-        UserMistake: the call that writes a prompt with a span.
-    """
+    """`first_span`, refused where a row has none or where one ends with the row, cut off."""
     slots = first_span(input_ids, slot_id)
     if not bool((slots.any(1) & ~slots[:, -1]).all()):
         raise UserMistake(NO_SPAN)
@@ -31,16 +27,7 @@ def whole_spans(input_ids: Tensor, slot_id: int) -> Tensor:
 
 
 def fill_slots(embeddings: Tensor, slots: Tensor, latents: Tensor) -> Tensor:
-    """Embeddings `(B, L, D)` with latents `(B, M, D)` in the slots, in order; gradients flow to them.
-
-    Args:
-        embeddings: of all tokens.
-        slots: `(B, L)` of bool; a row may have fewer than M, and then takes its first latents.
-        latents: one row each.
-
-    Raises:
-        UserMistake: more slots than latents.
-    """
+    """Embeddings `(B, L, D)` with latents `(B, M, D)` in the slots, in order; gradients flow to them."""
     counts = slots.sum(1, keepdim=True)  # (B, 1)
     n_latents = latents.shape[1]
     if int(counts.max()) > n_latents:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.configuration import LatentReasoningConfig, readable
 from smollm_trm.records import UserMistake, first_line
 
 CONFIG_FILE = "config.json"
@@ -38,11 +37,7 @@ def local_model_folder(name: str | Path) -> Path | None:
 
 
 def saved_model_folder(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a saved model: as given, `model/` in a training run's folder, or downloaded from the Hub.
-
-    Raises:
-        UserMistake: neither a folder nor a name that the Hub knows.
-    """
+    """The folder of a saved model: as given, `model/` in a training run's folder, or downloaded from the Hub."""
     if (folder := local_model_folder(name)) is not None:
         return folder
     looks_like_a_hub_name = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
@@ -55,11 +50,7 @@ def saved_model_folder(name: str | Path, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> LatentReasoningConfig:
-    """The configuration of a saved model.
-
-    Raises:
-        UserMistake: no such file, not JSON, of the version before, or a value of a wrong type.
-    """
+    """The configuration of a saved model."""
     path = folder / CONFIG_FILE
     if not path.is_file() and (folder / EARLIER_FORMAT).is_file():
         raise UserMistake(
@@ -78,17 +69,11 @@ def read_config(folder: Path) -> LatentReasoningConfig:
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """How a saved model generates; None where it does not say.
-
-    Raises:
-        UserMistake: the file is damaged.
-    """
+    """How a saved model generates; None where it does not say."""
     if not (folder / GENERATION_CONFIG_FILE).is_file():
         return None
-    try:
+    with readable(folder / GENERATION_CONFIG_FILE):
         return GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserMistake(f"{folder / GENERATION_CONFIG_FILE}: cannot be read ({first_line(error)})") from error
 
 
 def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
@@ -101,18 +86,12 @@ def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `model.safetensors`, just those that are wanted.
-
-    Raises:
-        UserMistake: damaged, or the first missing, unknown or differently shaped tensor.
-    """
+    """The tensors of `model.safetensors`, just those that are wanted."""
     path = folder / WEIGHTS_FILE
     if not wanted and not path.is_file():
         return {}
-    try:
+    with readable(path):
         saved = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserMistake(f"{path}: cannot be read ({first_line(error)}); save or download the model again") from error
     for name, tensor in wanted.items():
         if name not in saved:
             raise UserMistake(f"{path}: the tensor {name} is missing; it belongs to another configuration")

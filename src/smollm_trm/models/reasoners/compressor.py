@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import lecun_linear, rms_norm
+from smollm_trm.models.blocks import check_counts, lecun_linear, rms_norm
 from smollm_trm.models.compression import LatentAttentionCompressor
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.reasoner import LatentScale, Reasoner, ScaleSettings, Thought
-from smollm_trm.records import UserMistake
 
 CLAMPED_AT = 5.0
 
@@ -33,9 +32,7 @@ class CompressorSettings(ScaleSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("compression_heads", "dim", "n_read_layers"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
+        check_counts(compression_heads=self.compression_heads, dim=self.dim, n_read_layers=self.n_read_layers)
 
 
 class StateStandardizer(nn.Module):
@@ -110,13 +107,7 @@ class CompressedReader(Reasoner):
     def forward(
         self, hidden_states: Tensor | list[Tensor], mask: Tensor, *, return_all_steps: bool = False
     ) -> Tensor | list[Tensor]:
-        """Latents `(B, M, D)` of the last supervision step, or those of every step.
-
-        Args:
-            hidden_states: the layers read (`read_depths`), each `(B, L, D)`; one tensor where one layer is read.
-            mask: `(B, L)`, True = real.
-            return_all_steps: a tensor per supervision step, each with gradient.
-        """
+        """Latents `(B, M, D)` of the last step, or of every one; from layers read, `(B, L, D)`, mask `(B, L)`."""
         layers = [hidden_states] if isinstance(hidden_states, Tensor) else hidden_states
         thoughts = self.reason(layers, mask.bool(), n_steps=None, gradient_at_every_step=return_all_steps)
         return [thought.latents for thought in thoughts] if return_all_steps else thoughts[-1].latents

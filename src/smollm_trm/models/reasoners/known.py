@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from smollm_trm.models.blocks import check_counts
 from smollm_trm.models.reasoners.coconut import Coconut
 from smollm_trm.models.reasoners.compressor import CompressedReader
 from smollm_trm.models.reasoners.reasoner import Reasoner
@@ -21,22 +22,14 @@ REASONERS: dict[str, type[Reasoner]] = {
 
 
 def reasoner_class(name: str) -> type[Reasoner]:
-    """The class of a reasoner.
-
-    Raises:
-        UserMistake: there is none of this name.
-    """
+    """The class of a reasoner."""
     if name not in REASONERS:
         raise UserMistake(f"reasoner={name!r}: choose one of {', '.join(REASONERS)}")
     return REASONERS[name]
 
 
 def complete_settings(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A reasoner's settings as plain values, presets and defaults filled in, each value checked.
-
-    Raises:
-        UserMistake: an unknown name, a wrong type or an impossible value.
-    """
+    """A reasoner's settings as plain values, presets and defaults filled in, each value checked."""
     given = dict(given or {})
     preset = given.pop("preset", None)
     if preset not in (None, *TRM_PRESETS):
@@ -49,8 +42,7 @@ def build_reasoner(
     name: str, settings: Mapping[str, Any], *, num_latents: int, hidden_size: int, depth: int
 ) -> Reasoner:
     """A fresh reasoner."""
-    if num_latents < 1:
-        raise UserMistake(f"num_latents={num_latents}: must be at least 1; for no latents at all set use_trm=False")
+    check_counts(num_latents=num_latents)
     kind = reasoner_class(name)
     chosen = settings_from(kind.Settings, complete_settings(name, settings), "trm_kwargs")
     return kind(chosen, num_latents=num_latents, hidden_size=hidden_size, depth=depth)

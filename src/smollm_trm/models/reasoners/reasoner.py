@@ -33,11 +33,8 @@ class ParameterGroup(NamedTuple):
     """Parameters that share a learning rate."""
 
     name: str
-    """For the log."""
     parameters: list[nn.Parameter]
-    """All trainable."""
-    learning_rate: float
-    """Peak of the schedule."""
+    learning_rate: float  # peak of the schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import TinyRecursiveNetwork
+from smollm_trm.models.blocks import TinyRecursiveNetwork, check_counts
 from smollm_trm.models.reasoners.compressor import CompressedReader, CompressorSettings
 from smollm_trm.models.reasoners.reasoner import ParameterGroup, Thought
-from smollm_trm.models.recursion import RecursiveReasoningBase, check_recursion_counts
+from smollm_trm.models.recursion import MOST_STEPS, RecursiveReasoningBase
 from smollm_trm.records import UserMistake
 
+MOST_LAYERS = 64
 # What `{"preset": ...}` stands for; "paper" is TRM as published: six latent steps, free branches, fixed start.
 TRM_PRESETS = {
     "paper": {
@@ -46,12 +47,12 @@ class TRMSettings(CompressorSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_recursion_counts(self.n_latent_steps, self.n_deep_recursions, self.n_supervision_steps)
+        for name in ("n_latent_steps", "n_deep_recursions", "n_supervision_steps"):
+            check_counts(MOST_STEPS, **{name: getattr(self, name)})
+        check_counts(MOST_LAYERS, n_layers=self.n_layers)
+        check_counts(n_heads=self.n_heads)
         if self.start not in ("question", "fixed"):
             raise UserMistake(f"start={self.start!r}: choose 'question' or 'fixed'")
-        for name in ("n_layers", "n_heads"):
-            if getattr(self, name) < 1:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.dropout < 1:
             raise UserMistake(f"dropout={self.dropout}: must be in [0, 1)")
 
