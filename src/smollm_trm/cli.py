@@ -19,8 +19,7 @@ class Command(NamedTuple):
 
     function: str
     line: str
-    settings: str | None = None
-    """The dataclass whose fields are the options; the function is given one. None: its arguments are."""
+    settings: str | None = None  # the dataclass whose fields are the options; without one the function's arguments are
 
 
 COMMANDS = {
@@ -70,10 +69,8 @@ def command_parser(name: str) -> OneLineParser:
     command = COMMANDS[name]
     parser = OneLineParser(prog=f"smollm-trm {name}", description=command.line, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    if command.settings:
-        parser.add_class_arguments(imported(command.settings), as_positional=True)
-    else:
-        parser.add_function_arguments(imported(command.function), as_positional=True)
+    add = parser.add_class_arguments if command.settings else parser.add_function_arguments
+    add(imported(command.settings or command.function), as_positional=True)
     return parser
 
 
@@ -99,8 +96,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
     values.pop("config", None)
     function = imported(command.function)
-    report = function(imported(command.settings)(**values)) if command.settings else function(**values)
-    if report:
+    if report := function(imported(command.settings)(**values)) if command.settings else function(**values):
         print(report)
 
 
@@ -117,15 +113,15 @@ def usage(group: str = "") -> str:
 def dispatch(given: Sequence[str]) -> None:
     """Run what was asked for: a command of one word or two, the help of all or of a group, or the version."""
     groups = {name.split()[0] for name in COMMANDS if " " in name}
-    grouped = bool(given) and given[0] in groups
-    words = 2 if grouped else 1
+    group = given[0] if given and given[0] in groups else ""
+    words = 2 if group else 1
     name = " ".join(given[:words])
     if "--version" in given:
         found = installed_versions()
         ours = found.pop("smollm-trm", "(not installed)")
         print(f"smollm-trm {ours}: {', '.join(' '.join(package) for package in found.items())}")
     elif len(given) < words or given[words - 1] in ("-h", "--help"):
-        print(usage(given[0] if grouped else ""))
+        print(usage(group))
     elif name in COMMANDS:
         run_command(name, given[words:])
     else:

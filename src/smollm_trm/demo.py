@@ -86,8 +86,7 @@ def run_demo(
         learning_rate=4e-3,
         output_dir=str(folder / "base"),
     )
-    common |= {
-        **length_of(size.arm_steps, size.batch_size),
+    common |= length_of(size.arm_steps, size.batch_size) | {
         "model_name": str(folder / "base" / "model"),
         "target": "answer",
         "num_latents": size.num_latents,
@@ -114,12 +113,8 @@ def run_demo(
 def length_of(steps: int, batch_size: int) -> dict[str, int]:
     """Settings of a run of so many steps with two validations, on no more rows than it reads."""
     half = max(1, steps // 2)
-    return {
-        "max_steps": steps,
-        "max_samples": steps * batch_size,
-        "val_check_interval": half,
-        "save_every_n_steps": half,
-    }
+    often = {"val_check_interval": half, "save_every_n_steps": half}
+    return {"max_steps": steps, "max_samples": steps * batch_size, **often}
 
 
 def run_name(arm: str) -> str:
@@ -131,16 +126,10 @@ def arms_side_by_side(folder: Path, common: dict[str, Any], rows: list[dict], *,
     """Train and evaluate the arms, a process and a core each; the last one shows its progress."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(DEMO_ARMS)))
     with ProcessPoolExecutor(len(DEMO_ARMS), mp_context=multiprocessing.get_context("spawn")) as processes:
-        running = [
-            processes.submit(
-                train_and_evaluate_arm,
-                name,
-                folder,
-                {**common, **own, "progress": progress and name == [*DEMO_ARMS][-1]},
-                rows,
-            )
-            for name, own in DEMO_ARMS.items()
-        ]
+        running = []
+        for name, own in DEMO_ARMS.items():
+            settings = {**common, **own, "progress": progress and name == [*DEMO_ARMS][-1]}
+            running.append(processes.submit(train_and_evaluate_arm, name, folder, settings, rows))
         return {name: result for arm in running for name, result in arm.result().items()}
 
 

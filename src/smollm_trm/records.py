@@ -122,7 +122,7 @@ def remove_unfinished(folder: Path) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or leave what was there; see `write_whole`."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=False) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
