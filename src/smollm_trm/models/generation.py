@@ -23,12 +23,9 @@ SINK_TOKENS = 4
 class Completion:
     """What a model wrote behind one prompt."""
 
-    text: str
-    """Without special tokens."""
-    n_tokens: int
-    """Generated, the end of text included."""
-    cut_off: bool
-    """All tokens were used and the text had not ended."""
+    text: str  # without special tokens
+    n_tokens: int  # generated, the end of text included
+    cut_off: bool  # all tokens were used and the text had not ended
 
 
 def fit_to_context(prompt: list[int], *, frame: int, max_new_tokens: int, context_length: int) -> list[int]:
@@ -48,21 +45,11 @@ def fit_to_context(prompt: list[int], *, frame: int, max_new_tokens: int, contex
 
 
 def encode_prompts(
-    encoder: PromptEncoder,
-    questions: Sequence[str],
-    *,
-    max_new_tokens: int,
-    context_length: int,
-    device: torch.device | str = "cpu",
+    encoder: PromptEncoder, questions: Sequence[str], *, device: torch.device | str = "cpu", **budget: int
 ) -> tuple[Tensor, Tensor]:
-    """Prompts as a left-padded batch: ids and attention mask, `(B, L)`."""
+    """Prompts within a budget (see `fit_to_context`) as a left-padded batch: ids and attention mask, `(B, L)`."""
     frame = len(encoder.encode_prompt(""))
-    rows = [
-        fit_to_context(
-            encoder.encode_prompt(question), frame=frame, max_new_tokens=max_new_tokens, context_length=context_length
-        )
-        for question in questions
-    ]
+    rows = [fit_to_context(encoder.encode_prompt(question), frame=frame, **budget) for question in questions]
     ids, mask = pad_left(rows, padding_token_id(encoder.tokenizer))
     return ids.to(device), mask.to(device)
 
@@ -90,8 +77,7 @@ def think_again(
     *,
     think_id: int,
     max_new_tokens: int,
-    n_steps: int | None,
-    halting: bool,
+    thinking: dict[str, Any],
     **generate_kwargs: Any,
 ) -> list[int]:
     """Go on with a row for as long as it ends in a `<think>` of its own: append a span, fill it, generate."""
@@ -102,14 +88,12 @@ def think_again(
         ids = torch.tensor([row + span], device=model.device)
         slots = torch.zeros_like(ids, dtype=torch.bool)
         slots[:, len(row) : len(row) + model.num_latents] = True
-        backbone = model.model
-        prompt = backbone.prompt_before(ids, torch.ones_like(ids), slots, earlier_latents=latents)
-        thoughts = backbone.reasoner.think(prompt, n_steps=n_steps)
-        latents = torch.cat([latents, chosen_latents(thoughts, halting=halting)], dim=1)
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), latents=latents, max_new_tokens=room, **generate_kwargs
-        )
-        row = output[0].tolist()
+        mask = torch.ones_like(ids)
+        prompt = model.model.prompt_before(ids, mask, slots, earlier_latents=latents)
+        thoughts = model.reasoner.think(prompt, n_steps=thinking["n_steps"])
+        latents = torch.cat([latents, chosen_latents(thoughts, halting=thinking["halting"])], dim=1)
+        given = {"attention_mask": mask, "latents": latents, "max_new_tokens": room}
+        row = model.generate(ids, **given, **generate_kwargs)[0].tolist()
         max_new_tokens -= len(row) - ids.shape[1]
     return row
 
@@ -122,14 +106,12 @@ def generate_completions(
     max_new_tokens: int,
     latents_from: Sequence[str] | None,
     rethink: bool | None,
-    n_steps: int | None,
-    halting: bool,
+    thinking: dict[str, Any],
     **generate_kwargs: Any,
 ) -> list[Completion]:
-    """See `SmolLMv3WithTRM.generate_with_thinking`."""
-    encoder, thinking = model.encoder, {"n_steps": n_steps, "halting": halting}
-    context = {"context_length": model.config.max_position_embeddings, "device": model.device}
-    budget = {**context, "max_new_tokens": max_new_tokens}
+    """See `SmolLMv3WithTRM.generate_with_thinking`; `thinking` holds `n_steps` and `halting`."""
+    encoder, budget = model.encoder, {"max_new_tokens": max_new_tokens, "device": model.device}
+    budget["context_length"] = model.config.max_position_embeddings
     ids, mask = encode_prompts(encoder, questions, **budget)
     donors = (ids, mask) if latents_from is None else encode_prompts(encoder, latents_from, **budget)
     latents = model.latents_for(*donors, **thinking) if model.use_trm else None
@@ -149,20 +131,17 @@ def generate_completions(
     for index, written in enumerate(completions if think_id is not None else []):
         if written and written[-1] == think_id:
             row = ids[index][mask[index].bool()].tolist() + written
-            left = {"max_new_tokens": max_new_tokens - len(written), "think_id": think_id}
-            whole = think_again(model, row, latents[index : index + 1], **left, **thinking, **generate_kwargs)
+            left = {"max_new_tokens": max_new_tokens - len(written), "think_id": think_id, "thinking": thinking}
+            whole = think_again(model, row, latents[index : index + 1], **left, **generate_kwargs)
             completions[index] = written + whole[len(row) :]
     slot = model.config.slot_token_id if model.use_trm else None
-    return [as_completion(encoder, [one for one in row if one != slot], ends) for row in completions]
+    rows = [[token for token in row if token != slot] for row in completions]
+    texts = encoder.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    cut = [not row or row[-1] not in ends for row in rows]
+    return [Completion(text, len(row), cut_off) for text, row, cut_off in zip(texts, rows, cut, strict=True)]
 
 
 def ended_at(row: list[int], ends: Sequence[int | None]) -> list[int]:
     """What was generated up to and including the first of these tokens; padding behind it goes."""
     first = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
     return row[: first + 1]
-
-
-def as_completion(encoder: PromptEncoder, row: list[int], ends: Sequence[int]) -> Completion:
-    """Generated ids as text."""
-    text = encoder.tokenizer.decode(row, skip_special_tokens=True)
-    return Completion(text, n_tokens=len(row), cut_off=not row or row[-1] not in ends)

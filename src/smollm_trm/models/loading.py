@@ -136,12 +136,7 @@ def load_base(
     Args:
         model_name: a name on the Hub, a local folder, a GGUF file, "tiny": a small SmolLM3 with random weights, or
             a model and its tokenizer, which are taken as they are.
-        dtype: of the weights.
-        tiny_texts: what the tokenizer of "tiny" is trained on.
-        seed: of the weights of "tiny".
-
-    Raises:
-        UserMistake: one line that says why the model could not be loaded and what to do.
+        tiny_texts, seed: of "tiny": what its tokenizer is trained on, and of its weights.
     """
     if not isinstance(model_name, str):
         return take_apart(*model_name, model_name[0].config.name_or_path)

@@ -167,11 +167,9 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
             input_ids: `(B, L)`; a prompt must have a latent span, what goes on from a cache has none.
             attention_mask: `(B, L)`, left- or right-padded; all real when None.
             position_ids: `(B, L)`; counted from a 2-D mask when None.
-            past_key_values: cache of what came before.
             inputs_embeds: `(B, L, D)` in place of `input_ids`; no thinking then.
             latents: `(B, M, D)` made before, in place of thinking here.
             n_steps: supervision steps to make; the last of them carries gradients. All when None.
-            kwargs: for the decoder.
 
         Raises:
             UserMistake: a prompt without a span.

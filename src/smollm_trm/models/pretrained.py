@@ -80,10 +80,9 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """A base with a fresh adapter and a fresh reasoner.
 
         Args:
-            model_name: see `load_base`, or a model and its tokenizer, which are taken over as they are.
-            lora: the adapter's settings.
+            model_name: a name on the Hub, a folder, a GGUF file, "tiny", or a model with its tokenizer, taken over.
             dtype: of the base's weights; adapter and reasoner are fp32.
-            tiny_texts: see `load_base`.
+            tiny_texts: what the tokenizer of "tiny" is trained on.
             seed: of every new weight; the global random state is left as it was.
             calibration: questions that a fresh reasoner's statistics are measured on; none leaves it to training.
             config: fields of `LatentReasoningConfig`, such as `reasoner`, `num_latents`, `target`.
@@ -126,13 +125,11 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: what `save_pretrained` or a training run wrote, or a name on the Hub.
-            args: as in transformers; none is used.
             model_name: another place of the same base, or the loaded base and its tokenizer, which stay as they are.
             dtype: of the base's weights; "auto" is bf16 or fp16 by the GPU's capability, and fp32 on a CPU.
             device: where to; "auto" is the GPU where there is one.
             attn_implementation: "sdpa", "eager", ...; transformers' choice when None.
-            revision: on the Hub.
-            kwargs: what transformers' own loading passes on; not used.
+            kwargs: what transformers' own loading passes on; not used, as `args`.
 
         Raises:
             UserMistake: not such a folder, a tensor missing, unknown or of another shape.
@@ -185,10 +182,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         found, wanted = base.decoder.config, config.text_config
         for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
             if getattr(found, name) != getattr(wanted, name):
-                values = f"{getattr(found, name)}, not {getattr(wanted, name)}"
-                raise UserMistake(
-                    f"{folder}: the base {base.name!r} is not the one it was trained on: {name} is {values}"
-                )
+                other = f"{name} is {getattr(found, name)}, not {getattr(wanted, name)}"
+                raise UserMistake(f"{folder}: the base {base.name!r} is not the one it was trained on: {other}")
         model = cls.assemble(base, config)
         reasoner = {name: v for name, v in model.state_dict().items() if name.startswith(REASONER_PREFIX)}
         model.load_state_dict(read_weights(folder, reasoner), strict=False)

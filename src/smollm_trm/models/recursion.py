@@ -54,11 +54,6 @@ class RecursiveReasoningBase(nn.Module):
         self.register_buffer("initial_answer", truncated_normal(network.dim))  # y0
         self.register_buffer("initial_latent", truncated_normal(network.dim))  # z0
 
-    @property
-    def calls_with_gradient(self) -> int:
-        """Calls of the network in a supervision step that gradients go through."""
-        return self.n_latent_steps + 1
-
     def start(self, question: Tensor) -> tuple[Tensor, Tensor]:
         """The state before the first supervision step: `(answer, latent)`, each `(B, T, D)`."""
         if self.from_question:

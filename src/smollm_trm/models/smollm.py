@@ -196,10 +196,9 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             generate_kwargs = {**given.to_diff_dict(), **generate_kwargs}
         limit = generate_kwargs.pop("max_new_tokens", 256)
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
-        options = {"latents_from": latents_from, "rethink": rethink, "n_steps": n_steps, "halting": halting}
-        found = generate_completions(
-            self, questions, max_new_tokens=max_new_tokens or limit, **options, **generate_kwargs
-        )
+        options = {"latents_from": latents_from, "rethink": rethink, "max_new_tokens": max_new_tokens or limit}
+        thinking = {"n_steps": n_steps, "halting": halting}
+        found = generate_completions(self, questions, thinking=thinking, **options, **generate_kwargs)
         if return_details:
             return found
         texts = [completion.text for completion in found]

@@ -98,5 +98,5 @@ class HiddenStateTRM(CompressedReader):
         """
         tied = list(self.recursion.parameters())
         others = [one for one in self.parameters() if all(one is not other for other in tied)]
-        slower = learning_rate / self.recursion.calls_with_gradient
+        slower = learning_rate / (self.recursion.n_latent_steps + 1)
         return [ParameterGroup("reasoner", others, learning_rate), ParameterGroup("recursion", tied, slower)]
