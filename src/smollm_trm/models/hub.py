@@ -38,11 +38,8 @@ def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository
     """The card of a model as Markdown: what it is, what was measured, how to use it."""
     span = f"a latent span of {config.num_latents} slots filled by the reasoner `{config.reasoner}`"
     base = config.base_model if config.base_model and not is_local(config.base_model) else ""
-    header = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["latent-reasoning", "trm", "peft"],
-    }
+    header = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    header["tags"] = ["latent-reasoning", "trm", "peft"]
     if base:
         header["base_model"] = base
     if "gsm8k" in config.notes.get("training", {}).get("split", {}).get("source", ""):
@@ -75,17 +72,12 @@ def add_evaluation(folder: str | Path, part: str, result: Mapping[str, Any]) -> 
 def push_model(
     folder: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False, endpoint: str | None = None
 ) -> list[str]:
-    """Write the card and upload a saved model.
+    """Write the card, upload a saved model to "owner/name", and return the names of its files.
 
     Args:
-        folder: what `save_pretrained` wrote.
-        repo_id: "owner/name" on the Hub.
         private: whether a new repository is private.
         dry_run: write the card and list the files, upload nothing.
         endpoint: another Hub than the public one.
-
-    Returns:
-        Names of the files.
 
     Raises:
         UserMistake: not a saved model, a base that is only here, or the Hub refused.
@@ -93,10 +85,8 @@ def push_model(
     folder = local_model_folder(folder) or Path(folder)
     config = read_config(folder)
     if config.base_model and is_local(config.base_model):
-        raise UserMistake(
-            f"{folder}: its base lies on this machine only, so nobody could load it; train from a base on the Hub, or "
-            "save the model after merge_and_unload()"
-        )
+        advice = "train from a base on the Hub, or save the model after merge_and_unload()"
+        raise UserMistake(f"{folder}: its base lies on this machine only, so nobody could load it; {advice}")
     write_text(folder / "README.md", model_card(config, repo_id=repo_id))
     files = sorted({path.relative_to(folder).as_posix() for pattern in SHARED_FILES for path in folder.rglob(pattern)})
     if dry_run:
@@ -106,7 +96,6 @@ def push_model(
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(SHARED_FILES))
     except Exception as error:  # whatever the Hub's client and its transport raise, by version
-        raise UserMistake(
-            f"could not push to {repo_id}: {first_line(error)}; log in with `hf auth login` or set HF_TOKEN"
-        ) from error
+        advice = "log in with `hf auth login` or set HF_TOKEN"
+        raise UserMistake(f"could not push to {repo_id}: {first_line(error)}; {advice}") from error
     return files

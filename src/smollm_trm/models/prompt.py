@@ -64,18 +64,15 @@ class Prompt:
     ) -> tuple[Tensor, Cache | Tensor]:
         """One step of the base behind the prompt, with gradient.
 
-        Args:
-            embeddings: `(B, 1, D)`, what stands next; None reads the prompt itself.
-            past: of the steps before; None with `embeddings` None.
+        Given what stands next, `(B, 1, D)`, and the past; without both it reads the prompt itself.
 
         Returns:
             The final-norm hidden state `(B, 1, D)` of the last position, and the past: a cache, written in place, or
             all embeddings so far where gradient checkpointing allows no cache and everything is read again.
         """
         given = self.embeddings if embeddings is None else embeddings
-        if self.decoder.training and any(
-            getattr(part, "gradient_checkpointing", False) for part in self.decoder.modules()
-        ):
+        checkpointing = any(getattr(part, "gradient_checkpointing", False) for part in self.decoder.modules())
+        if checkpointing and self.decoder.training:
             given = given if past is None else torch.cat([past, given], dim=1)
             cache, begin, past = None, 0, given
         else:

@@ -79,16 +79,11 @@ class RecursiveReasoningBase(nn.Module):
         n_supervision_steps: int | None = None,
         gradient_at_every_step: bool = False,
     ) -> list[Tensor]:
-        """The answer after each supervision step, the state detached in between.
+        """The answer `(B, T, D)` after each supervision step, the state detached in between.
 
         Args:
-            question: x, `(B, T, D)`.
-            mask: `(B, T)`, True = real.
             n_supervision_steps: how many steps to make; the module's own number when None.
             gradient_at_every_step: False records a graph for the last step only, at the price of one step.
-
-        Returns:
-            `n_supervision_steps` tensors `(B, T, D)`.
         """
         answer, latent = self.start(question)
         answers = []

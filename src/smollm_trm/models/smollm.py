@@ -175,7 +175,6 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         If the model itself writes `<think>`, generation stops there, a span is appended and filled, and it goes on.
 
         Args:
-            prompts: one question or several.
             max_new_tokens: tokens to generate at most; 256 unless a `generation_config` says otherwise.
             latents_from: other questions whose latents are put in instead (the shuffled control).
             rethink: whether a `<think>` of the model's own gets a span; None: yes, except with beams or a streamer.

@@ -5,11 +5,6 @@ from torch import Tensor
 
 from smollm_trm.records import UserMistake
 
-NO_SPAN = (
-    "a prompt without a latent span: write it with model.encoder.encode_prompt, the tokenizer's apply_chat_template or "
-    "generate_with_thinking (for no latents at all: use_trm=False)"
-)
-
 
 def first_span(input_ids: Tensor, slot_id: int) -> Tensor:
     """Where the first run of slot tokens of each row stands, `(B, L)` of bool. Later slot tokens are no slots."""
@@ -22,7 +17,10 @@ def whole_spans(input_ids: Tensor, slot_id: int) -> Tensor:
     """`first_span`, refused where a row has none or where one ends with the row, cut off."""
     slots = first_span(input_ids, slot_id)
     if not bool((slots.any(1) & ~slots[:, -1]).all()):
-        raise UserMistake(NO_SPAN)
+        raise UserMistake(
+            "a prompt without a latent span: write it with model.encoder.encode_prompt, the tokenizer's "
+            "apply_chat_template or generate_with_thinking (for no latents at all: use_trm=False)"
+        )
     return slots
 
 

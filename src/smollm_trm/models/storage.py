@@ -53,9 +53,8 @@ def read_config(folder: Path) -> LatentReasoningConfig:
     """The configuration of a saved model."""
     path = folder / CONFIG_FILE
     if not path.is_file() and (folder / EARLIER_FORMAT).is_file():
-        raise UserMistake(
-            f"{folder} was saved by an earlier version, whose latents stood at other positions: train the model again"
-        )
+        reason = "saved by an earlier version, whose latents stood at other positions"
+        raise UserMistake(f"{folder} was {reason}: train the model again")
     if not path.is_file():
         raise UserMistake(f"{folder}: no {CONFIG_FILE} there; give a folder that save_pretrained wrote")
     try:

@@ -84,8 +84,7 @@ class CompressedReader(Reasoner):
 
     def compress(self, hidden_states: list[Tensor], mask: Tensor) -> Tensor:
         """The question as M latents of the reasoner's width, `(B, M, d)`."""
-        weight = self.to_embedding.weight
-        return self.compressor(self.standardize(hidden_states).to(weight.dtype), mask)
+        return self.compressor(self.standardize(hidden_states).to(self.to_embedding.weight.dtype), mask)
 
     def to_latents(self, states: Tensor) -> Tensor:
         """Map `(B, M, d)` to latents `(B, M, D)`."""

@@ -52,11 +52,7 @@ class ScaleSettings:
 class Reasoner(nn.Module, ABC):
     """Fills a latent span.
 
-    Args:
-        settings: an object of the class's `Settings`.
-        num_latents: M.
-        hidden_size: D of the base.
-        depth: number of the base's layers.
+    Made with an object of its `Settings`, M (`num_latents`), and the base's `hidden_size` D and number of layers.
     """
 
     Settings: ClassVar[type] = ScaleSettings
@@ -73,17 +69,13 @@ class Reasoner(nn.Module, ABC):
         """One `Thought` per supervision step.
 
         Args:
-            prompt: what stands before the span.
             n_steps: supervision steps to make; all when None.
             gradient_at_every_step: False lets only the last step carry gradients.
         """
 
     def start_near(self, table: Tensor, anchor: Tensor) -> None:
-        """Called once on a fresh model, so that it starts close to its base.
-
-        Args:
-            table: the base's embedding table `(V, D)`.
-            anchor: embedding `(D,)` of a token that says nothing in this place.
+        """Called once on a fresh model: start close to a base, given its embedding table `(V, D)` and the embedding
+        `(D,)` of a token that says nothing in this place.
         """
         for module in self.modules():
             if isinstance(module, LatentScale):

@@ -20,8 +20,7 @@ class StaticLatents(Reasoner):
         self, prompt: Prompt, *, n_steps: int | None = None, gradient_at_every_step: bool = False
     ) -> list[Thought]:
         """The same latents for every row."""
-        latents = self.scale(self.states).expand(len(prompt.mask), self.num_latents, -1)
-        return [Thought(latents)]
+        return [Thought(self.scale(self.states).expand(len(prompt.mask), self.num_latents, -1))]
 
     def logs(self, thought: Thought) -> dict[str, Tensor]:
         """Nothing: the latents are meant to be the same everywhere."""

@@ -12,15 +12,8 @@ from smollm_trm.records import UserMistake
 
 MOST_LAYERS = 64
 # What `{"preset": ...}` stands for; "paper" is TRM as published: six latent steps, free branches, fixed start.
-TRM_PRESETS = {
-    "paper": {
-        "n_latent_steps": 6,
-        "n_deep_recursions": 3,
-        "n_supervision_steps": 16,
-        "branch_scale": None,
-        "start": "fixed",
-    }
-}
+PAPER_COUNTS = {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 16}
+TRM_PRESETS = {"paper": {**PAPER_COUNTS, "branch_scale": None, "start": "fixed"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +61,7 @@ class HiddenStateTRM(CompressedReader):
         self.recursion = RecursiveReasoningBase(
             network=TinyRecursiveNetwork(
                 dim=self.dim,
-                n_layers=settings.n_layers,
-                n_heads=settings.n_heads,
-                dropout=settings.dropout,
-                branch_scale=settings.branch_scale,
+                **{name: getattr(settings, name) for name in ("n_layers", "n_heads", "dropout", "branch_scale")},
             ),
             n_latent_steps=settings.n_latent_steps,
             n_deep_recursions=settings.n_deep_recursions,
