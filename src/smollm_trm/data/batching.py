@@ -15,6 +15,7 @@ from smollm_trm.data.prompts import EncodedExample
 from smollm_trm.records import UserMistake
 
 IGNORED_LABEL = -100
+BATCHES_SORTED = 50  # the stretch of an epoch within which rows are sorted by length
 
 
 def pad_left(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
@@ -49,10 +50,9 @@ def supervised_columns(labels: Tensor) -> int:
 class LengthGroupedBatches(Sampler[list[int]]):
     """Batches of indices whose examples have similar lengths, in an order fixed by seed and epoch.
 
-    An epoch is shuffled, cut into stretches of `stretch` batches, each stretch sorted by length and cut into batches;
-    then the batches are shuffled. Several processes (`world_size`) take turns batch by batch: together they see the
-    rows that one process sees with `world_size` times the batch size. Every index is given exactly once per epoch; a
-    process for which an epoch's last rows do not suffice gets an empty batch there.
+    An epoch is shuffled, each stretch of 50 batches is sorted by length and cut, and the batches are shuffled. Several
+    processes share each batch of `world_size` times the size, so that every index is given exactly once; one for which
+    an epoch's last rows do not suffice gets an empty batch there.
     """
 
     def __init__(
@@ -64,11 +64,10 @@ class LengthGroupedBatches(Sampler[list[int]]):
         world_size: int = 1,
         rank: int = 0,
         accumulate: int = 1,
-        stretch: int = 50,
     ) -> None:
         if batch_size < 1:
             raise UserMistake(f"batch_size={batch_size}: must be at least 1")
-        self.lengths, self.batch_size, self.seed, self.stretch = lengths, batch_size, seed, stretch
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.world_size, self.rank, self.accumulate = world_size, rank, accumulate
         self.epoch = self.first_batch = 0
 
@@ -89,8 +88,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         size = self.batch_size * self.world_size
         batches = []
-        for start in range(0, len(order), size * self.stretch):
-            stretch = sorted(order[start : start + size * self.stretch], key=lambda index: self.lengths[index])
+        for start in range(0, len(order), size * BATCHES_SORTED):
+            stretch = sorted(order[start : start + size * BATCHES_SORTED], key=lambda index: self.lengths[index])
             batches += [stretch[at : at + size] for at in range(0, len(stretch), size)]
         return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 

@@ -23,11 +23,7 @@ THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 ADDED_SLOT = "<|latent|>"
 UNUSED_TOKENS = (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>", "<empty_output>")
-PROMPT_FORMATS = {
-    "plain": ("Question: ", "\nAnswer:", " "),
-    "bare": ("", "", ""),
-    "chat": None,
-}
+PROMPT_FORMATS = {"plain": ("Question: ", "\nAnswer:", " "), "bare": ("", "", ""), "chat": None}
 """What stands before the question, behind it, and between that and `<think>`; "chat" takes the tokenizer's template."""
 UNDATED = (
     "{%- if messages[0]['role'] != 'system' -%}"
@@ -122,10 +118,8 @@ class PromptEncoder:
         else:
             before, behind, gap = PROMPT_FORMATS[self.prompt_format]
             # Some tokenizers write a first token without saying so in add_bos_token.
-            begins = (
-                self.prompt_format == "plain" and self.tokenizer("x")["input_ids"][0] == self.tokenizer.bos_token_id
-            )
-            head = "{{ bos_token }}" if begins else ""
+            writes_bos = self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+            head = "{{ bos_token }}" if writes_bos and self.prompt_format == "plain" else ""
             body = (
                 "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
                 f"{{{{ {before!r} + message['content'] + {behind!r} }}}}"
@@ -142,12 +136,8 @@ class PromptEncoder:
         if self.slot_token and self.slot_token in question:
             prompt_log.warning("left the latent slot's own token out of a question: %.60r", question)
             question = question.replace(self.slot_token, "")
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        chat, how = [{"role": "user", "content": question}], {"add_generation_prompt": True, "tokenize": False}
+        return self.tokenizer.apply_chat_template(chat, chat_template=self.template, **how)
 
     def encode_prompt(self, question: str) -> list[int]:
         """Ids of the whole prompt."""

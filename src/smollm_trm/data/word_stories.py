@@ -83,11 +83,8 @@ class WordStory:
         """Add text to the question; a newly named {Q} is used up."""
         topic = STORY_TOPICS[self.topic]
         pronoun_is_clear = self.spoken_of == self.owner and self.rng.random() < 0.6
-        names = {
-            "N": self.owner,
-            "P": STORY_PRONOUNS[self.owner] if pronoun_is_clear else self.owner,
-            "Q": self.unused_names[-1],
-        }
+        spoken_of = STORY_PRONOUNS[self.owner] if pronoun_is_clear else self.owner
+        names = {"N": self.owner, "P": spoken_of, "Q": self.unused_names[-1]}
         if "{Q}" in text:
             self.unused_names.pop()
         if "{x}" in text:
