@@ -187,11 +187,6 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
                 inputs_embeds = fill_slots(inputs_embeds, slots, latents)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_of(attention_mask)[:, -inputs_embeds.shape[1] :]
-        output = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        kwargs |= {"position_ids": position_ids, "past_key_values": past_key_values}
+        output = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         return LatentModelOutput(**output, latents=latents, halting_logit=halting_logit)

@@ -158,15 +158,9 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
     def _with_saved_base(cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype) -> Self:
         """A model whose base was saved with it: transformers' own loading, checked."""
         with readable(folder):
-            model, found = super().from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-            )
+            safely = {"use_safetensors": True, "trust_remote_code": False}
+            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, found = super().from_pretrained(folder, config=config, dtype=dtype, **safely, **told)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if found[kind]:
                 name = sorted(map(str, found[kind]))[0]
@@ -195,14 +189,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         self.tokenizer = copy.deepcopy(tokenizer)
         if config.reasoner and (slot := slot_token_id(self.tokenizer)) != config.slot_token_id:
             raise UserMistake(f"slot_token_id={config.slot_token_id}, but the slot of this tokenizer is {slot}")
-        self.encoder = PromptEncoder(
-            tokenizer=self.tokenizer,
-            num_latents=config.num_latents,
-            target=config.target,
-            prompt_format=config.prompt_format,
-            keep_annotations=config.keep_annotations,
-            think=config.think,
-        )
+        asked = ("num_latents", "target", "prompt_format", "keep_annotations", "think")
+        self.encoder = PromptEncoder(tokenizer=self.tokenizer, **{name: getattr(config, name) for name in asked})
         self.tokenizer.chat_template = self.encoder.template
         self.generation_config = GenerationConfig(
             do_sample=False,

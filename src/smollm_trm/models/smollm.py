@@ -98,17 +98,9 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             num_items_in_batch: the loss is the sum over tokens divided by this; by their number when None.
             kwargs: for the decoder.
         """
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            latents=latents,
-            n_steps=n_steps,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        thinking = {"inputs_embeds": inputs_embeds, "latents": latents, "n_steps": n_steps}
+        kwargs |= {"position_ids": position_ids, "past_key_values": past_key_values, "use_cache": use_cache}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **thinking, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         # Without .contiguous() PyTorch multiplies a slice by a batched copy of the whole table: half of a step's time.
         logits = self.lm_head(output.last_hidden_state[:, kept].contiguous())

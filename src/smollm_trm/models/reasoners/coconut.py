@@ -4,6 +4,7 @@ The latents are computed one by one over a growing cache, all with gradient; not
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,7 @@ class Coconut(Reasoner):
 
     Settings = CoconutSettings
 
-    def think(
-        self, prompt: Prompt, *, n_steps: int | None = None, gradient_at_every_step: bool = False
-    ) -> list[Thought]:
+    def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
         """One latent after the other; `(B, M, D)` with M the most slots of a row."""
         thought, past = prompt.extend()
         latents: list[Tensor] = [thought]

@@ -7,6 +7,7 @@ model), and clamped.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,23 +91,18 @@ class CompressedReader(Reasoner):
         """Map `(B, M, d)` to latents `(B, M, D)`."""
         return self.scale(rms_norm(self.to_embedding(states)))
 
-    def reason(
-        self, hidden_states: list[Tensor], mask: Tensor, *, n_steps: int | None, gradient_at_every_step: bool
-    ) -> list[Thought]:
+    def reason(self, hidden_states: list[Tensor], mask: Tensor, **options: Any) -> list[Thought]:
         """From the layers read, each `(B, L, D)`, to thoughts: here the compressed question itself."""
         return [Thought(self.to_latents(self.compress(hidden_states, mask)))]
 
-    def think(
-        self, prompt: Prompt, *, n_steps: int | None = None, gradient_at_every_step: bool = False
-    ) -> list[Thought]:
+    def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
         """One read pass of the base, then `reason`."""
-        states = prompt.hidden_states(self.read_depths)
-        return self.reason(states, prompt.mask, n_steps=n_steps, gradient_at_every_step=gradient_at_every_step)
+        return self.reason(prompt.hidden_states(self.read_depths), prompt.mask, **options)
 
     def forward(
         self, hidden_states: Tensor | list[Tensor], mask: Tensor, *, return_all_steps: bool = False
     ) -> Tensor | list[Tensor]:
         """Latents `(B, M, D)` of the last step, or of every one; from layers read, `(B, L, D)`, mask `(B, L)`."""
         layers = [hidden_states] if isinstance(hidden_states, Tensor) else hidden_states
-        thoughts = self.reason(layers, mask.bool(), n_steps=None, gradient_at_every_step=return_all_steps)
+        thoughts = self.reason(layers, mask.bool(), gradient_at_every_step=return_all_steps)
         return [thought.latents for thought in thoughts] if return_all_steps else thoughts[-1].latents

@@ -1,5 +1,7 @@
 """Control: learned latents that are the same for every problem, a soft prompt. They ask nothing of the prompt."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,7 @@ class StaticLatents(Reasoner):
         self.scale = LatentScale(hidden_size=hidden_size, gain=settings.gain)
         self.states = nn.Parameter(torch.randn(num_latents, hidden_size))
 
-    def think(
-        self, prompt: Prompt, *, n_steps: int | None = None, gradient_at_every_step: bool = False
-    ) -> list[Thought]:
+    def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
         """The same latents for every row."""
         return [Thought(self.scale(self.states).expand(len(prompt.mask), self.num_latents, -1))]
 

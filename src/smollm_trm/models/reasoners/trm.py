@@ -73,11 +73,10 @@ class HiddenStateTRM(CompressedReader):
         nn.init.constant_(self.halting_head.bias, -5.0)
 
     def reason(
-        self, hidden_states: list[Tensor], mask: Tensor, *, n_steps: int | None, gradient_at_every_step: bool
+        self, hidden_states: list[Tensor], mask: Tensor, *, n_steps: int | None = None, **gradient: bool
     ) -> list[Thought]:
         """Latents and halting logit after each supervision step."""
-        question = self.compress(hidden_states, mask)
-        answers = self.recursion(question, n_supervision_steps=n_steps, gradient_at_every_step=gradient_at_every_step)
+        answers = self.recursion(self.compress(hidden_states, mask), n_supervision_steps=n_steps, **gradient)
         return [Thought(self.to_latents(answer), self.halting_head(answer[:, 0]).squeeze(-1)) for answer in answers]
 
     def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
