@@ -70,11 +70,7 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
 
 
 class BestAndLatest(Checkpoint):
-    """Writes `step-<n>.ckpt` after every validation, and every so many optimizer steps in between.
-
-    The newest two stay, so that one may be damaged, and with each the one that was best by a metric of the validation
-    when it was written. It also sees to it that a run ends with a validation, and that a run which has ended stays so.
-    """
+    """Writes `step-<n>.ckpt` after every validation and every so many steps; keeps two, and each one's best."""
 
     def __init__(self, folder: Path, *, every_n_steps: int, metric: str = "dev_loss", advice: str = "") -> None:
         self.folder = folder
@@ -110,10 +106,7 @@ class BestAndLatest(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask for the last validation, or write where a run can be entered again exactly.
-
-        That is after an optimizer step that no validation and no end of an epoch follows.
-        """
+        """Ask for the last validation, or write after a step that no validation and no end of an epoch follows."""
         last_epoch = trainer.is_last_batch and 0 < trainer.max_epochs <= trainer.current_epoch + 1
         if last_epoch or 0 < trainer.max_steps <= trainer.global_step:
             trainer.check_val_every_n_epoch = 1

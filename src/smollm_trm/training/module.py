@@ -87,11 +87,8 @@ class SmolLMTRMLightningModule(LightningModule):
             self.model.train()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Make a step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one.
-
-        The accumulated batches of an optimizer step, and all processes, draw the same supervision step, as one large
-        batch would; each has a dropout of its own.
-        """
+        """Make a step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one."""
+        # The accumulated batches of a step, and all processes, draw one supervision step; dropout is each one's own.
         first = self.seed * 7_919 + self.current_epoch * 1_000_000
         self.step_generator = torch.Generator().manual_seed(first + batch_idx // self.trainer.accumulate_grad_batches)
         torch.manual_seed((first + batch_idx) * 1_009 + self.global_rank)
@@ -102,12 +99,8 @@ class SmolLMTRMLightningModule(LightningModule):
         return None if n_steps == 1 else int(torch.randint(1, n_steps + 1, (), generator=self.step_generator))
 
     def step_totals(self, batch: dict[str, Tensor]) -> tuple[float, float]:
-        """What a batch's sums over supervised tokens and over rows are divided by.
-
-        Lightning averages the gradients of all processes and accumulated batches; divided by what the optimizer step
-        has per batch, that is the mean over its tokens. Where a loader does not say it, every batch counts the same.
-        """
-        if "num_items_in_batch" not in batch:
+        """What a batch's sums over tokens and over rows are divided by: its part of what the optimizer step has."""
+        if "num_items_in_batch" not in batch:  # where the loader does not say it, every batch counts the same
             return max(1, int((batch["labels"] != IGNORED_LABEL).sum())), len(batch["labels"])
         averaged = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return batch["num_items_in_batch"] / averaged, batch["num_examples_in_batch"] / averaged
@@ -119,12 +112,14 @@ class SmolLMTRMLightningModule(LightningModule):
         options = {"n_steps": None if every else self.draw_step(), "gradient_at_every_step": every}
         thoughts = self.model.think(batch["input_ids"], batch["attention_mask"], **options)
         supervised = list(enumerate(thoughts or [None], start=1))[0 if every else -1 :]
-        by_step = self.losses_by_step(batch) if self.compares_steps(thoughts) else None
+        has_head = bool(thoughts) and thoughts[0].halting_logit is not None
+        compares = has_head and self.model.config.target == "steps" and self.trainer.global_step % HALTING_EVERY == 0
+        by_step = self.losses_by_step(batch) if compares else None
         losses, halting = [], []  # of each supervised step
         for number, thought in supervised:
             output = self.answer_from(batch, thought, num_items_in_batch=n_tokens)
             losses.append(output.loss)
-            if thought is not None and thought.halting_logit is not None:
+            if has_head:
                 halting.append(self.halting_part(thought, output.logits.detach(), batch["labels"], number, by_step))
         loss = torch.stack(losses).mean()
         self.log_training(loss.detach() * n_tokens, batch, thoughts)
@@ -148,19 +143,10 @@ class SmolLMTRMLightningModule(LightningModule):
             for name, value in self.model.reasoner.logs(thoughts[-1]).items():
                 self.log(name, value)
 
-    def compares_steps(self, thoughts: list[Thought]) -> bool:
-        """Whether the halting head needs every supervision step's loss: under `target="steps"`, on every 16th step."""
-        has_head = bool(thoughts) and thoughts[0].halting_logit is not None
-        return has_head and self.model.config.target == "steps" and self.trainer.global_step % HALTING_EVERY == 0
-
     def halting_part(
         self, thought: Thought, logits: Tensor, labels: Tensor, number: int, by_step: Tensor | None
     ) -> Tensor:
-        """The halting head's loss, summed over rows.
-
-        A row should stop where all its answer tokens are right; under `target="steps"`, where its loss is within 1% of
-        its best step's. That takes the other steps' losses, and so is trained in every 16th optimizer step only.
-        """
+        """The halting head's loss over rows: are all answer tokens right, or the loss within 1% of the best step's?"""
         logits, expected = predicted_and_labels(logits, labels)
         if self.model.config.target == "answer":
             should_stop = rows_all_right(logits, expected)
@@ -187,11 +173,9 @@ class SmolLMTRMLightningModule(LightningModule):
         self.log_mean("dev_loss", output.loss, int((batch["labels"] != IGNORED_LABEL).sum()))
 
     def log_mean(self, name: str, mean: Tensor | float, count: int) -> None:
-        """Log the mean over an evaluation, of all processes; `count` is what this batch's mean weighs.
-
-        Lightning averages the counts of the processes as integers; as multiples of their number they stay exact.
-        """
+        """Log the mean over an evaluation, of all processes; `count` is what this batch's mean weighs."""
         mean = mean if count else 0.0  # of nothing there is none
+        # Lightning averages the processes' counts as integers: as multiples of their number they stay exact.
         self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
 
     def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:

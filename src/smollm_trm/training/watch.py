@@ -13,10 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteGuard(Callback):
-    """Counts steps whose gradients are not finite, leaves them out, and ends the run when they do not stop.
-
-    Under fp16 a few such steps are the loss scaler finding its scale; many in a row are a run that is lost.
-    """
+    """Counts steps whose gradients are not finite, leaves them out, and ends a run that has too many in a row."""
 
     def __init__(self, *, limit: int = 25, advice: str = "lower learning_rate") -> None:
         self.limit = limit
