@@ -21,10 +21,14 @@ import nbformat
 import pytest
 import torch
 from executed_notebook import FEWER, NOTEBOOK, ROOT, ExecutedNotebook
+from transformers import AutoModel, AutoModelForCausalLM
 
 from smollm_trm.evaluation.arms import evaluate_arm
 from smollm_trm.evaluation.loading import problems_of
 from smollm_trm.finetune import train_gsm8k
+from smollm_trm.models.configuration import LatentReasoningConfig, registered_config
+from smollm_trm.models.modeling import LatentReasoningModel, registered_for
+from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.training.settings import TrainSettings
 
 GUIDES = ("COLAB_NOTEBOOK_GUIDE.md", "GSM8K_NOTEBOOK_README.md")
@@ -180,6 +184,9 @@ def inlined() -> types.ModuleType:
                 exec(cell.source, vars(module))
     yield module
     del sys.modules[module.__name__]
+    registered_config(LatentReasoningConfig)  # the notebook's own classes had taken their place
+    registered_for(AutoModel)(LatentReasoningModel)
+    registered_for(AutoModelForCausalLM)(SmolLMv3WithTRM)
 
 
 def test_own_problems_of_the_guide_take_gsm8k_s_place_in_the_notebook_s_cells(
