@@ -2,9 +2,9 @@
 
     python benchmarks/distance_at_start.py [--dtype bf16] [--n_rows 48] [--num_latents 16 64 256]
 
-Without training, latents can only disturb. Measured on GSM8K's solutions, above the same base (SmolLM2-135M) with an
-empty think block; the TRM is fresh. Tried: the embedding that latents start from (the anchor: the last token of a text,
-zeros, or the mean of the table) by the gain; and how many latents, with the defaults.
+Without training, latents can only disturb. Measured on solutions of GSM8K's dev part, above the same base
+(SmolLM2-135M) with an empty think block; the TRM is fresh. Tried: the embedding that latents start from (the anchor:
+the last token of a text, zeros, or the mean of the table) by the gain; and how many latents, with the defaults.
 """
 
 import torch
@@ -46,12 +46,12 @@ def main() -> None:
     """Measure anchors by gains, then the default by the number of latents."""
     parser = benchmark_options(__doc__)
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="of the base's weights")
-    parser.add_argument("--n_rows", type=int, default=48, help="solutions of GSM8K's test part")
+    parser.add_argument("--n_rows", type=int, default=48, help="solutions of GSM8K's dev part")
     parser.add_argument("--anchors", nargs="*", default=ANCHORS, help="texts, 'zeros' or 'table mean'")
     parser.add_argument("--gains", type=float, nargs="+", default=[0.1, 0.3, 1.0])
     parser.add_argument("--num_latents", type=int, nargs="+", default=[16, 64, 256], help="the first is the table's")
     options = parser.parse_args()
-    folder, rows = str(smollm2_folder()), load_gsm8k(real_gsm8k()).gsm8k_final_test[: options.n_rows]
+    folder, rows = str(smollm2_folder()), load_gsm8k(real_gsm8k()).gsm8k_test[: options.n_rows]
     common = {"base_training": "frozen", "dtype": DTYPES[options.dtype]}
     base_loss = loss_of(SmolLMv3WithTRM.from_base(folder, reasoner=None, **common).eval(), rows)
     print(f"base: {base_loss:.4f} nats per supervised token\n", flush=True)
