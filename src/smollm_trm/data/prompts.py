@@ -117,9 +117,9 @@ class PromptEncoder:
             head = UNDATED if "/system_override" in body else ""
         else:
             before, behind, gap = PROMPT_FORMATS[self.prompt_format]
-            # Some tokenizers write a first token without saying so in add_bos_token.
-            writes_bos = self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
-            head = "{{ bos_token }}" if writes_bos and self.prompt_format == "plain" else ""
+            # Some tokenizers write a first token without saying so in add_bos_token; "bare" may not know an x.
+            starts = self.tokenizer("x")["input_ids"][:1] if self.prompt_format == "plain" else []
+            head = "{{ bos_token }}" if starts == [self.tokenizer.bos_token_id] else ""
             body = (
                 "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
                 f"{{{{ {before!r} + message['content'] + {behind!r} }}}}"
