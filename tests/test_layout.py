@@ -242,3 +242,49 @@ def test_a_half_precision_base_generates_under_autocast_with_every_cache(cache):
     model = SmolLMv3WithTRM.from_base((base, TOKENIZER), num_latents=4, reasoner_settings=SMALL_TRM).eval()
     with torch.autocast("cpu", torch.bfloat16):
         assert len(model.generate_with_thinking(QUESTIONS, max_new_tokens=4, cache_implementation=cache)) == 3
+
+
+def test_a_model_from_a_gguf_file_computes_as_before():
+    from smollm_trm.models.loading import without_quantization
+
+    base = make_base("llama", make_tokenizer()).eval()
+    ids = torch.arange(1, 9).view(2, 4)
+    expected = base(ids).logits
+    plain = without_quantization(base)
+    assert torch.equal(plain(ids).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"device_map": "auto"}, "device_map is not supported"),
+        ({"load_in_4bit": True}, "load_in_4bit is not supported"),
+    ],
+)
+def test_what_loading_does_not_do_is_refused_by_name(options, line, tmp_path):
+    with pytest.raises(UserMistake, match=line):
+        SmolLMv3WithTRM.from_pretrained(tmp_path, **options)
+
+
+def test_a_slot_token_in_a_question_is_no_span_in_the_saved_template_either():
+    model = make_model("smollm3", make_tokenizer())
+    slot = model.encoder.slot_token
+    asked = [{"role": "user", "content": f"Tom {slot} has 3."}]
+    text = model.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert text.count(slot) == model.num_latents
+
+
+def test_a_span_behind_a_filled_cache_is_refused():
+    model = make_model("smollm3", make_tokenizer())
+    ids = torch.tensor([model.encoder.encode_prompt("Tom has 3.")])
+    with torch.no_grad():
+        cache = model(ids).past_key_values
+        with pytest.raises(UserMistake, match="behind a filled cache"):
+            model(ids, past_key_values=cache)
+
+
+def test_every_end_of_text_of_the_base_ends_an_answer():
+    base, tokenizer = make_base("llama", make_tokenizer()), make_tokenizer()
+    base.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]
+    model = SmolLMv3WithTRM.from_base((base, tokenizer), reasoner=None)
+    assert model.generation_config.eos_token_id == sorted([tokenizer.eos_token_id, 7])

@@ -117,12 +117,15 @@ class PromptEncoder:
             head = UNDATED if "/system_override" in body else ""
         else:
             before, behind, gap = PROMPT_FORMATS[self.prompt_format]
+            content = (
+                f"message['content'].replace({self.slot_token!r}, '')" if self.slot_token else "message['content']"
+            )
             # Some tokenizers write a first token without saying so in add_bos_token; "bare" may not know an x.
             starts = self.tokenizer("x")["input_ids"][:1] if self.prompt_format == "plain" else []
             head = "{{ bos_token }}" if starts == [self.tokenizer.bos_token_id] else ""
             body = (
                 "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
-                f"{{{{ {before!r} + message['content'] + {behind!r} }}}}"
+                f"{{{{ {before!r} + {content} + {behind!r} }}}}"
                 "{%- elif message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}{%- endif -%}"
                 "{%- endfor -%}"
             )

@@ -61,6 +61,8 @@ def adapter_layers(decoder: nn.Module) -> dict[str, LoraLayer]:
 
 def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
     """Inject a fresh adapter; its weights are fp32 whatever the base is, the base is frozen."""
+    if adapter_layers(decoder):
+        raise UserMistake("this base has an adapter already: load it anew, or call merge_and_unload() first")
     decoder.requires_grad_(False)
     try:
         decoder.add_adapter(config)

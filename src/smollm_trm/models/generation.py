@@ -61,7 +61,7 @@ def single_think_token(encoder: PromptEncoder) -> int | None:
 
 
 def chosen_latents(thoughts: list[Thought], *, halting: bool) -> Tensor:
-    """Latents `(B, M, D)` of the last supervision step."""
+    """Latents `(B, M, D)` of the last supervision step, or of the one where a row's halting head stops."""
     if not halting or thoughts[0].halting_logit is None:
         return thoughts[-1].latents
     stop = torch.stack([thought.halting_logit for thought in thoughts], dim=1) > 0  # (B, S)

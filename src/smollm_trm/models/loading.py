@@ -45,6 +45,7 @@ class LoadedBase(NamedTuple):
     head: nn.Linear  # to the vocabulary
     tokenizer: PreTrainedTokenizerBase
     name: str  # Hub name or folder to load it from again; empty where there is none
+    ends: frozenset[int]  # tokens that end a text, as its generation configuration says
 
 
 def default_device() -> torch.device:
@@ -73,7 +74,8 @@ def device_and_precision(model: object) -> dict[str, str | None]:
 
 def is_local(model_name: str) -> bool:
     """Whether a base's name means a place on this machine."""
-    return model_name.startswith((".", "/", "~")) or Path(model_name).expanduser().exists()
+    path_like = model_name.startswith((".", "/", "~")) or model_name.endswith(".gguf") or model_name.count("/") > 1
+    return path_like or Path(model_name).expanduser().exists()
 
 
 def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
@@ -110,6 +112,9 @@ def without_quantization(causal_lm: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         plain = type(causal_lm)(config)
     plain.load_state_dict(causal_lm.state_dict(), assign=True)
+    for name, buffer in causal_lm.named_buffers():  # rotary frequencies are in no state dict
+        owner, _, last = name.rpartition(".")
+        setattr(plain.get_submodule(owner), last, buffer)
     plain.tie_weights()
     plain.generation_config = causal_lm.generation_config
     return plain
@@ -121,7 +126,9 @@ def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     if getattr(causal_lm.config, "reasoner", None) is not None:
         raise UserMistake(f"model_name={name!r} has a reasoner already: give the base that it was trained from")
     backbone = causal_lm.base_model
-    return LoadedBase(getattr(backbone, "language_model", backbone), causal_lm.get_output_embeddings(), tokenizer, name)
+    decoder, ends = getattr(backbone, "language_model", backbone), causal_lm.generation_config.eos_token_id
+    ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+    return LoadedBase(decoder, causal_lm.get_output_embeddings(), tokenizer, name, ends)
 
 
 def load_base(

@@ -178,7 +178,10 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
             goes_on = past_key_values is not None and (input_ids.shape[1] == 1 or past_key_values.get_seq_length() > 0)
-            if self.reasoner is not None and not goes_on:
+            if self.reasoner is not None and goes_on and input_ids.shape[1] > 1:
+                if bool((input_ids == self.config.slot_token_id).any()):
+                    raise UserMistake("a latent span behind a filled cache: give the whole prompt with an empty cache")
+            elif self.reasoner is not None and not goes_on:
                 if latents is None:
                     slots = whole_spans(input_ids, self.config.slot_token_id)
                     latents, halting_logit = self.think(input_ids, attention_mask, n_steps=n_steps)[-1]

@@ -63,6 +63,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         if model.use_trm:
             model.model.reasoner = fresh_reasoner(config).to(base.head.weight.device)
         model.use_tokenizer(base.tokenizer)
+        ends = {base.tokenizer.eos_token_id, *base.ends}
+        model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else base.tokenizer.eos_token_id
         return model
 
     @classmethod
@@ -91,7 +93,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         with own_random_state(), no_progress_bars():
             base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
             training = config.setdefault("base_training", "lora")
-            config.setdefault("base_model", "" if training == "full" else base.name)
+            place = str(Path(base.name).expanduser().resolve()) if base.name and is_local(base.name) else base.name
+            config.setdefault("base_model", "" if training == "full" else place)
             if config.get("reasoner", "trm") is not None:
                 base = base._replace(tokenizer=copy.deepcopy(base.tokenizer))
                 config["slot_token_id"] = slot_token_id(base.tokenizer)
@@ -125,7 +128,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: what `save_pretrained` or a training run wrote, or a name on the Hub.
-            model_name: another place of the same base, or the loaded base and its tokenizer, which stay as they are.
+            model_name: another place of the same base, or the loaded base and its tokenizer, which are taken over.
             dtype: of the base's weights; "auto" is bf16 or fp16 by the GPU's capability, and fp32 on a CPU.
             device: where to; "auto" is the GPU where there is one.
             attn_implementation: "sdpa", "eager", ...; transformers' choice when None.
@@ -134,6 +137,10 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         Raises:
             UserMistake: not such a folder, a tensor missing, unknown or of another shape.
         """
+        for name in ("device_map", "quantization_config", "load_in_4bit", "load_in_8bit"):
+            if kwargs.get(name) is not None:
+                raise UserMistake(f"from_pretrained: {name} is not supported; choose device and dtype")
+        dtype = kwargs.get("torch_dtype") or dtype
         folder = saved_model_folder(pretrained_model_name_or_path, revision)
         config = read_config(folder)
         device = default_device() if device == "auto" else torch.device(device)
@@ -233,7 +240,9 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         return self
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
-        """PEFT's `add_adapter`, on the base only; the adapter is fp32."""
+        """PEFT's `add_adapter`, on the base only; the adapter is fp32, and there is one, "default"."""
+        if adapter_name not in (None, "default"):
+            raise UserMistake(f"adapter_name={adapter_name!r}: a model has one adapter, called 'default'")
         add_adapter(self.model.language_model, adapter_config)
         self.config.base_training = "lora"
         self.freeze_base()

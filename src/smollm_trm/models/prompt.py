@@ -18,6 +18,9 @@ def positions_of(mask: Tensor) -> Tensor:
 
 def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> list[Tensor]:
     """The hidden states that `output_hidden_states=True` has at these depths, without keeping the others in memory."""
+    n_layers = decoder.config.num_hidden_layers
+    if not depths or list(depths) != sorted(set(depths)) or depths[0] < 0 or depths[-1] > n_layers:
+        raise ValueError(f"depths {list(depths)}: give rising numbers from 0 to {n_layers}")
     stacks = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
     layers = next(stack for stack in stacks if len(stack) == decoder.config.num_hidden_layers)
     states: list[Tensor] = []

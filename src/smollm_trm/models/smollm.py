@@ -34,8 +34,12 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.post_init()
 
+    def active_adapters(self) -> list[str]:
+        """Of the base: ["default"], or a refusal where it has none."""
+        return self.model.language_model.active_adapters()
+
     def disable_adapters(self) -> None:
-        """Let the base answer as it was."""
+        """Let the base answer without its adapter; the latents stay."""
         self.model.language_model.disable_adapters()
 
     def enable_adapters(self) -> None:
@@ -105,6 +109,8 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         # Without .contiguous() PyTorch multiplies a slice by a batched copy of the whole table: half of a step's time.
         logits = self.lm_head(output.last_hidden_state[:, kept].contiguous())
         loss = None
+        if labels is not None and not isinstance(logits_to_keep, int):
+            raise UserMistake("labels need logits_to_keep as a number: the last so many columns")
         if labels is not None:
             loss = self.loss_function(
                 logits, labels[:, kept], self.lm_head.out_features, num_items_in_batch=num_items_in_batch
@@ -186,8 +192,11 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         if (given := generate_kwargs.pop("generation_config", None)) is not None:
             generate_kwargs = {**given.to_diff_dict(), **generate_kwargs}
         limit = generate_kwargs.pop("max_new_tokens", 256)
+        limit = limit if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise UserMistake(f"max_new_tokens={limit}: must be at least 1")
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
-        options = {"latents_from": latents_from, "rethink": rethink, "max_new_tokens": max_new_tokens or limit}
+        options = {"latents_from": latents_from, "rethink": rethink, "max_new_tokens": limit}
         thinking = {"n_steps": n_steps, "halting": halting}
         found = generate_completions(self, questions, thinking=thinking, **options, **generate_kwargs)
         if return_details:
