@@ -1,6 +1,6 @@
 """The real thing, end to end, on a real pretrained base and the real GSM8K: `make real`, ten minutes on two cores.
 
-    python benchmarks/real.py [--steps 40] [--problems 48] [--record]
+    python benchmarks/real.py [--steps 24] [--problems 24] [--record]
 
 SmolLM2-135M-Instruct as it is, asked in its own way (plain and by its chat template); then LoRA and LoRA + TRM, trained
 side by side for some dozens of steps to answer at once; compared on the same dev problems, saved, loaded again, asked.
@@ -30,7 +30,7 @@ def train_side_by_side(base: Path, data: Path | None, *, steps: int) -> None:
     """Both arms by the command line, one core each."""
     common = [
         *("--model_name", str(base), "--target", "answer", "--max_steps", str(steps), "--batch_size", "8"),
-        *("--accumulate_grad_batches", "1", "--learning_rate", "5e-4", "--max_dev_samples", "64"),
+        *("--accumulate_grad_batches", "1", "--learning_rate", "5e-4", "--max_dev_samples", "32"),
         *("--max_samples", "2000", "--save_every_n_steps", str(steps)),
     ]
     if data is not None:
@@ -52,8 +52,8 @@ def folder_name(arm: str) -> str:
 def main() -> None:
     """Run it all."""
     parser = benchmark_options(__doc__)
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each arm")
-    parser.add_argument("--problems", type=int, default=48, help="dev problems that every arm answers")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each arm")
+    parser.add_argument("--problems", type=int, default=24, help="dev problems that every arm answers")
     options = parser.parse_args()
     started = time.perf_counter()
     base, data = smollm2_folder(), real_gsm8k()
@@ -62,7 +62,7 @@ def main() -> None:
     for prompt_format in ("plain", "chat"):
         untuned = load_for_evaluation(str(base), prompt_format=prompt_format)
         print(f"\nuntuned base, {prompt_format}: {untuned.generate_with_thinking(QUESTION, max_new_tokens=64).strip()}")
-        results |= evaluate_arm(f"base, {prompt_format}", untuned, dev, OUTPUTS / "predictions", max_new_tokens=160)
+        results |= evaluate_arm(f"base, {prompt_format}", untuned, dev, OUTPUTS / "predictions", max_new_tokens=128)
     print(f"\nLoRA and LoRA + TRM side by side, {options.steps} steps of 8 problems, answering at once")
     train_side_by_side(base, data, steps=options.steps)
     for name in ARMS:
