@@ -51,6 +51,10 @@ def test_nothing_outside_the_reasoners_knows_one_of_them_by_name():
             assert not [name for name in names if name in text], path
 
 
+def test_the_readme_is_finished():
+    assert "<!--" not in (SRC.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_library_stays_small():
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SRC.rglob("*.py"))
     assert lines <= 8200, f"{lines} lines: what can go?"  # 7,500 is the aim
