@@ -1,5 +1,8 @@
 """The tokenizer of 16 tokens and the decoder in its sizes, as Hugging Face loads them."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -176,3 +179,17 @@ def test_a_reasoner_is_put_on_it_trained_reloaded_and_answers(tiny_folder, tmp_p
     encoded = reloaded.encoder.encode(sums[0])
     assert reloaded.tokenizer.decode(encoded.prompt[:7]) == "10+20=<think>"
     assert reloaded.tokenizer.decode(encoded.completion) == "30<end>"
+
+
+def test_code_that_comes_with_a_checkpoint_never_runs(tiny_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "foreign"
+    shutil.copytree(tiny_folder, folder)
+    proof = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_arithmetic_model(folder)
+    assert not proof.exists()

@@ -86,10 +86,11 @@ def load_arithmetic_model(checkpoint: Path, *, model_size: str | None = None) ->
                 f"'smollm-trm arithmetic train --output-dir {folder}', or name the folder of one"
             )
     try:
-        vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
+        here = {"local_files_only": True, "trust_remote_code": False}
+        vocabulary = AutoTokenizer.from_pretrained(folder, **here).get_vocab()
         with no_progress_bars():
             model, report = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                folder, **here, dtype=torch.float32, output_loading_info=True, use_safetensors=True
             )
     except Exception as error:  # the many ways in which a foreign or damaged folder fails to load
         reason = first_line(error)

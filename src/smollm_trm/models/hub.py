@@ -12,6 +12,8 @@ from smollm_trm.models.loading import is_local
 from smollm_trm.models.storage import CONFIG_FILE, SHARED_FILES, local_model_folder, read_config
 from smollm_trm.records import UserMistake, first_line, write_json, write_text
 
+PACKAGE = "smollm_trm"
+
 
 def measured_lines(notes: Mapping[str, Any]) -> list[str]:
     """What a model's notes hold of training and evaluation, as the card's bullet points."""
@@ -53,7 +55,7 @@ def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository
         f"{config.base_training}, target: {config.target}.\n\n"
         f"## What was measured\n\n{measured}\n\nThe dev part may have picked the checkpoint; only a figure named "
         "`test` is the official test set.\n\n"
-        "## Use\n\n```python\nfrom smollm_trm " + "import SmolLMv3WithTRM\n\n"
+        f"## Use\n\n```python\nfrom {PACKAGE} import SmolLMv3WithTRM\n\n"
         f'model = SmolLMv3WithTRM.from_pretrained("{repo_id}")\n'
         'print(model.generate_with_thinking("Tom has 3 bags of 4 apples. How many apples is that?"))\n```\n'
     )

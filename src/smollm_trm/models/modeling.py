@@ -104,7 +104,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> "LatentReasoningModel":
         """The backbone of a saved model, whose base lies elsewhere."""
-        return AutoModelForCausalLM.from_pretrained(*args, **kwargs).model
+        return AutoModelForCausalLM.from_pretrained(*args, **{**kwargs, "trust_remote_code": False}).model
 
     def merge_and_unload(self) -> "LatentReasoningModel":
         """Add the adapter into the base's weights, which are saved with the model from then on."""
