@@ -95,11 +95,14 @@ def test_static_latents_are_the_same_for_every_row_and_pause_tokens_for_every_sl
     assert pause.reasoner.logs(Thought(latents)) == {}
 
 
-def test_no_read_carries_gradients_into_the_base():
-    model = make_model("smollm3", TOKENIZER, base_training="full")
-    batch = make_batch(model, ROWS[:2])
-    model.think(batch["input_ids"], batch["attention_mask"])[-1].latents.square().sum().backward()
-    assert {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None} == {"reasoner"}
+def test_what_is_read_carries_gradients_into_the_adapter_and_never_into_a_frozen_base():
+    for base_training, adapted in (("lora", {"lora_A", "lora_B"}), ("frozen", set())):
+        model = make_model("smollm3", TOKENIZER, base_training=base_training)
+        batch = make_batch(model, ROWS[:2])
+        model.think(batch["input_ids"], batch["attention_mask"])[-1].latents.square().sum().backward()
+        moved = [name for name, p in model.named_parameters() if p.grad is not None and ".reasoner." not in name]
+        assert {part for name in moved for part in name.split(".") if "lora" in part} == adapted
+        assert all("lora" in name for name in moved)
 
 
 # Statistics and scales

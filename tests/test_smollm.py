@@ -157,7 +157,7 @@ def test_hidden_size_comes_from_the_configuration(model):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_read_pass_gives_the_states_of_spread_layers_bitwise_without_gradient(model, training):
+def test_the_read_pass_gives_the_states_of_spread_layers_bitwise(model, training):
     model.train(training)
     if training:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -175,7 +175,7 @@ def test_the_read_pass_gives_the_states_of_spread_layers_bitwise_without_gradien
             use_cache=False,
         ).hidden_states
     for layer, state in zip(model.reasoner.read_depths, found, strict=True):
-        assert torch.equal(state, kept[layer]) and not state.requires_grad
+        assert torch.equal(state, kept[layer])
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 

@@ -1,7 +1,7 @@
 """What a reasoner may ask for: a prompt as the base sees it, each part computed only if asked.
 
 Static latents and pause tokens ask for nothing and cost nothing. The TRM and the compressor ask for the hidden states
-of some layers, a *read pass* without gradient. Coconut asks for a step of the base over a growing cache, with gradient.
+of some layers, a *read pass*. Coconut asks for a step of the base over a growing cache. Both carry gradients.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,6 @@ class Prompt:
         self.mask = mask
         self.n_slots = n_slots
 
-    @torch.no_grad()
     def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
         """The read pass: hidden states `(B, L, D)` of the base at these depths, see `hidden_states_at`."""
         return hidden_states_at(
