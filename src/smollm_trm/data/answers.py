@@ -47,6 +47,11 @@ def strip_annotations(text: str) -> str:
     return _ANNOTATION.sub("", text)
 
 
+def annotations_in(text: str) -> list[str]:
+    """GSM8K's calculator annotations, such as `<<48/2=24>>`, in their order."""
+    return _ANNOTATION.findall(text)
+
+
 def gold_answer(answer: str) -> str:
     """The final answer of a GSM8K solution (`... #### 1,234`) as a normalised number (`1234`)."""
     gold = extract_strict_answer(answer)

@@ -37,6 +37,7 @@ from smollm_trm.models.loading import (
     no_progress_bars,
     own_random_state,
     part_of_base,
+    with_markers,
     with_rows,
 )
 from smollm_trm.models.modeling import CALIBRATION_QUESTIONS, LatentReasoningPreTrainedModel, fresh_reasoner
@@ -96,6 +97,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             place = str(Path(base.name).expanduser().resolve()) if base.name and is_local(base.name) else base.name
             config.setdefault("base_model", "" if training == "full" else place)
             if config.get("reasoner", "trm") is not None:
+                base = with_markers(base) if config.get("prompt_format") == "coconut" else base
                 base = base._replace(tokenizer=copy.deepcopy(base.tokenizer))
                 config["slot_token_id"] = slot_token_id(base.tokenizer)
                 base = with_rows(base, config["slot_token_id"] + 1)
@@ -179,7 +181,10 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype, model_name: str | BaseAndTokenizer
     ) -> Self:
         """A model on a base that lies elsewhere, with the reasoner from its folder."""
-        base = with_rows(load_base(model_name, dtype=dtype), config.vocab_size)
+        base = load_base(model_name, dtype=dtype)
+        if config.reasoner is not None and config.prompt_format == "coconut":
+            base = with_markers(base)
+        base = with_rows(base, config.vocab_size)
         found, wanted = base.decoder.config, config.text_config
         for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
             if getattr(found, name) != getattr(wanted, name):
@@ -196,9 +201,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         self.tokenizer = copy.deepcopy(tokenizer)
         if config.reasoner and (slot := slot_token_id(self.tokenizer)) != config.slot_token_id:
             raise UserMistake(f"slot_token_id={config.slot_token_id}, but the slot of this tokenizer is {slot}")
-        asked = ("num_latents", "target", "prompt_format", "keep_annotations", "think")
-        self.encoder = PromptEncoder(tokenizer=self.tokenizer, **{name: getattr(config, name) for name in asked})
-        self.tokenizer.chat_template = self.encoder.template
+        self.write_prompts()
         self.generation_config = GenerationConfig(
             do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
@@ -206,6 +209,17 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             pad_token_id=padding_token_id(tokenizer),
             suppress_tokens=[config.slot_token_id] if config.reasoner else None,
         )
+
+    def write_prompts(self, **changes: int) -> None:
+        """Make the encoder and the chat template that the configuration says; `num_slots` and `skip_steps` may change
+        with the stage of a curriculum."""
+        for name, value in changes.items():
+            setattr(self.config, name, value)
+        names = ("target", "prompt_format", "keep_annotations", "think", "steps_from", "skip_steps")
+        asked = {name: getattr(self.config, name) for name in names}
+        slots = self.config.num_latents if self.config.num_slots is None else self.config.num_slots
+        self.encoder = PromptEncoder(tokenizer=self.tokenizer, num_latents=slots, **asked)
+        self.tokenizer.chat_template = self.encoder.template
 
     def freeze_base(self) -> None:
         """Train of the base what the configuration says, and the reasoner."""
