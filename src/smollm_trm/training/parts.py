@@ -15,6 +15,7 @@ from smollm_trm.data.rows import normalize_question
 from smollm_trm.models.loading import base_config, default_dtype
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.storage import read_config, saved_model_folder
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
 from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
@@ -44,7 +45,10 @@ def check_fits(settings: TrainSettings) -> None:
     if num_latents >= max_length:
         raise UserMistake(f"num_latents={num_latents}: max_length={max_length} leaves no room for more")
     size, depth = TINY_HIDDEN_SIZE, TINY_DEPTH
-    if settings.model_name != "tiny":
+    if settings.load_model_path is not None:
+        config = read_config(saved_model_folder(settings.load_model_path))
+        size, depth = config.hidden_size, config.num_hidden_layers
+    elif settings.model_name != "tiny":
         config = base_config(settings.model_name)
         size, depth = config.hidden_size, config.num_hidden_layers
     with torch.device("meta"):
@@ -91,10 +95,15 @@ def build_module(
 ) -> SmolLMTRMLightningModule:
     """The model with a fresh adapter and reasoner, ready to train. What is trained is fp32."""
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in splits.gsm8k_train[:4000]]
+    dtype = torch.float32 if settings.wants_fp32_base else dtype
+    earlier, goes_on = settings.load_model_path, False
+    if earlier is not None:
+        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu")
+        goes_on = earlier.config.reasoner == settings.model_config()["reasoner"]
     model = SmolLMv3WithTRM.from_base(
-        settings.model_name,
+        earlier or settings.model_name,
         lora=settings.lora_settings(),
-        dtype=torch.float32 if settings.wants_fp32_base else dtype,
+        dtype=dtype,
         tiny_texts=texts,
         seed=settings.seed,
         calibration=(),
@@ -107,7 +116,7 @@ def build_module(
         optimizer_settings=settings.optimizer_settings(),
         supervise=settings.supervise,
         seed=settings.seed,
-        fitted_on=[row["question"] for row in splits.gsm8k_train[:FITTED_ON]],
+        fitted_on=[] if goes_on else [row["question"] for row in splits.gsm8k_train[:FITTED_ON]],
         **options,
     )
 

@@ -73,7 +73,8 @@ class Stages(Callback):
 def show_stage(pl_module: LightningModule, curriculum: Curriculum, stage: int) -> None:
     """Let the model ask and write as a stage does, and say so."""
     skip_steps, n_slots = curriculum.plan(stage)
-    pl_module.model.write_prompts(num_slots=n_slots if curriculum.has_latents else None, skip_steps=skip_steps)
+    target = {"target": "answer"} if skip_steps == ALL_STEPS else {"target": "steps", "skip_steps": skip_steps}
+    pl_module.model.write_prompts(num_slots=n_slots if curriculum.has_latents else None, **target)
     stages_log.info("stage %d: %s", stage, stage_in_words(skip_steps, n_slots))
 
 
