@@ -54,6 +54,7 @@ class GSM8KDataset(Dataset):
             logger.warning("dropped %d of %d rows longer than %d tokens", self.dropped, len(encoded), max_length)
         self.lengths = [len(example) for example in self.examples]
         """Tokens of each row."""
+        self.entered: tuple[int, int | None] | None = None
         if curriculum is not None:
             self.enter_stage(curriculum.stage_of(0), epoch=0)
 
@@ -62,7 +63,10 @@ class GSM8KDataset(Dataset):
 
     def enter_stage(self, stage: int, *, epoch: int) -> None:
         """Write the rows as a stage of the curriculum has them; `epoch` and `seed` decide what is drawn."""
-        draw = random.Random(f"{self.seed} {epoch}")
+        entered = (stage, epoch if self.curriculum.uniform_prob and self.seed is not None else None)
+        if self.entered == entered:
+            return
+        self.entered, draw = entered, random.Random(f"{self.seed} {epoch}")
         for at, row in enumerate(self.rows):
             n_steps = len(self.encoder.steps(row["answer"]))
             drawn = stage if self.seed is None else self.curriculum.drawn_stage(stage, n_steps, draw)
