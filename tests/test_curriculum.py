@@ -79,7 +79,7 @@ TABLE = [  # curriculum, epoch, what the long row is, what the short row is: ids
 @pytest.mark.parametrize(("settings", "epoch", "long", "short"), TABLE)
 def test_a_stages_rows_are_the_references(settings, epoch, long, short):
     curriculum = Curriculum(**settings)
-    encoder = make_encoder(curriculum.mode, curriculum.num_latents)
+    encoder = make_encoder(curriculum.mode, curriculum.longest_span)
     dataset = GSM8KDataset([LONG, SHORT], encoder=encoder, curriculum=curriculum, seed=3)
     dataset.enter_stage(curriculum.stage_of(epoch), epoch=epoch)
     found = [(example.prompt, example.completion) for example in dataset.examples]

@@ -30,18 +30,27 @@ class RowPlan(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
-    """Which rows a stage trains on; the fields are those of the training settings."""
+    """Which rows a stage trains on; also a part of `TrainSettings`."""
 
-    mode: str
+    mode: str | None = None
+    """A curriculum over the steps of a solution: "cot" (all steps), "no_cot" (none), "coconut" or "pause" (each stage
+    replaces one step more by c_thought latents), "no_thoughts" (by nothing) or "icot" (the same, to the last step).
+    What fills the latents is `reasoner`; modes without latents have none. None: `target` decides."""
     c_thought: int = 2
+    """Latents in place of a step."""
     epochs_per_stage: int = 3
+    """Epochs until one step more is left out."""
     max_latent_stage: int = 3
+    """Steps that are replaced; in the stage after it no step is written at all."""
     pad_latent_to_max: bool = True
+    """In the last stage, all latents for short solutions too, as for a problem whose solution nobody knows."""
     uniform_prob: float = 0.0
+    """Probability that a row is shown in a stage drawn from all of its own."""
     first_stage: int = 0
+    """The stage to begin with, such as 1 after a chain-of-thought run (load_model_path)."""
 
     def __post_init__(self) -> None:
-        if self.mode not in CURRICULUM_MODES:
+        if self.mode not in (None, *CURRICULUM_MODES):
             raise UserMistake(f"mode={self.mode!r}: choose one of {', '.join(CURRICULUM_MODES)}")
         for name in ("c_thought", "epochs_per_stage", "max_latent_stage"):
             if getattr(self, name) < 1:
@@ -57,8 +66,8 @@ class Curriculum:
         return self.mode in LATENT_MODES
 
     @property
-    def num_latents(self) -> int:
-        """M, the most latents of a row."""
+    def longest_span(self) -> int:
+        """The most latents of a row."""
         return self.c_thought * self.max_latent_stage if self.has_latents else 0
 
     @property

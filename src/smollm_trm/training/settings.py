@@ -1,6 +1,6 @@
 """Every setting of a training run, by the documents' names, checked before anything expensive starts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from smollm_trm.data.curriculum import Curriculum
@@ -13,7 +13,7 @@ from smollm_trm.training.optim import OptimizerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Curriculum):
     """Settings of `train_gsm8k` and of `smollm-trm train`."""
 
     dataset_path: str | None = None
@@ -35,24 +35,8 @@ class TrainSettings:
     """What fills the span: "trm", "coconut", or the controls "compressor", "static" and "pause"."""
     num_latents: int = 256
     """M, slots in the think block; under a curriculum c_thought * max_latent_stage."""
-    mode: str | None = None
-    """A curriculum over the steps of a solution: "cot" (all steps), "no_cot" (none), "coconut" or "pause" (each stage
-    replaces one step more by c_thought latents), "no_thoughts" (by nothing) or "icot" (the same, to the last step).
-    What fills the latents is `reasoner`; modes without latents have none. None: `target` decides."""
-    c_thought: int = 2
-    """Latents in place of a step."""
-    epochs_per_stage: int = 3
-    """Epochs until one step more is left out."""
-    max_latent_stage: int = 3
-    """Steps that are replaced; in the stage after it no step is written at all."""
-    pad_latent_to_max: bool = True
-    """In the last stage, all latents for short solutions too, as for a problem whose solution nobody knows."""
-    uniform_prob: float = 0.0
-    """Probability that a row is shown in a stage drawn from all of its own."""
     reset_optimizer: bool = False
     """Begin every stage with a fresh optimizer."""
-    first_stage: int = 0
-    """The stage to begin with, such as 1 after a chain-of-thought run (load_model_path)."""
     trm_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of the reasoner's settings, such as {"n_latent_steps": 6, "dim": 256}; {"preset": "paper"} is TRM as
     published."""
@@ -132,6 +116,7 @@ class TrainSettings:
     """Show a progress bar with the time that is left."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices",
                      "num_nodes", "save_every_n_steps", "max_length", "patience", "max_samples",
                      "max_dev_samples"):  # fmt: skip
@@ -175,16 +160,15 @@ class TrainSettings:
     @property
     def curriculum(self) -> Curriculum | None:
         """How much of a solution each stage writes."""
-        names = ("mode", "c_thought", "epochs_per_stage", "max_latent_stage", "pad_latent_to_max", "uniform_prob")
-        named = {name: getattr(self, name) for name in (*names, "first_stage")}
-        return None if self.mode is None else Curriculum(**named)
+        own = {one.name: getattr(self, one.name) for one in fields(Curriculum)}
+        return None if self.mode is None else Curriculum(**own)
 
     @property
     def most_latents(self) -> int:
         """M, or 0 where nothing fills a span."""
         if not self.use_trm:
             return 0
-        return self.num_latents if self.curriculum is None else self.curriculum.num_latents
+        return self.num_latents if self.curriculum is None else self.longest_span
 
     @property
     def wants_fp32_base(self) -> bool:
