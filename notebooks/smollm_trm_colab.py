@@ -320,6 +320,8 @@ for row in gsm8k_train[:3]:
 #
 # Where the latents stand, and how SmolLM3 gets them.
 
+# %% [inline] smollm_trm.data.curriculum
+
 # %% [inline] smollm_trm.data.prompts
 
 # %% [inline] smollm_trm.data.batching
@@ -395,6 +397,8 @@ print(f"masked:     {masked!r}\nsupervised: {tokenizer.decode(labels[labels != I
 # %% [inline] smollm_trm.training.progress
 
 # %% [inline] smollm_trm.training.run
+
+# %% [inline] smollm_trm.training.stages
 
 # %% [inline] smollm_trm.training.settings
 

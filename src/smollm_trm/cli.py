@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,15 +20,23 @@ class Command(NamedTuple):
     function: str
     line: str
     settings: str | None = None  # the dataclass whose fields are the options; without one the function's arguments are
+    config_reader: str | None = None  # a function from a `--config` file's path to YAML, where it may have other keys
 
 
 COMMANDS = {
     "demo": Command("commands:demo", "The main job in miniature, from a tiny base to a table and a plot."),
-    "train": Command("commands:train", "Train LoRA and a reasoner.", "training.settings:TrainSettings"),
+    "train": Command(
+        "commands:train",
+        "Train LoRA and a reasoner.",
+        "training.settings:TrainSettings",
+        "training.reference_keys:read_config_file",
+    ),
+    "queue": Command("commands:queue", "Train by several YAML files, one after the other; one that fails stops none."),
     "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),
     "ask": Command("commands:ask", "Answer one question."),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
+    "prepare icot": Command("commands:prepare_icot", "Write data whose solutions are steps alone, from annotations."),
     "arithmetic generate": Command(
         "arithmetic.commands:generate_arithmetic",
         "Write data for the arithmetic model.",
@@ -90,9 +98,30 @@ def tidy_arguments(parser: OneLineParser, arguments: Sequence[str]) -> list[str]
     return tidy
 
 
+def with_read_configs(arguments: Sequence[str], read: Callable[[str], str]) -> list[str]:
+    """Command-line arguments with every `--config` file replaced by what it means."""
+    changed: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name == "--config" and equals:
+            argument = f"--config={read(value)}"
+        elif changed and changed[-1] == "--config":
+            argument = read(argument)
+        changed.append(argument)
+    return changed
+
+
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse and run one command."""
     parser, command = command_parser(name), COMMANDS[name]
+    if name == "queue":  # files as they come, then options for all of them
+        n_files = next((at for at, one in enumerate(arguments) if one.startswith("-")), len(arguments))
+        files, options = list(arguments[:n_files]), list(arguments[n_files:])
+        if options[:1] not in (["-h"], ["--help"]):
+            print(imported(command.function)(files, options))
+            return
+    if command.config_reader is not None:
+        arguments = with_read_configs(arguments, imported(command.config_reader))
     values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
     values.pop("config", None)
     function = imported(command.function)

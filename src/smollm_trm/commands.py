@@ -3,6 +3,9 @@
 Each imports what it needs when it runs, so that help and mistakes are quick.
 """
 
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +90,8 @@ def evaluation_lines(label: str, result: dict, halting: dict | None, *, trained_
         f"{label}: {100 * result['accuracy']:.1f}% of {result['total']} problems "
         f"(95% interval {100 * low:.1f} to {100 * high:.1f}), strict {100 * result['strict_accuracy']:.1f}%"
     )
+    if result.get("cot_match") is not None:
+        scores += f", CoT match {100 * result['cot_match']:.1f}%"
     if halting is None:
         return scores
     judged = "right answers" + (", though trained on losses" if trained_on_losses else "")
@@ -185,6 +190,42 @@ def train(settings: "TrainSettings") -> str:
     trainer, _ = train_gsm8k(**vars(settings))
     folder = settings.output_dir
     return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""
+
+
+def queue(configs: list[str], options: list[str]) -> str:
+    """Train by several YAML files, one after the other, each in a process of its own; one that fails stops none.
+
+    Args:
+        configs: YAML files, as for `train --config`.
+        options: further options of `train` for all of them, such as `--max_steps 100`, behind the files.
+    """
+    if not configs:
+        raise UserMistake("queue: name YAML files, such as `smollm-trm queue configs/gsm_cot.yaml own.yaml`")
+    told = []
+    for config in configs:
+        print(f"== {config}", flush=True)
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "smollm_trm", "train", "--config", config, *options], check=False)
+        how = "trained" if done.returncode == 0 else f"failed (exit code {done.returncode})"
+        told.append(f"{config}: {how} in {(time.perf_counter() - started) / 60:.1f} minutes")
+    report = "\n".join(told)
+    if failed := sum(": failed" in line for line in told):
+        print(report)
+        raise UserMistake(f"{failed} of {len(configs)} runs failed; the others are done, the same command repeats it")
+    return report
+
+
+def prepare_icot(data_dir: str | None = None, output_dir: str = "data/gsm_icot") -> str:
+    """Write train.jsonl and test.jsonl whose solutions are steps alone, such as `<<48/2=24>>`.
+
+    Args:
+        data_dir: folder with GSM8K's train.jsonl and test.jsonl, or with the published iCoT text (train.txt,
+            valid.txt, test.txt: `question||step step #### answer`); without it GSM8K_DIR, then the Hub.
+        output_dir: the files go here; `train --data_dir` reads them.
+    """
+    from smollm_trm.data.icot import prepare_icot_files
+
+    return prepare_icot_files(data_dir, Path(output_dir))
 
 
 def demo(output_dir: str = "outputs/demo", seed: int = 0, progress: bool = True) -> None:

@@ -2,7 +2,8 @@
 
 GSM8K ends every solution with `#### 72`. A model may end otherwise, so an answer is looked for in this order:
 
-1. the number after the **first** `####` (a model that runs on after its answer must not overwrite it);
+1. the number after the **first** `####` (a model that runs on after its answer must not overwrite it), or, in
+   Coconut's form, a last line that is `### 72` and nothing else;
 2. the number after the last "the answer is", "Answer:", "A:" or in the last `\\boxed{}`;
 3. the last number of the text.
 
@@ -37,6 +38,7 @@ _NUMBER_TOKEN = re.compile(
     r"(?P<exponent>[eE][-+]?[0-9]{1,2}(?!\w))?"
     r"(?:/(?P<below>[0-9]++)(?!/|\.[0-9]))?"
 )
+_COCONUT_END = re.compile(rf"^###[ ](?=\S)(?:{_NUMBER_TOKEN.pattern})\s*\Z", re.MULTILINE)  # a last line "### 5"
 _TYPOGRAPHY = str.maketrans({"\u2212": "-", "\u2013": "-", "\ufe63": "-", "\uff0d": "-", "\u2044": "/"})
 _REACH_OF_A_MARK = 400  # characters within which "the answer is" must give its number
 _LONGEST_FRACTION_PART = 30  # digits; a fraction with longer parts is a runaway, not an answer
@@ -45,6 +47,11 @@ _LONGEST_FRACTION_PART = 30  # digits; a fraction with longer parts is a runaway
 def strip_annotations(text: str) -> str:
     """Remove GSM8K's calculator annotations: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
     return _ANNOTATION.sub("", text)
+
+
+def annotations_in(text: str) -> list[str]:
+    """GSM8K's calculator annotations, such as `<<48/2=24>>`, in their order."""
+    return _ANNOTATION.findall(text)
 
 
 def gold_answer(answer: str) -> str:
@@ -100,7 +107,8 @@ def _number_after_hashes(text: str) -> str | None:
         line = _SPOKEN_MINUS.sub(r"\1", tail.strip().split("\n", 1)[0])
         if numbers := _numbers_in(re.sub(r"(?<=[0-9]),(?=[0-9])", "", line)):  # any grouping goes
             return numbers[0]
-    return None
+    as_coconut_ends = _COCONUT_END.search(text)
+    return _normalised(as_coconut_ends) if as_coconut_ends else None
 
 
 def _number_after_mark(text: str) -> str | None:

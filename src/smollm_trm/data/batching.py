@@ -1,8 +1,9 @@
 """From encoded examples to batches: one column for all spans, little padding, an order that can be resumed.
 
-Prompts are padded on the left and completions on the right, so that the latent spans of a batch stand in the same
-columns. Batches hold rows of similar length. The order of an epoch follows from the seed and the epoch alone, and can
-be entered at any batch: that is what makes a resumed run equal to an unbroken one.
+Prompts are padded on the left and completions on the right, so that the latent spans of a batch begin in the same
+column; under a curriculum they may differ in length. Batches hold rows of similar length. The order of an epoch follows
+from the seed and the epoch alone, and can be entered at any batch: that is what makes a resumed run equal to an
+unbroken one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,14 +32,18 @@ def pad_left(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tenso
 
 def collate_examples(examples: Sequence[EncodedExample], padding: int) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask` and `labels` (-100 on prompts and padding), `(B, L)`; the model shifts labels."""
-    prompt_ids, prompt_mask = pad_left([example.prompt for example in examples], padding)
-    flipped_ids, flipped_mask = pad_left([example.completion[::-1] for example in examples], padding)
-    completion_ids, completion_mask = flipped_ids.flip(1), flipped_mask.flip(1)
-    labels = completion_ids.masked_fill(completion_mask == 0, IGNORED_LABEL)
+    before = [example.prompt[: len(example.prompt) - example.n_behind] for example in examples]
+    behind = [
+        (example.prompt + example.completion)[len(head) :] for example, head in zip(examples, before, strict=True)
+    ]
+    head_ids, head_mask = pad_left(before, padding)
+    tail_ids, tail_mask = (one.flip(1) for one in pad_left([tail[::-1] for tail in behind], padding))
+    supervised = torch.tensor([[example.n_behind] for example in examples]) <= torch.arange(tail_ids.shape[1])
+    labels = tail_ids.masked_fill(~(supervised & tail_mask.bool()), IGNORED_LABEL)
     return {
-        "input_ids": torch.cat([prompt_ids, completion_ids], dim=1),
-        "attention_mask": torch.cat([prompt_mask, completion_mask], dim=1),
-        "labels": torch.cat([torch.full_like(prompt_ids, IGNORED_LABEL), labels], dim=1),
+        "input_ids": torch.cat([head_ids, tail_ids], dim=1),
+        "attention_mask": torch.cat([head_mask, tail_mask], dim=1),
+        "labels": torch.cat([torch.full_like(head_ids, IGNORED_LABEL), labels], dim=1),
     }
 
 

@@ -1,6 +1,7 @@
-"""GSM8K as batches: encoded once, grouped by length, resumable at any batch."""
+"""GSM8K as batches: encoded once (or stage by stage), grouped by length, resumable at any batch."""
 
 import logging
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from smollm_trm.data.answers import annotations_in
 from smollm_trm.data.batching import IGNORED_LABEL, LengthGroupedBatches, collate_examples
+from smollm_trm.data.curriculum import Curriculum
 from smollm_trm.data.gsm8k import GSM8KSplits
 from smollm_trm.data.prompts import EncodedExample, PromptEncoder, padding_token_id
 from smollm_trm.records import UserMistake
@@ -18,15 +21,29 @@ logger = logging.getLogger(__name__)
 
 
 class GSM8KDataset(Dataset):
-    """Rows `{question, answer}` as token ids; above `max_length` tokens, latents included, they are dropped."""
+    """Rows `{question, answer}` as token ids; above `max_length` tokens, latents included, they are dropped.
+
+    Under a curriculum they are those of its first stage until `enter_stage`; a row that is too long with all steps and
+    all latents is in no stage, so that every epoch has the same rows.
+    """
 
     def __init__(
-        self, rows: Sequence[Mapping[str, str]], *, encoder: PromptEncoder, max_length: int | None = None
+        self,
+        rows: Sequence[Mapping[str, str]],
+        *,
+        encoder: PromptEncoder,
+        max_length: int | None = None,
+        curriculum: Curriculum | None = None,
+        seed: int | None = None,
     ) -> None:
+        rows = annotated_rows(rows) if encoder.steps_from == "annotations" else rows
+        self.encoder, self.curriculum = encoder, curriculum
+        self.seed = seed
+        """Of drawn stages; None draws none."""
         encoded = [encoder.encode(row) for row in rows]
-        self.encoder = encoder
-        self.examples = [example for example in encoded if max_length is None or len(example) <= max_length]
-        self.dropped = len(encoded) - len(self.examples)
+        kept = [at for at, example in enumerate(encoded) if max_length is None or len(example) <= max_length]
+        self.rows, self.examples = [rows[at] for at in kept], [encoded[at] for at in kept]
+        self.dropped = len(encoded) - len(kept)
         if not self.examples:
             shortest = min(map(len, encoded), default=0)
             raise UserMistake(
@@ -35,14 +52,27 @@ class GSM8KDataset(Dataset):
             )
         if self.dropped:
             logger.warning("dropped %d of %d rows longer than %d tokens", self.dropped, len(encoded), max_length)
+        self.lengths = [len(example) for example in self.examples]
+        """Tokens of each row."""
+        self.entered: tuple[int, int | None] | None = None
+        if curriculum is not None:
+            self.enter_stage(curriculum.stage_of(0), epoch=0)
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [len(example) for example in self.examples]
+    def enter_stage(self, stage: int, *, epoch: int) -> None:
+        """Write the rows as a stage of the curriculum has them; `epoch` and `seed` decide what is drawn."""
+        entered = (stage, epoch if self.curriculum.uniform_prob and self.seed is not None else None)
+        if self.entered == entered:
+            return
+        self.entered, draw = entered, random.Random(f"{self.seed} {epoch}")
+        for at, row in enumerate(self.rows):
+            n_steps = len(self.encoder.steps(row["answer"]))
+            drawn = stage if self.seed is None else self.curriculum.drawn_stage(stage, n_steps, draw)
+            skip_steps, n_slots = self.curriculum.plan(drawn, n_steps)
+            self.examples[at] = self.encoder.encode(row, n_slots=n_slots, skip_steps=skip_steps)
+        self.lengths[:] = map(len, self.examples)
 
     def totals(self, rows: list[int]) -> dict[str, int]:
         """Supervised tokens and examples of these rows, which a batch's loss is divided by."""
@@ -57,6 +87,17 @@ class GSM8KDataset(Dataset):
         if not index:
             batch["labels"].fill_(IGNORED_LABEL)
         return batch
+
+
+def annotated_rows(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The rows whose solutions have calculator annotations; the others are dropped with a count."""
+    found = [row for row in rows if annotations_in(row["answer"])]
+    if not found:
+        raise UserMistake(f"none of {len(rows)} rows has a calculator annotation <<...>>: set steps_from='lines'")
+    if len(found) < len(rows):
+        told = "dropped %d of %d rows without calculator annotations; steps_from='lines' keeps them"
+        logger.warning(told, len(rows) - len(found), len(rows))
+    return found
 
 
 class ResumableLoader(DataLoader):
@@ -101,6 +142,7 @@ class GSM8KDataModule(LightningDataModule):
         max_length: see `GSM8KDataset`.
         max_samples, max_dev_samples: only the first so many rows of a part; all when None.
         seed: of the order of the training rows.
+        curriculum: how much of a solution each stage writes; None writes what the encoder says.
     """
 
     def __init__(
@@ -114,13 +156,14 @@ class GSM8KDataModule(LightningDataModule):
         max_samples: int | None = None,
         max_dev_samples: int | None = None,
         seed: int = 0,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.splits = encoder, splits
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length = max_length
         self.max_samples, self.max_dev_samples = max_samples, max_dev_samples
-        self.seed = seed
+        self.seed, self.curriculum = seed, curriculum
         self.train_set: GSM8KDataset | None = None
         self.dev_set: GSM8KDataset | None = None
         self.train_loader: ResumableLoader | None = None
@@ -131,9 +174,18 @@ class GSM8KDataModule(LightningDataModule):
         # The rows are encoded once and kept: worker processes would only cost.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if stage in ("fit", "validate", None) and self.train_set is None:
-            options = {"encoder": self.encoder, "max_length": self.max_length}
-            self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], **options)
+            options = {"encoder": self.encoder, "max_length": self.max_length, "curriculum": self.curriculum}
+            self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], **options, seed=self.seed)
             self.dev_set = GSM8KDataset(self.splits.gsm8k_test[: self.max_dev_samples], **options)
+            if self.curriculum is not None:
+                self.curriculum.check_steps(max(len(self.encoder.steps(row["answer"])) for row in self.train_set.rows))
+
+    def enter_epoch(self, epoch: int) -> int:
+        """Write all rows as the curriculum has them in an epoch; its stage."""
+        stage = self.curriculum.stage_of(epoch)
+        for part in (self.train_set, self.dev_set):
+            part.enter_stage(stage, epoch=epoch)
+        return stage
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of similar lengths, in this process's share."""

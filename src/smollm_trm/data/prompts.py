@@ -3,6 +3,11 @@
     Question: {question}
     Answer: <think> [slot] * M </think> {completion} <end of text>
 
+and as Coconut writes it
+
+    {question}
+    <|start-latent|> [slot] * M <|end-latent|> {step} ... ### {answer} <end of text>
+
 The latents stand inside the think block. Slots are ordinary placeholder tokens at ordinary positions, as in vision
 models, so that masks, beams and caches need no special case. The prompt is written by a chat template, and that
 template is saved with the model's tokenizer: whoever asks by it (`pipeline`, TRL, lm-eval) has the span.
@@ -11,10 +16,12 @@ template is saved with the model's tokenizer: whoever asks by it (`pipeline`, TR
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from smollm_trm.data.answers import gold_answer, strip_annotations
+from smollm_trm.data.answers import annotations_in, gold_answer, strip_annotations
+from smollm_trm.data.curriculum import ALL_STEPS
 from smollm_trm.records import UserMistake
 
 prompt_log = logging.getLogger("smollm_trm.data.prompts")
@@ -23,8 +30,25 @@ THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 ADDED_SLOT = "<|latent|>"
 UNUSED_TOKENS = (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>", "<empty_output>")
-PROMPT_FORMATS = {"plain": ("Question: ", "\nAnswer:", " "), "bare": ("", "", ""), "chat": None}
-"""What stands before the question, behind it, and between that and `<think>`; "chat" takes the tokenizer's template."""
+STEP_SOURCES = ("lines", "annotations")
+
+
+class SpanFormat(NamedTuple):
+    """How a question and its latent span are written."""
+
+    before: str = ""  # the question
+    behind: str = ""  # the question
+    gap: str = ""  # between that and the span
+    opens: str = THINK_OPEN
+    closes: str = THINK_CLOSE
+
+
+PROMPT_FORMATS = {
+    "plain": SpanFormat("Question: ", "\nAnswer:", " "),
+    "bare": SpanFormat(),
+    "chat": SpanFormat(),  # the tokenizer's own template stands around it
+    "coconut": SpanFormat("", "\n", "", "<|start-latent|>", "<|end-latent|>"),
+}
 UNDATED = (
     "{%- if messages[0]['role'] != 'system' -%}"
     "{%- set messages = [{'role': 'system', 'content': '/system_override'}] + messages -%}{%- endif -%}"
@@ -45,6 +69,7 @@ class EncodedExample:
 
     prompt: list[int]  # everything up to and including `</think>`; no loss here
     completion: list[int]  # the completion and its end-of-text token; all of it is supervised
+    n_behind: int = 0  # the prompt's tokens from its first slot on; what is before ends in one column in a batch
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -68,6 +93,13 @@ def slot_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return reserved
 
 
+def add_markers(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Make a tokenizer know Coconut's three tokens; their ids."""
+    markers = [*PROMPT_FORMATS["coconut"][-2:], ADDED_SLOT]
+    tokenizer.add_tokens(markers, special_tokens=True)
+    return tokenizer.convert_tokens_to_ids(markers)
+
+
 def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id to pad with. SmolLM3's tokenizer names its end token as padding; the reserved padding token comes first."""
     reserved = reserved_token_id(tokenizer, ("<|finetune_right_pad_id|>",))
@@ -86,15 +118,20 @@ class PromptEncoder:
     """"steps" supervises the step-by-step solution and `#### n`; "answer" supervises `#### n` at once."""
     prompt_format: str = "plain"
     """"plain" is `Question: ... Answer:`; "chat" is the tokenizer's chat template, without its date; "bare" is the
-    question itself, and the answer without `####`, for a vocabulary that has nothing else."""
+    question itself, and the answer without `####`, for a vocabulary that has nothing else; "coconut" is Coconut's."""
     keep_annotations: bool = False  # leave GSM8K's calculator annotations `<<48/2=24>>` in the completion
     think: bool = True  # whether there is a think block at all; an untuned base is asked without one
+    steps_from: str = "lines"
+    """What a step is: a line of the solution, or one of its annotations, which then are all that is written."""
+    skip_steps: int = 0  # first steps that are not written
 
     def __post_init__(self) -> None:
         if self.target not in ("steps", "answer"):
             raise UserMistake(f"target={self.target!r}: choose 'steps' or 'answer'")
         if self.prompt_format not in PROMPT_FORMATS:
             raise UserMistake(f"prompt_format={self.prompt_format!r}: choose one of {', '.join(PROMPT_FORMATS)}")
+        if self.steps_from not in STEP_SOURCES:
+            raise UserMistake(f"steps_from={self.steps_from!r}: choose one of {', '.join(STEP_SOURCES)}")
         if self.prompt_format == "chat" and not self.tokenizer.chat_template:
             raise UserMistake("prompt_format='chat': this tokenizer has no chat template; choose 'plain'")
 
@@ -106,7 +143,8 @@ class PromptEncoder:
     @cached_property
     def span_text(self) -> str:
         """The think block with its slots; empty without one."""
-        return f"{THINK_OPEN}{self.slot_token * self.num_latents}{THINK_CLOSE}" if self.think else ""
+        opens, closes = PROMPT_FORMATS[self.prompt_format][-2:]
+        return f"{opens}{self.slot_token * self.num_latents}{closes}" if self.think else ""
 
     @cached_property
     def template(self) -> str:
@@ -116,12 +154,12 @@ class PromptEncoder:
             body = given.rpartition(CONVERSATION)[2].partition(SPAN)[0]  # a model's own template is taken apart again
             head = UNDATED if "/system_override" in body else ""
         else:
-            before, behind, gap = PROMPT_FORMATS[self.prompt_format]
+            before, behind, gap, *_ = PROMPT_FORMATS[self.prompt_format]
             content = (
                 f"message['content'].replace({self.slot_token!r}, '')" if self.slot_token else "message['content']"
             )
             # Some tokenizers write a first token without saying so in add_bos_token; "bare" may not know an x.
-            starts = self.tokenizer("x")["input_ids"][:1] if self.prompt_format == "plain" else []
+            starts = self.tokenizer("x")["input_ids"][:1] if self.prompt_format != "bare" else []
             head = "{{ bos_token }}" if starts == [self.tokenizer.bos_token_id] else ""
             body = (
                 "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
@@ -146,17 +184,46 @@ class PromptEncoder:
         """Ids of the whole prompt."""
         return self.tokenizer(self.prompt_text(question), add_special_tokens=False)["input_ids"]
 
+    def steps(self, answer: str) -> list[str]:
+        """The steps of a solution, without its final answer."""
+        if self.steps_from == "annotations":
+            return annotations_in(answer)
+        text = answer if self.keep_annotations else strip_annotations(answer)
+        return [line.strip() for line in text.rpartition("####")[0].split("\n") if line.strip()]
+
+    def written_steps(self, answer: str) -> list[str]:
+        """The steps that the model is to write."""
+        return [] if self.target == "answer" else self.steps(answer)[self.skip_steps :]
+
+    def completion_parts(self, answer: str, skip_steps: int | None = None) -> list[str]:
+        """What the model is to write behind the span, without the end of text; each part is tokenized for itself."""
+        skip = ALL_STEPS if self.target == "answer" else self.skip_steps if skip_steps is None else skip_steps
+        if self.prompt_format == "coconut":
+            return [*(f"{step}\n" for step in self.steps(answer)[skip:]), f"### {gold_answer(answer)}"]
+        if self.target == "answer" and self.prompt_format == "bare":
+            return [gold_answer(answer)]
+        if skip or self.steps_from == "annotations":
+            return [" " + "\n".join([*self.steps(answer)[skip:], f"#### {gold_answer(answer)}"])]
+        return [" " + (answer if self.keep_annotations else strip_annotations(answer)).strip()]
+
     def completion_text(self, answer: str) -> str:
-        """What the model is to write after `</think>`, without the end of text."""
-        if self.target == "answer":
-            return gold_answer(answer) if self.prompt_format == "bare" else f" #### {gold_answer(answer)}"
-        return " " + (answer if self.keep_annotations else strip_annotations(answer)).strip()
+        """What the model is to write behind the span, without the end of text."""
+        return "".join(self.completion_parts(answer))
 
-    def encode_completion(self, answer: str) -> list[int]:
+    def encode_completion(self, answer: str, skip_steps: int | None = None) -> list[int]:
         """Ids of the completion and the end-of-text token."""
-        ids = self.tokenizer(self.completion_text(answer), add_special_tokens=False)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id]
+        parts = self.tokenizer(self.completion_parts(answer, skip_steps), add_special_tokens=False)["input_ids"]
+        return [*(token for part in parts for token in part), self.tokenizer.eos_token_id]
 
-    def encode(self, row: dict[str, str]) -> EncodedExample:
-        """One row `{question, answer}` as ids."""
-        return EncodedExample(self.encode_prompt(row["question"]), self.encode_completion(row["answer"]))
+    def encode(
+        self, row: dict[str, str], *, n_slots: int | None = None, skip_steps: int | None = None
+    ) -> EncodedExample:
+        """One row `{question, answer}` as ids; with another number of slots or of steps left out, if given."""
+        prompt, n_behind = self.encode_prompt(row["question"]), 0
+        if self.num_latents:
+            slot = slot_token_id(self.tokenizer)
+            first = prompt.index(slot)
+            behind = prompt[first + self.num_latents :]
+            slots = [slot] * (self.num_latents if n_slots is None else n_slots)
+            prompt, n_behind = prompt[:first] + slots + behind, len(slots) + len(behind)
+        return EncodedExample(prompt, self.encode_completion(row["answer"], skip_steps), n_behind)

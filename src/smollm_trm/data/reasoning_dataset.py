@@ -1,11 +1,12 @@
-"""Own problems: a JSON list, JSONL, CSV, a dataset on the Hub, or rows in memory.
+"""Own problems: a JSON list, JSONL, CSV, the published iCoT text, a dataset on the Hub, or rows in memory.
 
     [
       {"question": "What is 2 + 2?", "answer": "4"},
       {"question": "Ann has 3 bags of 5 nuts. How many nuts?", "answer": "3*5 = 15 nuts.\\n#### 15"}
     ]
 
-A solution ends in `#### number`, as in GSM8K. An answer that is nothing but a number becomes `#### number`.
+A solution ends in `#### number`, as in GSM8K. An answer that is nothing but a number becomes `#### number`, behind the
+row's `steps` where it has a list of them (the form of Coconut's published code).
 """
 
 import re
@@ -15,10 +16,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from smollm_trm.data.rows import check_row, read_csv, read_json_list, read_jsonl, rows_on_the_hub
+from smollm_trm.data.rows import check_row, read_csv, read_icot, read_json_list, read_jsonl, rows_on_the_hub
 from smollm_trm.records import UserMistake
 
-OWN_DATA_READERS = {".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv}
+OWN_DATA_READERS = {".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv, ".txt": read_icot}
 _BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\d+)?\s?%?\.?")
 
 
@@ -43,7 +44,7 @@ class ReasoningDataset(Dataset):
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", self.source) and not Path(source).exists():
             places = rows_on_the_hub(self.source, config=hub_config, split=hub_split, instead="name a local file")
         else:
-            raise UserMistake(f"{source}: expected a .json, .jsonl or .csv file, or a Hub name (owner/name).")
+            raise UserMistake(f"{source}: expected a .json, .jsonl, .csv or .txt file, or a Hub name (owner/name).")
         self.rows = checked_own_rows(places)
         if not self.rows:
             raise UserMistake(f"{self.source}: there are no rows.")
@@ -74,7 +75,8 @@ def row_with_final_mark(row: Any) -> Any:
         answer = str(answer)
     if isinstance(answer, str):
         bare = _BARE_NUMBER.fullmatch(answer.strip())
-        return {**row, "answer": f"#### {answer.strip()}" if bare else answer}
+        steps = row.get("steps") if isinstance(row.get("steps"), list) else []
+        return {**row, "answer": "\n".join([*map(str, steps), f"#### {answer.strip()}"]) if bare else answer}
     return row
 
 

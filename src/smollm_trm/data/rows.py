@@ -93,6 +93,17 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserMistake(f"{path}, line {begins}: not valid CSV ({error}).") from None
 
 
+def read_icot(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The published iCoT text, `question||step step #### answer` a line; a step has no blanks."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            question, bars, solution = line.partition("||")
+            steps, mark, final = solution.rpartition("####")
+            if not bars or not mark:
+                raise UserMistake(f"{path}, line {number}: not `question||step step #### answer`.")
+            yield number, {"question": question.strip(), "answer": "\n".join([*steps.split(), f"#### {final.strip()}"])}
+
+
 def rows_on_the_hub(name: str, *, config: str | None, split: str, instead: str) -> Iterator[tuple[str, Any]]:
     """(place, row) of one part of a dataset on the Hub or in its local cache; without either, `instead` is advised."""
     import datasets  # takes seconds to import, and local files do not need it

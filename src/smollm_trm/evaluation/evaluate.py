@@ -26,6 +26,7 @@ from smollm_trm.evaluation.predictions import (
     graded_prediction,
     model_fingerprint,
     summarised_predictions,
+    writes_steps,
 )
 from smollm_trm.models.loading import device_and_precision
 from smollm_trm.records import UserMistake
@@ -51,7 +52,7 @@ def evaluate_gsm8k(
     """Let a model answer problems, and grade it.
 
     Returns:
-        `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `examples` (the first 10),
+        `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `cot_match`, `examples` (the first 10),
         `tokens_per_second`, `seconds`, `cut_off` (texts that used all tokens without ending), `correct_by_problem`,
         `settings` (with the problems' fingerprint), `device`, `precision` and more; all of it JSON.
     """
@@ -92,7 +93,16 @@ def evaluate_gsm8k(
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right", refresh=False)
             bar.update(len(file.by_index) - bar.n)
-    return {**summarised_predictions(file.by_index.values(), file.settings), **device_and_precision(model)}
+    found = {"cot_match": cot_match(model, rows, file.by_index), **device_and_precision(model)}
+    return {**summarised_predictions(file.by_index.values(), file.settings), **found}
+
+
+def cot_match(model: Any, rows: Sequence[Mapping[str, str]], predictions: Mapping[int, dict]) -> float | None:
+    """Share of (first) texts that write exactly the gold steps that they are to write; None where there are none."""
+    steps_of = getattr(getattr(model, "encoder", None), "written_steps", None)
+    steps = [steps_of(row["answer"]) for row in rows] if steps_of else []
+    matches = [writes_steps(predictions[at]["texts"][0], one) for at, one in enumerate(steps) if one]
+    return sum(matches) / len(matches) if matches else None
 
 
 def longest_completion(model: Any, rows: Sequence[Mapping[str, str]]) -> int:

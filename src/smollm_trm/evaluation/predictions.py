@@ -60,6 +60,12 @@ def graded_prediction(index: int, row: Mapping[str, str], completions: Sequence[
     }
 
 
+def writes_steps(text: str, steps: Sequence[str]) -> bool:
+    """CoT match: whether a text writes these steps, a line each, and nothing else before its answer."""
+    written = [line.strip() for line in text.split("#")[0].split("\n") if line.strip()]
+    return written == [step.strip() for step in steps]
+
+
 def _majority(answers: Sequence[str | None]) -> str | None:
     """The commonest answer, of equals the one that came first; None if no text has one."""
     votes = Counter(answer for answer in answers if answer is not None).most_common(1)

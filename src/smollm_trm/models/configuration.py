@@ -43,15 +43,22 @@ class LatentReasoningConfig(PreTrainedConfig):
     reasoner_settings: dict | None = None
     """Fields of the reasoner's settings; {"preset": "paper"} is TRM as published."""
     num_latents: int = 256
-    """M, slots in the think block."""
+    """M, the most latents that the reasoner makes; slots in the think block."""
+    num_slots: int | None = None
+    """Slots in the think block where a curriculum says so, 0 to M; a prompt without a span then is as good as any."""
     slot_token_id: int | None = None
     """The placeholder that marks a slot."""
     target: str = "steps"
     """What is written after `</think>`: "steps" (the solution and `#### n`) or "answer" (`#### n` at once)."""
     prompt_format: str = "plain"
-    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template) or "bare" (the question itself)."""
+    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template), "bare" (the question itself) or
+    "coconut" (Coconut's markers)."""
     keep_annotations: bool = False
     """Whether calculator annotations stay in what the model is to write."""
+    steps_from: str = "lines"
+    """What a step of a solution is: one of its "lines" or of its "annotations"."""
+    skip_steps: int = 0
+    """First steps that are not written: latents stand for them."""
     think: bool = True
     """Whether there is a think block; an untuned base is asked without."""
     notes: dict | None = None

@@ -55,7 +55,9 @@ def encode_prompts(
 
 
 def single_think_token(encoder: PromptEncoder) -> int | None:
-    """Id of `<think>` where it is one token of the vocabulary (SmolLM3, Qwen3), else None."""
+    """Id of `<think>` where it opens a span and is one token of the vocabulary (SmolLM3, Qwen3), else None."""
+    if not encoder.num_latents or encoder.prompt_format == "coconut":
+        return None
     ids = encoder.tokenizer(THINK_OPEN, add_special_tokens=False)["input_ids"]
     return ids[0] if len(ids) == 1 else None
 
@@ -87,7 +89,7 @@ def think_again(
     while row[-1] == think_id and (room := min(max_new_tokens, context - len(row) - len(span))) > 0:
         ids = torch.tensor([row + span], device=model.device)
         slots = torch.zeros_like(ids, dtype=torch.bool)
-        slots[:, len(row) : len(row) + model.num_latents] = True
+        slots[:, len(row) : len(row) + model.encoder.num_latents] = True
         mask = torch.ones_like(ids)
         prompt = model.model.prompt_before(ids, mask, slots, earlier_latents=latents)
         thoughts = model.reasoner.think(prompt, n_steps=thinking["n_steps"])

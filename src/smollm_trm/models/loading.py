@@ -1,5 +1,6 @@
 """The base model: by a name on the Hub, from a folder or a GGUF file, or the tiny twin made on the spot."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from smollm_trm.data.prompts import add_markers
 from smollm_trm.models.configuration import refuse_unsupported
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.records import UserMistake, first_line
@@ -184,3 +186,16 @@ def with_rows(base: LoadedBase, n_rows: int) -> LoadedBase:
     if tied:
         head.weight = table.weight
     return base._replace(head=head)
+
+
+def with_markers(base: LoadedBase) -> LoadedBase:
+    """A base that knows Coconut's three tokens; new ones begin as `<<`, which opens a step."""
+    known = base.tokenizer.get_vocab()
+    base = base._replace(tokenizer=copy.deepcopy(base.tokenizer))
+    new = [token for token in add_markers(base.tokenizer) if base.tokenizer.convert_ids_to_tokens(token) not in known]
+    base = with_rows(base, len(base.tokenizer))
+    opens = base.tokenizer("<<", add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        for table in (base.decoder.get_input_embeddings().weight, base.head.weight):
+            table[new] = table[opens].clone()
+    return base

@@ -81,6 +81,15 @@ def fresh_reasoner(config: LatentReasoningConfig) -> Reasoner | None:
     return build_reasoner(config.reasoner, config.reasoner_settings, num_latents=config.num_latents, **shape)
 
 
+def read_before(slots: Tensor, n_latents: int) -> int:
+    """How many columns a thought's cache shares with the rows whose spans these are; 0 where the spans of a batch
+    do not begin in one column."""
+    counts, starts = slots.sum(1), slots.int().argmax(1)
+    first = int(starts.max())
+    aligned = bool((starts[counts > 0] == first).all())
+    return first + min(int(counts.min()), n_latents - 1) if aligned else 0
+
+
 def registered_for(auto_class: type) -> Callable[[type], type]:
     """Make one of transformers' `Auto*` classes know a model (again, where a notebook's cell is run twice)."""
 
@@ -115,9 +124,11 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
     def prompt_before(
         self, input_ids: Tensor, attention_mask: Tensor, slots: Tensor, earlier_latents: Tensor | None = None
     ) -> Prompt:
-        """What stands before the slots, moved so that all rows end in the last column."""
+        """What stands before the slots, moved so that all rows end in the last column; a row without slots gets none
+        of what is thought, and may stand as it is."""
         starts = slots.int().argmax(1)  # (B,)
         longest = int(starts.max())
+        starts = starts.masked_fill(~slots.any(1), longest)
         columns = starts[:, None] - longest + torch.arange(longest, device=starts.device)  # (B, longest)
         taken = columns.clamp_min(0)
         ids = input_ids.gather(1, taken)
@@ -135,8 +146,12 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         if (n_steps := options.get("n_steps")) is not None and n_steps < 1:
             raise UserMistake(f"n_steps={n_steps}: must be at least 1; all steps when None")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        slots = whole_spans(input_ids, self.config.slot_token_id)
-        return self.reasoner.think(self.prompt_before(input_ids, mask, slots), **options)
+        slots = self.spans(input_ids)
+        return self.reasoner.think(self.prompt_before(input_ids, mask, slots), **options) if bool(slots.any()) else []
+
+    def spans(self, input_ids: Tensor) -> Tensor:
+        """See `whole_spans`; under a curriculum a row may have none."""
+        return whole_spans(input_ids, self.config.slot_token_id, needed=self.config.num_slots is None)
 
     @torch.no_grad()
     def fit_reasoner(self, input_ids: Tensor, attention_mask: Tensor) -> None:
@@ -145,7 +160,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
             return
         modes = {module: module.training for module in self.modules()}
         self.eval()
-        slots = whole_spans(input_ids, self.config.slot_token_id)
+        slots = self.spans(input_ids)
         self.reasoner.fit(self.prompt_before(input_ids, attention_mask, slots))
         for module, mode in modes.items():
             module.training = mode
@@ -159,6 +174,8 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         latents: Tensor | None = None,
         n_steps: int | None = None,
+        thought_cache: Cache | None = None,
+        last_columns: int = 0,
         **kwargs: Any,
     ) -> LatentModelOutput:
         """One pass of the base with the latents in their slots.
@@ -170,11 +187,13 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
             inputs_embeds: `(B, L, D)` in place of `input_ids`; no thinking then.
             latents: `(B, M, D)` made before, in place of thinking here.
             n_steps: supervision steps to make; the last of them carries gradients. All when None.
+            thought_cache: the cache of the thought that made `latents`; it is used up.
+            last_columns: how many of the last columns are wanted, 0 for all: from a cache no others are computed.
 
         Raises:
             UserMistake: a prompt without a span.
         """
-        halting_logit = None
+        halting_logit, begin = None, 0
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
             goes_on = past_key_values is not None and (input_ids.shape[1] == 1 or past_key_values.get_seq_length() > 0)
@@ -182,14 +201,25 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
                 if bool((input_ids == self.config.slot_token_id).any()):
                     raise UserMistake("a latent span behind a filled cache: give the whole prompt with an empty cache")
             elif self.reasoner is not None and not goes_on:
-                if latents is None:
-                    slots = whole_spans(input_ids, self.config.slot_token_id)
-                    latents, halting_logit = self.think(input_ids, attention_mask, n_steps=n_steps)[-1]
-                else:
+                if latents is None and (thoughts := self.think(input_ids, attention_mask, n_steps=n_steps)):
+                    latents, halting_logit, thought_cache = thoughts[-1]
+                    slots = self.spans(input_ids)
+                elif latents is not None:
                     slots = given_slots(input_ids, self.config.slot_token_id, latents.shape[1])
-                inputs_embeds = fill_slots(inputs_embeds, slots, latents)
+                if latents is not None and latents.shape[1]:
+                    inputs_embeds = fill_slots(inputs_embeds, slots, latents)
+                if thought_cache is not None and past_key_values is None and last_columns:
+                    begin = read_before(slots, latents.shape[1])
+                    begin = begin if input_ids.shape[1] - last_columns >= begin else 0
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_of(attention_mask)[:, -inputs_embeds.shape[1] :]
+        if begin:
+            if (surplus := thought_cache.get_seq_length() - begin) > 0:
+                thought_cache.crop(-surplus)
+            columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            position_ids = (columns if position_ids is None else position_ids)[:, begin:]
+            inputs_embeds, past_key_values = inputs_embeds[:, begin:], thought_cache
         kwargs |= {"position_ids": position_ids, "past_key_values": past_key_values}
         output = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         return LatentModelOutput(**output, latents=latents, halting_logit=halting_logit)

@@ -37,6 +37,7 @@ from smollm_trm.models.loading import (
     no_progress_bars,
     own_random_state,
     part_of_base,
+    with_markers,
     with_rows,
 )
 from smollm_trm.models.modeling import CALIBRATION_QUESTIONS, LatentReasoningPreTrainedModel, fresh_reasoner
@@ -70,7 +71,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
     @classmethod
     def from_base(
         cls,
-        model_name: str | BaseAndTokenizer = "HuggingFaceTB/SmolLM3-3B",
+        model_name: "str | BaseAndTokenizer | SavedBesideItsBase" = "HuggingFaceTB/SmolLM3-3B",
         *,
         lora: LoraSettings | None = None,
         dtype: torch.dtype = torch.float32,
@@ -82,7 +83,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """A base with a fresh adapter and a fresh reasoner.
 
         Args:
-            model_name: a name on the Hub, a folder, a GGUF file, "tiny", or a model with its tokenizer, taken over.
+            model_name: a name on the Hub, a folder, a GGUF file, "tiny", or a model with its tokenizer, taken over; or
+                a model of ours to go on from: its base, its adapter and, where it is of the same kind, its reasoner.
             dtype: of the base's weights; adapter and reasoner are fp32.
             tiny_texts: what the tokenizer of "tiny" is trained on.
             seed: of every new weight; the global random state is left as it was.
@@ -91,11 +93,16 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """
         refuse_unknown_names(config)
         with own_random_state(), no_progress_bars():
-            base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
-            training = config.setdefault("base_training", "lora")
+            training, earlier = config.setdefault("base_training", "lora"), None
+            if isinstance(model_name, SavedBesideItsBase):
+                earlier, base = model_name, model_name.as_base(with_adapter=training == "lora")
+                config.setdefault("base_model", "" if training == "full" else earlier.config.base_model)
+            else:
+                base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
             place = str(Path(base.name).expanduser().resolve()) if base.name and is_local(base.name) else base.name
             config.setdefault("base_model", "" if training == "full" else place)
             if config.get("reasoner", "trm") is not None:
+                base = with_markers(base) if config.get("prompt_format") == "coconut" else base
                 base = base._replace(tokenizer=copy.deepcopy(base.tokenizer))
                 config["slot_token_id"] = slot_token_id(base.tokenizer)
                 base = with_rows(base, config["slot_token_id"] + 1)
@@ -103,14 +110,32 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             text_config.name_or_path = ""
             torch.manual_seed(seed)
             model = cls.assemble(base, LatentReasoningConfig(text_config=text_config, **config))
-            if training == "lora":
+            if training == "lora" and not (earlier and adapter_layers(base.decoder)):
                 add_adapter(base.decoder, (lora or LoraSettings()).to_peft(text_config.model_type))
             model.freeze_base()
             if model.reasoner is not None:
                 model.reasoner.start_near(base.decoder.get_input_embeddings().weight.detach(), anchor_embedding(base))
-                if calibration:
+                if earlier and earlier.config.reasoner == model.config.reasoner:
+                    model.take_reasoner(earlier)
+                elif calibration:
                     model.fit_reasoner(calibration)
         return model
+
+    def as_base(self, *, with_adapter: bool) -> LoadedBase:
+        """This model without its reasoner, as what another one is built on; its adapter is kept or merged."""
+        if not with_adapter:
+            self.merge_and_unload()
+        ends = self.generation_config.eos_token_id
+        ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        return LoadedBase(self.model.language_model, self.lm_head, self.tokenizer, "", ends)
+
+    def take_reasoner(self, earlier: "SavedBesideItsBase") -> None:
+        """Take over the weights of another model's reasoner."""
+        try:
+            self.model.reasoner.load_state_dict(earlier.model.reasoner.state_dict())
+        except RuntimeError as error:
+            reason = "its reasoner has other settings or another number of latents"
+            raise UserMistake(f"load_model_path: {reason}; set the same, or start without it") from error
 
     @classmethod
     def from_pretrained(
@@ -179,7 +204,10 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype, model_name: str | BaseAndTokenizer
     ) -> Self:
         """A model on a base that lies elsewhere, with the reasoner from its folder."""
-        base = with_rows(load_base(model_name, dtype=dtype), config.vocab_size)
+        base = load_base(model_name, dtype=dtype)
+        if config.reasoner is not None and config.prompt_format == "coconut":
+            base = with_markers(base)
+        base = with_rows(base, config.vocab_size)
         found, wanted = base.decoder.config, config.text_config
         for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
             if getattr(found, name) != getattr(wanted, name):
@@ -196,9 +224,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         self.tokenizer = copy.deepcopy(tokenizer)
         if config.reasoner and (slot := slot_token_id(self.tokenizer)) != config.slot_token_id:
             raise UserMistake(f"slot_token_id={config.slot_token_id}, but the slot of this tokenizer is {slot}")
-        asked = ("num_latents", "target", "prompt_format", "keep_annotations", "think")
-        self.encoder = PromptEncoder(tokenizer=self.tokenizer, **{name: getattr(config, name) for name in asked})
-        self.tokenizer.chat_template = self.encoder.template
+        self.write_prompts()
         self.generation_config = GenerationConfig(
             do_sample=False,
             eos_token_id=tokenizer.eos_token_id,
@@ -206,6 +232,17 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             pad_token_id=padding_token_id(tokenizer),
             suppress_tokens=[config.slot_token_id] if config.reasoner else None,
         )
+
+    def write_prompts(self, **changes: Any) -> None:
+        """Make the encoder and the chat template that the configuration says, with changes to it: `num_slots`,
+        `skip_steps` and `target` go with the stage of a curriculum."""
+        for name, value in changes.items():
+            setattr(self.config, name, value)
+        names = ("target", "prompt_format", "keep_annotations", "think", "steps_from", "skip_steps")
+        asked = {name: getattr(self.config, name) for name in names}
+        slots = self.config.num_latents if self.config.num_slots is None else self.config.num_slots
+        self.encoder = PromptEncoder(tokenizer=self.tokenizer, num_latents=slots, **asked)
+        self.tokenizer.chat_template = self.encoder.template
 
     def freeze_base(self) -> None:
         """Train of the base what the configuration says, and the reasoner."""

@@ -77,7 +77,9 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, halting: bool = False, **options: Any
     ) -> Tensor:
         """Latents `(B, M, D)` for prompts with a span."""
-        return chosen_latents(self.think(input_ids, attention_mask, **options), halting=halting)
+        thoughts = self.think(input_ids, attention_mask, **options)
+        no_latents = torch.zeros(len(input_ids), 0, self.config.hidden_size, device=input_ids.device)
+        return chosen_latents(thoughts, halting=halting) if thoughts else no_latents
 
     def forward(
         self,
@@ -103,6 +105,8 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             kwargs: for the decoder.
         """
         thinking = {"inputs_embeds": inputs_embeds, "latents": latents, "n_steps": n_steps}
+        if not use_cache and isinstance(logits_to_keep, int) and not kwargs.get("output_hidden_states"):
+            thinking["last_columns"] = logits_to_keep
         kwargs |= {"position_ids": position_ids, "past_key_values": past_key_values, "use_cache": use_cache}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **thinking, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -13,10 +13,10 @@ def first_span(input_ids: Tensor, slot_id: int) -> Tensor:
     return slots & (begins.cumsum(1) == 1)
 
 
-def whole_spans(input_ids: Tensor, slot_id: int) -> Tensor:
-    """`first_span`, refused where a row has none or where one ends with the row, cut off."""
+def whole_spans(input_ids: Tensor, slot_id: int, *, needed: bool = True) -> Tensor:
+    """`first_span`, refused where one ends with the row, cut off, or, if one is `needed`, where a row has none."""
     slots = first_span(input_ids, slot_id)
-    if not bool((slots.any(1) & ~slots[:, -1]).all()):
+    if bool(slots[:, -1].any()) or (needed and not bool(slots.any(1).all())):
         raise UserMistake(
             "a prompt without a latent span: write it with model.encoder.encode_prompt, the tokenizer's "
             "apply_chat_template or generate_with_thinking (for no latents at all: use_trm=False)"

@@ -128,7 +128,8 @@ class SmolLMTRMLightningModule(LightningModule):
     def answer_from(self, batch: dict[str, Tensor], thought: Thought | None, **options) -> LatentCausalLMOutput:
         """One pass over a batch with latents made before; logits where labels are."""
         given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        given["latents"] = None if thought is None else thought.latents
+        if thought is not None:
+            given |= {"latents": thought.latents, "thought_cache": thought.cache}
         given["logits_to_keep"] = supervised_columns(batch["labels"])
         return self.model(**given, use_cache=False, **options)
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ class OptimizerSettings:
     weight_decay: float = 0.01  # decoupled weight decay, on matrices only
     betas: tuple[float, float] = (0.9, 0.95)  # adamW's averages of the gradient and its square
     warmup_fraction: float = 0.1  # share of the run's optimizer steps in which the learning rate climbs to its peak
+    optimizer: str = "adamw"  # or "adamw_8bit", of bitsandbytes
     final_fraction: float = 0.05  # the learning rate at the end of the cosine, as a share of the peak
 
     def __post_init__(self) -> None:
@@ -33,6 +36,10 @@ class OptimizerSettings:
         for name in ("warmup_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserMistake(f"{name}={getattr(self, name)}: must be between 0 and 1")
+        if self.optimizer not in ("adamw", "adamw_8bit"):
+            raise UserMistake(f"optimizer={self.optimizer!r}: choose one of adamw, adamw_8bit")
+        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            raise UserMistake("optimizer='adamw_8bit' needs bitsandbytes: pip install bitsandbytes, or choose 'adamw'")
         if self.weight_decay < 0:
             raise UserMistake(f"weight_decay={self.weight_decay}: must be 0 or more")
 
@@ -57,6 +64,8 @@ def build_optimizer(
                 groups.append({"params": found, "lr": learning_rate, "weight_decay": decay, "name": name + suffix})
     if not groups:
         raise UserMistake("nothing to train: the base is frozen and nothing of a reasoner is trained either")
+    if settings.optimizer == "adamw_8bit":
+        return import_module("bitsandbytes").optim.AdamW8bit(groups, betas=settings.betas)
     return torch.optim.AdamW(groups, betas=settings.betas)
 
 

@@ -15,11 +15,13 @@ from smollm_trm.data.rows import normalize_question
 from smollm_trm.models.loading import base_config, default_dtype
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.storage import read_config, saved_model_folder
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
 from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.run import Run, build_run_trainer
 from smollm_trm.training.settings import TrainSettings
+from smollm_trm.training.stages import Stages
 from smollm_trm.training.watch import CollapseWarning
 
 Rows = Sequence[Mapping[str, str]]
@@ -37,26 +39,30 @@ NOT_FINITE = (
 
 def check_fits(settings: TrainSettings) -> None:
     """Refuse a reasoner that cannot be, by one line, before anything is loaded but the base's configuration."""
-    if not settings.use_trm:
+    num_latents, max_length = settings.most_latents, settings.max_length
+    if not num_latents:
         return
-    num_latents, max_length = settings.num_latents, settings.max_length
     if num_latents >= max_length:
         raise UserMistake(f"num_latents={num_latents}: max_length={max_length} leaves no room for more")
     size, depth = TINY_HIDDEN_SIZE, TINY_DEPTH
-    if settings.model_name != "tiny":
+    if settings.load_model_path is not None:
+        config = read_config(saved_model_folder(settings.load_model_path))
+        size, depth = config.hidden_size, config.num_hidden_layers
+    elif settings.model_name != "tiny":
         config = base_config(settings.model_name)
         size, depth = config.hidden_size, config.num_hidden_layers
     with torch.device("meta"):
         build_reasoner(settings.reasoner, settings.trm_kwargs, num_latents=num_latents, hidden_size=size, depth=depth)
 
 
-def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | None) -> GSM8KSplits:
+def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | str | None) -> GSM8KSplits:
     """The parts to train and validate on: given rows (`test_dataset` is the dev part), an own file, or GSM8K."""
     if train_dataset is None and settings.dataset_path is None:
         if test_dataset is not None:
             raise UserMistake("test_dataset was given without train_dataset: give both, or neither for GSM8K")
         return load_gsm8k(settings.data_dir, seed=settings.split_seed)
     rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset))
+    test_dataset = settings.dev_path if test_dataset is None and train_dataset is None else test_dataset
     if test_dataset is None:
         train, dev = split_gsm8k(rows, seed=settings.split_seed)
     else:
@@ -89,10 +95,15 @@ def build_module(
 ) -> SmolLMTRMLightningModule:
     """The model with a fresh adapter and reasoner, ready to train. What is trained is fp32."""
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in splits.gsm8k_train[:4000]]
+    dtype = torch.float32 if settings.wants_fp32_base else dtype
+    earlier, goes_on = settings.load_model_path, False
+    if earlier is not None:
+        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu")
+        goes_on = earlier.config.reasoner == settings.model_config()["reasoner"]
     model = SmolLMv3WithTRM.from_base(
-        settings.model_name,
+        earlier or settings.model_name,
         lora=settings.lora_settings(),
-        dtype=torch.float32 if settings.base_training == "full" else dtype,
+        dtype=dtype,
         tiny_texts=texts,
         seed=settings.seed,
         calibration=(),
@@ -105,7 +116,7 @@ def build_module(
         optimizer_settings=settings.optimizer_settings(),
         supervise=settings.supervise,
         seed=settings.seed,
-        fitted_on=[row["question"] for row in splits.gsm8k_train[:FITTED_ON]],
+        fitted_on=[] if goes_on else [row["question"] for row in splits.gsm8k_train[:FITTED_ON]],
         **options,
     )
 
@@ -113,7 +124,7 @@ def build_module(
 def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLightningModule) -> GSM8KDataModule:
     """The rows as the model's own encoder writes them, encoded."""
     names = ("batch_size", "eval_batch_size", "max_length", "max_samples", "max_dev_samples", "seed")
-    options = {name: getattr(settings, name) for name in names}
+    options = {name: getattr(settings, name) for name in (*names, "curriculum")}
     data = GSM8KDataModule(encoder=module.model.encoder, splits=splits, **options)
     data.setup("fit")
     return data
@@ -135,8 +146,10 @@ def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
 
 def describe_run(settings: TrainSettings) -> Run:
     """The run that the settings ask for."""
-    names = ("resume", "save_every_n_steps", "ema_decay", "patience", "seed", "progress")
+    names = ("resume", "save_every_n_steps", "ema_decay", "seed", "progress")
+    staged = settings.curriculum is not None and settings.curriculum.staged
     return Run(
+        patience=None if staged else settings.patience,
         **{name: getattr(settings, name) for name in names},
         folder=Path(settings.output_dir),
         wandb=(settings.wandb_project, settings.wandb_name),
@@ -148,10 +161,11 @@ def describe_run(settings: TrainSettings) -> Run:
 def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batches: int, first_step: int) -> Trainer:
     """Lightning's trainer for the settings, given the batches of an epoch and the steps of earlier sessions."""
     names = ("devices", "num_nodes", "strategy", "max_steps", "accumulate_grad_batches")
+    stages = [] if settings.curriculum is None else [Stages(reset_optimizer=settings.reset_optimizer)]
     return build_run_trainer(
         run,
         first_step=first_step,
-        callbacks=[CollapseWarning()],
+        callbacks=[CollapseWarning(), *stages],
         precision=precision,
         max_epochs=settings.num_epochs,
         gradient_clip_val=settings.gradient_clip,

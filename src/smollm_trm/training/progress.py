@@ -79,7 +79,8 @@ class RunProgress(ProgressBar):
         self.shown = now
         step, metrics = trainer.global_step, trainer.callback_metrics
         shown = [f"{name}={float(metrics[name]):.3f}" for name in ("train_loss", self.metric) if name in metrics]
-        losses = ", ".join(shown)
+        stage = [f"stage={int(metrics['stage'])}"] if "stage" in metrics else []
+        losses = ", ".join(stage + shown)
         if self.bar is not None:
             self.bar.n = step
             self.bar.set_description(doing, refresh=False)

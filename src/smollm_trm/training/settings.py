@@ -1,26 +1,32 @@
 """Every setting of a training run, by the documents' names, checked before anything expensive starts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from smollm_trm.data.prompts import PROMPT_FORMATS
+from smollm_trm.data.curriculum import Curriculum
+from smollm_trm.data.prompts import PROMPT_FORMATS, STEP_SOURCES
 from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import BASE_TRAININGS
-from smollm_trm.models.reasoners.known import REASONERS, complete_settings
+from smollm_trm.models.reasoners.known import REASONERS, complete_settings, reasoner_class
 from smollm_trm.records import UserMistake, settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Curriculum):
     """Settings of `train_gsm8k` and of `smollm-trm train`."""
 
     dataset_path: str | None = None
     """Own data instead of GSM8K: a JSON, JSONL or CSV file, or a Hub name; 80% is trained on, the rest is dev."""
+    dev_path: str | None = None
+    """A file of its own for the dev part of dataset_path, all of which is trained on then."""
     data_dir: str | None = None
     """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
     model_name: str = "HuggingFaceTB/SmolLM3-3B"
     """Base model: a Hub name, a local folder, a GGUF file, or "tiny" (a small SmolLM3 with random weights)."""
+    load_model_path: str | None = None
+    """Folder of an earlier run or saved model to start from: its base, its adapter and, where it is the same one, its
+    reasoner. Without it, model_name."""
     base_training: str = "lora"
     """What of the base is trained: "lora", "frozen" (nothing) or "full" (everything)."""
     use_trm: bool = True
@@ -28,7 +34,9 @@ class TrainSettings:
     reasoner: str = "trm"
     """What fills the span: "trm", "coconut", or the controls "compressor", "static" and "pause"."""
     num_latents: int = 256
-    """M, slots in the think block."""
+    """M, slots in the think block; under a curriculum c_thought * max_latent_stage."""
+    reset_optimizer: bool = False
+    """Begin every stage with a fresh optimizer."""
     trm_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of the reasoner's settings, such as {"n_latent_steps": 6, "dim": 256}; {"preset": "paper"} is TRM as
     published."""
@@ -37,8 +45,10 @@ class TrainSettings:
     target: str = "steps"
     """"steps" trains on the solution and `#### n`, "answer" on `#### n` at once."""
     prompt_format: str = "plain"
-    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template, without its date) or "bare" (the
-    question itself, and the answer without `####`: for the arithmetic model)."""
+    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template, without its date), "bare" (the
+    question itself, and the answer without `####`: for the arithmetic model) or "coconut" (Coconut's markers)."""
+    steps_from: str = "lines"
+    """What a step is: one of the solution's "lines", or of its calculator "annotations" and nothing else."""
     keep_annotations: bool = False
     """Train on GSM8K's calculator annotations (`<<48/2=24>>`) too, in place of leaving them out."""
     batch_size: int = 2
@@ -57,6 +67,8 @@ class TrainSettings:
     """AdamW's decay, on matrices only."""
     warmup_fraction: float = 0.1
     """Share of the run in which the learning rates climb to their peak."""
+    optimizer: str = "adamw"
+    """"adamw", or "adamw_8bit" where bitsandbytes is installed."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     accumulate_grad_batches: int = 4
@@ -85,7 +97,7 @@ class TrainSettings:
     """Share of an epoch between validations; above 1, a number of batches. They fall on optimizer steps; the run's end
     is validated in any case."""
     patience: int | None = 5
-    """Validations without a better dev loss before the run stops; None never stops it."""
+    """Validations without a better dev loss before the run stops; None never stops it, nor does a curriculum."""
     save_every_n_steps: int = 100
     """Optimizer steps between checkpoints."""
     output_dir: str = "outputs/run"
@@ -104,6 +116,7 @@ class TrainSettings:
     """Show a progress bar with the time that is left."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices",
                      "num_nodes", "save_every_n_steps", "max_length", "patience", "max_samples",
                      "max_dev_samples"):  # fmt: skip
@@ -116,6 +129,7 @@ class TrainSettings:
             "base_training": BASE_TRAININGS,
             "target": ("steps", "answer"),
             "prompt_format": tuple(PROMPT_FORMATS),
+            "steps_from": STEP_SOURCES,
             "supervise": ("one", "all"),
             "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
         }
@@ -131,19 +145,48 @@ class TrainSettings:
                 raise UserMistake(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise UserMistake(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
+        if self.dev_path is not None and self.dataset_path is None:
+            raise UserMistake(f"dev_path={self.dev_path!r}: give dataset_path too, the rows to train on")
+        if self.mode is not None and self.target != "steps":
+            raise UserMistake(f"mode={self.mode!r}: it decides what is written; leave target out")
+        if self.mode == "pause" and self.reasoner != "pause":
+            raise UserMistake(f"mode='pause' with reasoner={self.reasoner!r}: set reasoner='pause' (or mode='coconut')")
+        if self.prompt_format == "bare" and self.mode is not None:
+            raise UserMistake("prompt_format='bare' has no steps: choose another, or no mode")
         self.model_config()
         self.lora_settings()
         self.optimizer_settings()
 
+    @property
+    def curriculum(self) -> Curriculum | None:
+        """How much of a solution each stage writes."""
+        own = {one.name: getattr(self, one.name) for one in fields(Curriculum)}
+        return None if self.mode is None else Curriculum(**own)
+
+    @property
+    def most_latents(self) -> int:
+        """M, or 0 where nothing fills a span."""
+        if not self.use_trm:
+            return 0
+        return self.num_latents if self.curriculum is None else self.longest_span
+
+    @property
+    def wants_fp32_base(self) -> bool:
+        """Whether the base's weights have to be fp32, whatever the precision of training."""
+        return self.base_training == "full" or (self.most_latents > 0 and reasoner_class(self.reasoner).wants_fp32_base)
+
     def model_config(self) -> dict[str, Any]:
         """The part that is saved with the model: fields of `LatentReasoningConfig`."""
+        has_span = self.most_latents > 0
         return {
             "base_training": self.base_training,
-            "reasoner": self.reasoner if self.use_trm else None,
-            "reasoner_settings": complete_settings(self.reasoner, self.trm_kwargs) if self.use_trm else {},
-            "num_latents": self.num_latents if self.use_trm else 0,
+            "reasoner": self.reasoner if has_span else None,
+            "reasoner_settings": complete_settings(self.reasoner, self.trm_kwargs) if has_span else {},
+            "num_latents": self.most_latents,
             "target": self.target,
             "prompt_format": self.prompt_format,
+            "steps_from": self.steps_from,
+            "think": has_span or self.prompt_format != "coconut",
             "keep_annotations": self.keep_annotations,
         }
 
@@ -158,4 +201,5 @@ class TrainSettings:
             trm_learning_rate=self.trm_learning_rate,
             weight_decay=self.weight_decay,
             warmup_fraction=self.warmup_fraction,
+            optimizer=self.optimizer,
         )

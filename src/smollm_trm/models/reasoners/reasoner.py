@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.records import UserMistake
@@ -27,6 +28,8 @@ class Thought(NamedTuple):
     """`(B, M, D)`, in the scale of the base's embedding table. A row with fewer slots takes the first of them."""
     halting_logit: Tensor | None = None
     """`(B,)`, above 0: further steps are not expected to help; None where a reasoner has no such head."""
+    cache: Cache | None = None
+    """The base's, over the prompt and all latents but the last; the last pass goes on from it. None for most."""
 
 
 class ParameterGroup(NamedTuple):
@@ -58,6 +61,8 @@ class Reasoner(nn.Module, ABC):
     Settings: ClassVar[type] = ScaleSettings
     """A frozen dataclass; what a user may set."""
     n_supervision_steps: int = 1
+    wants_fp32_base: ClassVar[bool] = False
+    """Whether the base's weights have to be fp32, under autocast where training is to be in half precision."""
 
     def __init__(self, settings: object, *, num_latents: int, hidden_size: int, depth: int) -> None:
         super().__init__()
