@@ -222,3 +222,73 @@ def test_a_batch_of_one_says_nothing_about_variation():
         module.on_train_batch_start(batch, 0)
         module.training_step(batch, 0)
         assert ("latent_variation" in logged) is expected
+
+
+@pytest.mark.parametrize("supervise", ["one", "all"])
+def test_the_prompt_is_read_once_and_loss_and_gradients_are_those_of_reading_it_again(supervise, monkeypatch):
+    found, columns = [], []
+    for reads_again in (False, True):
+        module = make_module(supervise=supervise)
+        if reads_again:
+            monkeypatch.setattr("smollm_trm.models.modeling.read_before", lambda slots, n_cached: 0)
+        decoder = module.model.model.language_model
+        decoder.register_forward_pre_hook(
+            lambda _, args, kwargs: columns.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        batch = make_batch(module.model, ROWS[:4])
+        module.on_train_batch_start(batch, 0)
+        columns.clear()
+        found.append(loss_and_gradients(module, batch))
+        whole, (read, *answers) = batch["input_ids"].shape[1], columns
+        assert all(answer == whole for answer in answers) if reads_again else {read + n for n in answers} == {whole}
+    (loss, gradients), (loss_again, gradients_again) = found
+    assert loss == pytest.approx(loss_again, abs=1e-6) and gradients.keys() == gradients_again.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, gradients_again[name], atol=1e-6), name
+
+
+# Latents that say a step's result
+
+
+def test_latents_are_asked_for_each_steps_result_in_its_own_slots():
+    encoder = make_module(num_latents=7).model.encoder
+    ids = {text: encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("3\n", "28\n")}
+    answer = "Ann has 7-4=<<7-4=3>>3.\nAnn needs 31-3=<<31-3=28>>28 more.\n#### 28"
+    first, second = ([*ids[text], None, None, None, None][:3] for text in ("3\n", "28\n"))
+    assert encoder.results_for_latents(answer, 3) == [*first, *second, None]
+    assert (
+        encoder.results_for_latents(answer, 4) == [*ids["3\n"], None, None, None, None][:4] + [*ids["28\n"], None][:3]
+    )
+    assert encoder.results_for_latents("Seven less four.\n#### 3", 3) == [None] * 7
+
+
+def test_a_latent_says_the_word_whose_embedding_it_is():
+    model = make_module().model
+    table = model.get_input_embeddings().weight.detach()
+    scale = model.reasoner.scale
+    words = table[:50] / table[:50].square().mean(1, keepdim=True).sqrt()
+    said = model.reasoner.words(scale(words), model.lm_head)
+    assert (said.argmax(-1) == torch.arange(50)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("reasoner", ["trm", "compressor", "static"])
+def test_what_latents_say_is_trained_where_a_reasoner_says_something(reasoner):
+    module = make_module(reasoner=reasoner)
+    batch = make_batch(module.model, ROWS[:4])
+    module.on_train_batch_start(batch, 0)
+    plain, _ = loss_and_gradients(module, batch)
+    asked = [module.model.encoder.results_for_latents(row["answer"], 2) for row in ROWS[:4]]
+    labels = torch.tensor([[IGNORED_LABEL if one is None else one for one in row] for row in asked])
+    module.on_train_batch_start(batch, 0)
+    loss, gradients = loss_and_gradients(module, {**batch, "latent_labels": labels})
+    n_tokens = int((batch["labels"] != IGNORED_LABEL).sum())
+    with torch.no_grad():
+        module.on_train_batch_start(batch, 0)
+        thought = module.model.think(batch["input_ids"], batch["attention_mask"], n_steps=module.draw_step())[-1]
+    if reasoner == "static":
+        assert loss == pytest.approx(plain, abs=1e-6)
+        return
+    logits = module.model.reasoner.words(thought.latents, module.model.lm_head)
+    said = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / n_tokens
+    assert loss == pytest.approx(plain + float(said), abs=1e-5) and float(said) > 0.1
+    assert any("lora_B" in name for name in gradients)

@@ -34,7 +34,7 @@ MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
     *("gradient_checkpointing", "eval_batch_size", "patience"),
 )
-ONLY_WITH_TRM = ("reasoner", "num_latents", "trm_kwargs", "trm_learning_rate", "supervise")
+ONLY_WITH_TRM = ("reasoner", "num_latents", "latents_per_step", "trm_kwargs", "trm_learning_rate", "supervise")
 
 
 def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -35,11 +36,14 @@ class GSM8KDataset(Dataset):
         max_length: int | None = None,
         curriculum: Curriculum | None = None,
         seed: int | None = None,
+        latents_per_step: int = 0,
     ) -> None:
         rows = annotated_rows(rows) if encoder.steps_from == "annotations" else rows
         self.encoder, self.curriculum = encoder, curriculum
         self.seed = seed
         """Of drawn stages; None draws none."""
+        self.latents_per_step = latents_per_step
+        """Latents that are asked for the result of a step; 0 asks nothing."""
         encoded = [encoder.encode(row) for row in rows]
         kept = [at for at, example in enumerate(encoded) if max_length is None or len(example) <= max_length]
         self.rows, self.examples = [rows[at] for at in kept], [encoded[at] for at in kept]
@@ -84,6 +88,10 @@ class GSM8KDataset(Dataset):
         if isinstance(index, int):
             return self.examples[index]
         batch = collate_examples([self.examples[i] for i in index or [0]], padding_token_id(self.encoder.tokenizer))
+        if self.latents_per_step:
+            asked = (self.encoder.results_for_latents(self.rows[i]["answer"], self.latents_per_step) for i in index)
+            labels = [[IGNORED_LABEL if one is None else one for one in row] for row in asked]
+            batch["latent_labels"] = torch.tensor(labels or [[IGNORED_LABEL] * self.encoder.num_latents])
         if not index:
             batch["labels"].fill_(IGNORED_LABEL)
         return batch
@@ -143,6 +151,7 @@ class GSM8KDataModule(LightningDataModule):
         max_samples, max_dev_samples: only the first so many rows of a part; all when None.
         seed: of the order of the training rows.
         curriculum: how much of a solution each stage writes; None writes what the encoder says.
+        latents_per_step: latents that training asks for the result of each step of a solution; 0 asks nothing.
     """
 
     def __init__(
@@ -157,8 +166,10 @@ class GSM8KDataModule(LightningDataModule):
         max_dev_samples: int | None = None,
         seed: int = 0,
         curriculum: Curriculum | None = None,
+        latents_per_step: int = 0,
     ) -> None:
         super().__init__()
+        self.latents_per_step = latents_per_step
         self.encoder, self.splits = encoder, splits
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length = max_length
@@ -175,7 +186,8 @@ class GSM8KDataModule(LightningDataModule):
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if stage in ("fit", "validate", None) and self.train_set is None:
             options = {"encoder": self.encoder, "max_length": self.max_length, "curriculum": self.curriculum}
-            self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], **options, seed=self.seed)
+            asked = {"seed": self.seed, "latents_per_step": self.latents_per_step}
+            self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], **options, **asked)
             self.dev_set = GSM8KDataset(self.splits.gsm8k_test[: self.max_dev_samples], **options)
             if self.curriculum is not None:
                 self.curriculum.check_steps(max(len(self.encoder.steps(row["answer"])) for row in self.train_set.rows))

@@ -210,6 +210,18 @@ class PromptEncoder:
         """What the model is to write behind the span, without the end of text."""
         return "".join(self.completion_parts(answer))
 
+    def results_for_latents(self, answer: str, latents_per_step: int) -> list[int | None]:
+        """What each latent is to say: a solution's results in order, each in its own latents and ended by a newline;
+        None for latents that may say anything, such as all of a solution without annotations.
+        """
+        asked: list[int | None] = [None] * self.num_latents
+        results = [step.rpartition("=")[2] + "\n" for step in annotations_in(answer)]
+        tokens = self.tokenizer(results, add_special_tokens=False)["input_ids"] if results else []
+        for at, result in zip(range(0, self.num_latents, latents_per_step), tokens, strict=False):
+            room = min(latents_per_step, self.num_latents - at)
+            asked[at : at + room] = [*result, *[None] * room][:room]
+        return asked
+
     def encode_completion(self, answer: str, skip_steps: int | None = None) -> list[int]:
         """Ids of the completion and the end-of-text token."""
         parts = self.tokenizer(self.completion_parts(answer, skip_steps), add_special_tokens=False)["input_ids"]

@@ -81,13 +81,13 @@ def fresh_reasoner(config: LatentReasoningConfig) -> Reasoner | None:
     return build_reasoner(config.reasoner, config.reasoner_settings, num_latents=config.num_latents, **shape)
 
 
-def read_before(slots: Tensor, n_latents: int) -> int:
-    """How many columns a thought's cache shares with the rows whose spans these are; 0 where the spans of a batch
-    do not begin in one column."""
+def read_before(slots: Tensor, n_cached: int) -> int:
+    """How many columns a thought's cache, which holds `n_cached` latents, shares with the rows whose spans these are;
+    0 where the spans of a batch do not begin in one column."""
     counts, starts = slots.sum(1), slots.int().argmax(1)
     first = int(starts.max())
     aligned = bool((starts[counts > 0] == first).all())
-    return first + min(int(counts.min()), n_latents - 1) if aligned else 0
+    return first + min(int(counts.min()), n_cached) if aligned else 0
 
 
 def registered_for(auto_class: type) -> Callable[[type], type]:
@@ -174,7 +174,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         latents: Tensor | None = None,
         n_steps: int | None = None,
-        thought_cache: Cache | None = None,
+        thought: Thought | None = None,
         last_columns: int = 0,
         **kwargs: Any,
     ) -> LatentModelOutput:
@@ -187,13 +187,15 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
             inputs_embeds: `(B, L, D)` in place of `input_ids`; no thinking then.
             latents: `(B, M, D)` made before, in place of thinking here.
             n_steps: supervision steps to make; the last of them carries gradients. All when None.
-            thought_cache: the cache of the thought that made `latents`; it is used up.
+            thought: the same as `latents`, with its cache: what that holds is not computed again.
             last_columns: how many of the last columns are wanted, 0 for all: from a cache no others are computed.
 
         Raises:
             UserMistake: a prompt without a span.
         """
-        halting_logit, begin = None, 0
+        begin = 0
+        if thought is not None:
+            latents = thought.latents
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
             goes_on = past_key_values is not None and (input_ids.shape[1] == 1 or past_key_values.get_seq_length() > 0)
@@ -202,24 +204,26 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
                     raise UserMistake("a latent span behind a filled cache: give the whole prompt with an empty cache")
             elif self.reasoner is not None and not goes_on:
                 if latents is None and (thoughts := self.think(input_ids, attention_mask, n_steps=n_steps)):
-                    latents, halting_logit, thought_cache = thoughts[-1]
+                    thought = thoughts[-1]
+                    latents = thought.latents
                     slots = self.spans(input_ids)
                 elif latents is not None:
                     slots = given_slots(input_ids, self.config.slot_token_id, latents.shape[1])
                 if latents is not None and latents.shape[1]:
                     inputs_embeds = fill_slots(inputs_embeds, slots, latents)
-                if thought_cache is not None and past_key_values is None and last_columns:
-                    begin = read_before(slots, latents.shape[1])
+                if thought is not None and thought.cache is not None and past_key_values is None and last_columns:
+                    begin = read_before(slots, thought.n_cached)
                     begin = begin if input_ids.shape[1] - last_columns >= begin else 0
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_of(attention_mask)[:, -inputs_embeds.shape[1] :]
         if begin:
-            if (surplus := thought_cache.get_seq_length() - begin) > 0:
-                thought_cache.crop(-surplus)
+            if (surplus := thought.cache.get_seq_length() - begin) > 0:  # what another pass added to it
+                thought.cache.crop(-surplus)
             columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
             attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             position_ids = (columns if position_ids is None else position_ids)[:, begin:]
-            inputs_embeds, past_key_values = inputs_embeds[:, begin:], thought_cache
+            inputs_embeds, past_key_values = inputs_embeds[:, begin:], thought.cache
         kwargs |= {"position_ids": position_ids, "past_key_values": past_key_values}
         output = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        halting_logit = None if thought is None else thought.halting_logit
         return LatentModelOutput(**output, latents=latents, halting_logit=halting_logit)

@@ -49,16 +49,28 @@ class Prompt:
         self.embeddings = embeddings
         self.mask = mask
         self.n_slots = n_slots
+        self.cache: Cache | None = None
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the base recomputes its activations, which allows no cache."""
+        parts = self.decoder.modules()
+        return self.decoder.training and any(getattr(part, "gradient_checkpointing", False) for part in parts)
 
     def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
-        """The read pass: hidden states `(B, L, D)` of the base at these depths, see `hidden_states_at`."""
+        """The read pass: hidden states `(B, L, D)` of the base at these depths, see `hidden_states_at`.
+
+        Its keys and values stay in `cache`, so that the answering pass need not read the prompt again.
+        """
+        self.cache = None if self.checkpointing else DynamicCache(config=self.decoder.config)
         return hidden_states_at(
             self.decoder,
             depths,
             inputs_embeds=self.embeddings,
             attention_mask=self.mask.long(),
             position_ids=positions_of(self.mask),
-            use_cache=False,
+            past_key_values=self.cache,
+            use_cache=self.cache is not None,
         )
 
     def extend(
@@ -73,8 +85,7 @@ class Prompt:
             all embeddings so far where gradient checkpointing allows no cache and everything is read again.
         """
         given = self.embeddings if embeddings is None else embeddings
-        checkpointing = any(getattr(part, "gradient_checkpointing", False) for part in self.decoder.modules())
-        if checkpointing and self.decoder.training:
+        if self.checkpointing:
             given = given if past is None else torch.cat([past, given], dim=1)
             cache, begin, past = None, 0, given
         else:

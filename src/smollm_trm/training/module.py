@@ -115,23 +115,35 @@ class SmolLMTRMLightningModule(LightningModule):
         has_head = bool(thoughts) and thoughts[0].halting_logit is not None
         compares = has_head and self.model.config.target == "steps" and self.trainer.global_step % HALTING_EVERY == 0
         by_step = self.losses_by_step(batch) if compares else None
-        losses, halting = [], []  # of each supervised step
+        losses, halting, said = [], [], []  # of each supervised step
         for number, thought in supervised:
             output = self.answer_from(batch, thought, num_items_in_batch=n_tokens)
             losses.append(output.loss)
+            if thought is not None and "latent_labels" in batch:
+                said.append(self.latent_loss(thought.latents, batch["latent_labels"]) / n_tokens)
             if has_head:
                 halting.append(self.halting_part(thought, output.logits.detach(), batch["labels"], number, by_step))
         loss = torch.stack(losses).mean()
         self.log_training(loss.detach() * n_tokens, batch, thoughts)
+        loss = loss + torch.stack(said).mean() if said else loss
         return loss + HALTING_WEIGHT * torch.stack(halting).mean() / n_rows if halting else loss
 
     def answer_from(self, batch: dict[str, Tensor], thought: Thought | None, **options) -> LatentCausalLMOutput:
         """One pass over a batch with latents made before; logits where labels are."""
         given = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         if thought is not None:
-            given |= {"latents": thought.latents, "thought_cache": thought.cache}
+            given["thought"] = thought
         given["logits_to_keep"] = supervised_columns(batch["labels"])
         return self.model(**given, use_cache=False, **options)
+
+    def latent_loss(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Summed loss of what latents `(B, M, D)` say against `(B, M)`, the results of the steps they stand for."""
+        asked = labels != IGNORED_LABEL
+        logits = self.model.reasoner.words(latents[asked], self.model.lm_head) if bool(asked.any()) else None
+        if logits is None:
+            return 0.0 * latents.sum()
+        self.log("latent_accuracy", (logits.argmax(-1) == labels[asked]).float().mean())
+        return F.cross_entropy(logits.float(), labels[asked], reduction="sum")
 
     def log_training(self, loss_sum: Tensor, batch: dict[str, Tensor], thoughts: list[Thought]) -> None:
         """The mean loss per supervised token of this batch, over all processes, and what the reasoner has to say."""

@@ -125,6 +125,8 @@ def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLi
     """The rows as the model's own encoder writes them, encoded."""
     names = ("batch_size", "eval_batch_size", "max_length", "max_samples", "max_dev_samples", "seed")
     options = {name: getattr(settings, name) for name in (*names, "curriculum")}
+    if settings.use_trm and settings.target == "answer":  # elsewhere the model writes its steps
+        options["latents_per_step"] = settings.latents_per_step
     data = GSM8KDataModule(encoder=module.model.encoder, splits=splits, **options)
     data.setup("fit")
     return data

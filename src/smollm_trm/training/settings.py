@@ -37,6 +37,9 @@ class TrainSettings(Curriculum):
     """M, slots in the think block; under a curriculum c_thought * max_latent_stage."""
     reset_optimizer: bool = False
     """Begin every stage with a fresh optimizer."""
+    latents_per_step: int = 4
+    """Latents that training asks, besides the answer, for the result of each step that is not written (target="answer",
+    rows with calculator annotations, reasoners "trm" and "compressor"); 0 asks nothing."""
     trm_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of the reasoner's settings, such as {"n_latent_steps": 6, "dim": 256}; {"preset": "paper"} is TRM as
     published."""

@@ -40,7 +40,8 @@ class Coconut(Reasoner):
         for _ in range(int(prompt.n_slots.max()) - 1):
             thought, past = prompt.extend(thought, past)
             latents.append(thought)
-        return [Thought(torch.cat(latents, dim=1), cache=past if isinstance(past, Cache) else None)]
+        cache = past if isinstance(past, Cache) else None
+        return [Thought(torch.cat(latents, dim=1), cache=cache, n_cached=len(latents) - 1)]
 
     def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
         """Nothing of its own is trained."""

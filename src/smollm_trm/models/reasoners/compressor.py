@@ -91,13 +91,18 @@ class CompressedReader(Reasoner):
         """Map `(B, M, d)` to latents `(B, M, D)`."""
         return self.scale(rms_norm(self.to_embedding(states)))
 
+    def words(self, latents: Tensor, head: nn.Module) -> Tensor:
+        """What latents say, see `LatentScale.words`."""
+        return self.scale.words(latents, head)
+
     def reason(self, hidden_states: list[Tensor], mask: Tensor, **options: Any) -> list[Thought]:
         """From the layers read, each `(B, L, D)`, to thoughts: here the compressed question itself."""
         return [Thought(self.to_latents(self.compress(hidden_states, mask)))]
 
     def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
         """One read pass of the base, then `reason`."""
-        return self.reason(prompt.hidden_states(self.read_depths), prompt.mask, **options)
+        thoughts = self.reason(prompt.hidden_states(self.read_depths), prompt.mask, **options)
+        return [thought._replace(cache=prompt.cache) for thought in thoughts]
 
     def forward(
         self, hidden_states: Tensor | list[Tensor], mask: Tensor, *, return_all_steps: bool = False

@@ -29,7 +29,9 @@ class Thought(NamedTuple):
     halting_logit: Tensor | None = None
     """`(B,)`, above 0: further steps are not expected to help; None where a reasoner has no such head."""
     cache: Cache | None = None
-    """The base's, over the prompt and all latents but the last; the last pass goes on from it. None for most."""
+    """What the base has read, from which the answering pass goes on; None where the reasoner read nothing."""
+    n_cached: int = 0
+    """How many of the latents the cache holds behind the prompt."""
 
 
 class ParameterGroup(NamedTuple):
@@ -89,6 +91,12 @@ class Reasoner(nn.Module, ABC):
     def fit(self, prompt: Prompt) -> None:
         """Look at some prompts before training, for statistics that are then kept."""
 
+    def words(self, latents: Tensor, head: nn.Module) -> Tensor | None:
+        """Latents `(..., D)` in the base's own words: logits `(..., V)` of its head, for training them on the
+        results of a solution's steps. None where latents are not meant to be read so.
+        """
+        return None
+
     def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
         """What is trained, at which learning rate."""
         return [ParameterGroup("reasoner", list(self.parameters()), learning_rate)]
@@ -120,6 +128,11 @@ class LatentScale(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map `(..., D)` to `(..., D)`."""
         return self.anchor + self.gain * self.table_rms * states
+
+    def words(self, latents: Tensor, head: nn.Module) -> Tensor:
+        """Logits `(..., V)` of the states behind latents, of deviation 4 where they point to no word."""
+        states = (latents - self.anchor) / (self.gain * self.table_rms)
+        return head((4 * states / (self.table_rms * states.shape[-1] ** 0.5)).to(head.weight.dtype))
 
 
 def latent_variation(latents: Tensor) -> Tensor:
