@@ -8,14 +8,16 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
-LIBRARIES = ["pytest", "torch", "transformers", "peft", "datasets", "scipy.stats", "matplotlib.figure"]
+LIBRARIES = ["pytest", "peft", "pytorch_lightning", "datasets", "scipy.stats", "matplotlib.figure"]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(LIBRARIES)
 
 
 def call(module: str, function: str, arguments: tuple, environment: dict[str, str]) -> None:
-    os.environ.update(environment)  # before Lightning is imported
+    os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # as Lightning finds it when it is imported
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     getattr(import_module(module), function)(*arguments)
@@ -31,5 +33,7 @@ def started(module: str, function: str, *arguments: Any, **environment: str) -> 
 def ended(process: BaseProcess) -> int:
     """Its exit code: 0, 1 after an exception (its traceback is on standard error), or minus the signal."""
     process.join(timeout=280)
-    assert process.exitcode is not None, "it never ended"
+    if process.is_alive():
+        process.kill()
+        process.join()
     return process.exitcode

@@ -75,7 +75,14 @@ def knowing_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("knowing")
     for part, lines in (("train", LEARNED), ("val", ["1+1=2<end>"]), ("test", ["2+2=4<end>"])):
         (folder / f"{part}.json").write_text(json.dumps(lines))
-    settings = {**SHORT_RUN, "max_steps": 120, "save_steps": 1000, "eval_steps": 1000, "problem_weight": 0.1}
+    settings = {
+        **SHORT_RUN,
+        "max_steps": 80,
+        "learning_rate": 3e-3,
+        "save_steps": 1000,
+        "eval_steps": 1000,
+        "problem_weight": 0.1,
+    }
     train(**settings, data_dir=str(folder), output_dir=str(folder / "run"))
     return folder
 

@@ -122,10 +122,8 @@ class MuonAndAdamW(Optimizer):
 
 def build_sum_optimizer(model: nn.Module, settings: SumTrainingSettings) -> Optimizer:
     """The optimizer by name, "adamw" or "muon", at the schedule's peak learning rate."""
-    parameters, options = (
-        list(model.parameters()),
-        {"lr": settings.learning_rate, "weight_decay": settings.weight_decay},
-    )
+    parameters = list(model.parameters())
+    options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return AdamW(parameters, **options, betas=ADAM_BETAS)
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
