@@ -15,7 +15,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 
 NAMES = ("Ann", "Ben", "Eva", "Leo", "Max", "Zoe")
-LARGEST, STEPS, BATCH = 3, 240, 64  # the smallest at which the latents still learn to answer
+LARGEST, STEPS, BATCH = 3, 340, 64
 
 
 def easy_problem(rng: random.Random) -> dict[str, str]:
