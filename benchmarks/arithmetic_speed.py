@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from _record import benchmark_options, record
 
+from smollm_trm.arithmetic.data_set import SumFile, make_parts
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.files import SumFile, make_parts
 from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model
 from smollm_trm.arithmetic.settings import SumSettings
 from smollm_trm.models.loading import default_device

@@ -22,11 +22,11 @@ from _record import benchmark_options, record
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.flop_counter import FlopCounterMode
 
+from smollm_trm.arithmetic.data_set import draw_data_set
 from smollm_trm.arithmetic.model import build_arithmetic_model, build_arithmetic_tokenizer
 from smollm_trm.arithmetic.module import ADAM_BETAS, build_sum_optimizer, warm_up_then_cosine
-from smollm_trm.arithmetic.problems import draw_data_set
-from smollm_trm.arithmetic.rules import write_problem, write_sum
-from smollm_trm.arithmetic.settings import SumSettings
+from smollm_trm.arithmetic.rules import write_sum
+from smollm_trm.arithmetic.settings import SumSettings, SumTrainingSettings
 from smollm_trm.data.batching import LengthGroupedBatches, collate_examples
 from smollm_trm.data.prompts import EncodedExample, PromptEncoder
 from smollm_trm.evaluation.statistics import paired_difference, wilson_interval
@@ -68,7 +68,7 @@ ARMS = {
 def encode_arm(arm: Arm, problems: list[list[int]], encoder: PromptEncoder) -> list[EncodedExample]:
     """Problems as prompt and completion ids."""
     lines = [write_sum(operands, chain=arm.chain, digit_order=arm.digit_order) for operands in problems]
-    prompts = [write_problem(operands) for operands in problems]
+    prompts = [line[: line.index("=") + 1] for line in lines]
     completions = [line[len(prompt) :] for line, prompt in zip(lines, prompts, strict=True)]
     tokenizer = encoder.tokenizer
     asked = [encoder.encode_prompt(prompt) for prompt in prompts] if arm.reasoner else tokenizer(prompts)["input_ids"]
@@ -105,8 +105,7 @@ def supervision_steps(model: SmolLMv3WithTRM) -> list[int | None]:
 
 def build_optimizers(model: SmolLMv3WithTRM, arm: Arm) -> list[torch.optim.Optimizer]:
     """The fast preset's for the decoder, AdamW for the reasoner."""
-    settings = {"optimizer": "muon", "learning_rate": 3e-3, "weight_decay": 0.01}
-    decoder = build_sum_optimizer(model.model.language_model, **settings)
+    decoder = build_sum_optimizer(model.model.language_model, SumTrainingSettings(preset="fast"))
     if model.reasoner is None:
         return [decoder]
     parts = model.reasoner.parameter_groups(arm.reasoner_learning_rate)

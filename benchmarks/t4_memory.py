@@ -41,7 +41,7 @@ from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import take_apart
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import train_tiny_tokenizer
-from smollm_trm.training.ema import TrainableAverage
+from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer
 
@@ -246,7 +246,8 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
     """GiB at rest and at the peak of training, validation and generation."""
     counter, peaks = LiveBytes(), {}
     model = (build_fake if fake else build)(run, shapes, dtype)
-    average = TrainableAverage(model)
+    average = AverageWeights()
+    average.on_fit_start(None, model)
     for tensor in [*model.parameters(), *model.buffers(), *average.averages.values()]:
         counter.add(tensor)
     optimizer = optimizer_of(model)

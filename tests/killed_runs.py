@@ -1,19 +1,8 @@
-"""Trains in processes that are killed, and goes on: run by test_resume.py in an interpreter of its own.
-
-    python killed_runs.py BASE OUTPUT SEED
-
-Every session is a fork of this process, so that the imports are paid once; it dies by SIGKILL, at a moment drawn from
-the seed. Each run in PLANS, with LoRA dropout, is trained once unbroken and once through all its deaths. A line of
-JSON tells each death.
-"""
+"""Training that dies by SIGKILL in a chosen place: what test_resume.py runs in processes of their own."""
 
 import io
-import json
 import os
-import random
 import signal
-import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -29,9 +18,12 @@ PLANS = {
     # Validations at the ends of epochs; ends early, because the dev loss rises after step 6.
     "early_stop": {"num_epochs": 8, "save_every_n_steps": 2, "patience": 2, "ema_decay": 0.5},
 }
-# In the middle of the second epoch's first accumulation; and when the best checkpoint is not the last.
-FIRST_DEATHS = {"mid_epoch": ("forward", 7), "early_stop": ("validation", 3)}
-SITES = ("forward", "backward", "validation", "half written", "written")
+# Where the sessions die one after the other. The first ones: in the middle of the second epoch's first accumulation;
+# and when the best checkpoint is not the last.
+DEATHS = {
+    "mid_epoch": (("forward", 7), ("half written", 1), ("backward", 3)),
+    "early_stop": (("validation", 3), ("written", 1)),
+}
 
 
 def die() -> None:
@@ -77,40 +69,10 @@ def die_at(site: str, count: int) -> None:
         WholeCheckpointIO.save_checkpoint = write_then_die
 
 
-def session(base: str, output_dir: Path, plan: dict, death: tuple[str, int] | None) -> bool:
-    """Train in a fork until it ends or dies; whether it died."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if death is not None:
-                die_at(*death)
-            train_tiny(base, output_dir, **plan)
-            code = 0
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"a session of {output_dir.name} failed")
-    return os.WIFSIGNALED(status)
-
-
-def main(base: str, output: str, seed: str) -> None:
-    draw = random.Random(int(seed))
-    for name, plan in PLANS.items():
-        session(base, Path(output) / name / "unbroken", plan, None)
-        sites = draw.sample(SITES, 3)
-        deaths = [(site, draw.randint(2, 4) if site in ("forward", "backward") else 1) for site in sites]
-        for death in [FIRST_DEATHS[name], *deaths]:
-            died = session(base, Path(output) / name / "broken", plan, death)
-            print(json.dumps({"plan": name, "death": death, "died": died}), flush=True)
-        session(base, Path(output) / name / "broken", plan, None)
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+def session(base: str, output_dir: str, plan: str, death: tuple[str, int] | None) -> None:
+    """Train until it ends or dies."""
+    if death is not None:
+        die_at(*death)
     with pytest.MonkeyPatch.context() as patch:
         bend_dev_loss(patch, best_step=6)
-        main(*sys.argv[1:])
+        train_tiny(base, Path(output_dir), **PLANS[plan])

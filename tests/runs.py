@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from twins import ROWS, make_base, make_tokenizer
+from twins import ROWS, make_tokenizer
 
 from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.finetune import train_gsm8k
+from smollm_trm.models.tiny import build_tiny_model
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.watch import NonFiniteGuard
 
@@ -37,7 +38,8 @@ TINY_RUN = {
 def save_tiny_base(folder: Path) -> str:
     """A base model on disk, loaded as any other is."""
     tokenizer = make_tokenizer()
-    make_base("smollm3", tokenizer).save_pretrained(folder)
+    base = build_tiny_model(tokenizer, hidden_size=32, n_layers=2, n_heads=4, intermediate_size=48)
+    base.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

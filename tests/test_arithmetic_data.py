@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from smollm_trm.arithmetic.commands import generate_arithmetic
-from smollm_trm.arithmetic.files import make_parts, operand_sets, read_data_folder, read_sum_file
-from smollm_trm.arithmetic.problems import ProblemKind, draw_data_set, draw_problems
+from smollm_trm.arithmetic.data_set import (
+    ProblemKind,
+    draw_data_set,
+    draw_problems,
+    make_parts,
+    operand_sets,
+    read_data_folder,
+    read_sum_file,
+)
 from smollm_trm.arithmetic.rules import read_sum
 from smollm_trm.arithmetic.settings import SumSettings
 

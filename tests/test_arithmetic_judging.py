@@ -2,9 +2,8 @@
 
 import pytest
 
-from smollm_trm.arithmetic.evaluation import format_evaluation, plot_evaluation
+from smollm_trm.arithmetic.evaluation import format_evaluation, judge_completion, plot_evaluation
 from smollm_trm.arithmetic.interactive import check_expression, describe_completion
-from smollm_trm.arithmetic.judging import judge_completion
 
 GOLD = "99+21=<think>9+1=10 9+2+1=12</think>120<end>"
 

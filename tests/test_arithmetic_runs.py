@@ -6,29 +6,35 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ended, started
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollm_trm import cli
-from smollm_trm.arithmetic.batches import encode_sums, repeat_one_column_sums
+from smollm_trm.arithmetic import training
 from smollm_trm.arithmetic.commands import (
     evaluate_arithmetic,
     generate_arithmetic,
     interactive_arithmetic,
     train_arithmetic,
 )
+from smollm_trm.arithmetic.data_set import read_sum_file
 from smollm_trm.arithmetic.evaluation import complete_sums
-from smollm_trm.arithmetic.files import read_sum_file
 from smollm_trm.arithmetic.interactive import converse
 from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model
-from smollm_trm.arithmetic.module import build_sum_optimizer, warm_up_then_cosine, weighted_next_token_loss
+from smollm_trm.arithmetic.module import (
+    EncodedSums,
+    SumModule,
+    build_sum_optimizer,
+    repeat_one_column_sums,
+    warm_up_then_cosine,
+    weighted_next_token_loss,
+)
 from smollm_trm.arithmetic.rules import write_sum
 from smollm_trm.arithmetic.settings import SumSettings, SumTrainingSettings
 from smollm_trm.training.checkpoints import newest_good_checkpoint
@@ -69,7 +75,14 @@ def knowing_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("knowing")
     for part, lines in (("train", LEARNED), ("val", ["1+1=2<end>"]), ("test", ["2+2=4<end>"])):
         (folder / f"{part}.json").write_text(json.dumps(lines))
-    settings = {**SHORT_RUN, "max_steps": 120, "save_steps": 1000, "eval_steps": 1000, "problem_weight": 0.1}
+    settings = {
+        **SHORT_RUN,
+        "max_steps": 80,
+        "learning_rate": 3e-3,
+        "save_steps": 1000,
+        "eval_steps": 1000,
+        "problem_weight": 0.1,
+    }
     train(**settings, data_dir=str(folder), output_dir=str(folder / "run"))
     return folder
 
@@ -121,37 +134,44 @@ def test_every_exported_checkpoint_is_a_model(short_run):
     assert not same_weights(short_run, short_run / "checkpoint-8")
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_die(site: str, data_dir: str, output_dir: str) -> None:
+    """What runs in a process of its own."""
+    step, save, write = SumModule.training_step, training.save_arithmetic_model, torch.save
+
+    def dying_step(self, batch, batch_idx):
+        if self.global_step == 7:
+            die()
+        return step(self, batch, batch_idx)
+
+    def dying_export(model, folder):
+        save(model, folder)
+        if "checkpoint-8." in folder.name:
+            die()
+
+    def dying_write(checkpoint, path):
+        write(checkpoint, path)
+        if checkpoint["global_step"] > 5:
+            Path(path).write_bytes(Path(path).read_bytes()[:5000])
+            die()
+
+    if site == "training":
+        SumModule.training_step = dying_step
+    elif site == "export":
+        training.save_arithmetic_model = dying_export
+    else:
+        torch.save = dying_write
+    train(**SHORT_RUN, data_dir=data_dir, output_dir=output_dir)
+
+
 @pytest.mark.parametrize("site", ["training", "export", "checkpoint"])
 def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(site, data_dir, short_run, tmp_path):
     """Killed between checkpoints, while a model is exported, and while a checkpoint is written, in a later epoch."""
-    program = f"""
-import os, signal
-from pathlib import Path
-import torch
-from smollm_trm.arithmetic import module, training
-from smollm_trm.arithmetic.commands import train_arithmetic
-from smollm_trm.arithmetic.settings import SumTrainingSettings
-step, save, write = module.SumModule.training_step, training.save_arithmetic_model, torch.save
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-def dying_step(self, batch, batch_idx):
-    if {site!r} == "training" and self.global_step == 7:
-        die()
-    return step(self, batch, batch_idx)
-def dying_export(model, folder):
-    save(model, folder)
-    if {site!r} == "export" and "checkpoint-8." in folder.name:
-        die()
-def dying_write(checkpoint, path):
-    write(checkpoint, path)
-    if {site!r} == "checkpoint" and checkpoint["global_step"] > 5:
-        Path(path).write_bytes(Path(path).read_bytes()[:5000])
-        die()
-module.SumModule.training_step, training.save_arithmetic_model, torch.save = dying_step, dying_export, dying_write
-train_arithmetic(SumTrainingSettings(**{SHORT_RUN!r}, data_dir={data_dir!r}, output_dir={str(tmp_path)!r}))
-"""
-    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ}, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    killed = started("test_arithmetic_runs", "train_and_die", site, data_dir, str(tmp_path))
+    assert ended(killed) == -signal.SIGKILL
     assert not (tmp_path / "model.safetensors").exists()
     found = newest_good_checkpoint(tmp_path / "checkpoints")
     assert found.name == "step-5.ckpt"
@@ -296,7 +316,7 @@ def test_the_defaults_are_those_of_the_document():
 
 
 def test_padding_and_problem_digits_weigh_what_they_should():
-    batch = encode_sums(["3+5=8<end>", "12+34=46<end>"], max_length=128, problem_weight=0.25)[[0, 1]]
+    batch = EncodedSums(["3+5=8<end>", "12+34=46<end>"], max_length=128, problem_weight=0.25)[[0, 1]]
     assert batch["token_weights"].tolist() == [[0.25] * 4 + [1, 1, 0, 0, 0], [0.25] * 6 + [1, 1, 1]]
     assert batch["is_completion"].tolist() == [
         [False] * 4 + [True] * 2 + [False] * 3,
@@ -313,10 +333,14 @@ def test_padding_and_problem_digits_weigh_what_they_should():
     assert float(loss) == pytest.approx(by_hand / total, rel=1e-5)
 
 
+def with_muon(learning_rate: float, *, weight_decay: float) -> SumTrainingSettings:
+    return SumTrainingSettings(optimizer="muon", learning_rate=learning_rate, weight_decay=weight_decay)
+
+
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     model = build_arithmetic_model("tiny")
     names = {id(weight): name for name, weight in model.named_parameters()}
-    optimizer = build_sum_optimizer(model, optimizer="muon", learning_rate=0.1, weight_decay=0.0)
+    optimizer = build_sum_optimizer(model, with_muon(0.1, weight_decay=0.0))
     muon, adamw = ({names[id(weight)] for weight in group["params"]} for group in optimizer.param_groups)
     assert len(muon) == 12 and all("_proj" in name for name in muon)
     assert adamw == set(names.values()) - muon
@@ -330,11 +354,11 @@ def test_a_saved_optimizer_goes_on_as_if_never_saved():
         optimizer.step()
 
     first, second = build_arithmetic_model("tiny"), build_arithmetic_model("tiny")
-    kept = build_sum_optimizer(first, optimizer="muon", learning_rate=0.01, weight_decay=0.1)
+    kept = build_sum_optimizer(first, with_muon(0.01, weight_decay=0.1))
     for _ in range(3):
         step(first, kept)
     second.load_state_dict(first.state_dict())
-    loaded = build_sum_optimizer(second, optimizer="muon", learning_rate=0.5, weight_decay=0.1)
+    loaded = build_sum_optimizer(second, with_muon(0.5, weight_decay=0.1))
     loaded.load_state_dict(deepcopy(kept.state_dict()))
     for _ in range(2):
         step(first, kept)
@@ -344,7 +368,7 @@ def test_a_saved_optimizer_goes_on_as_if_never_saved():
 
 def test_a_schedule_reaches_both_parts():
     model = build_arithmetic_model("tiny")
-    optimizer = build_sum_optimizer(model, optimizer="muon", learning_rate=1.0, weight_decay=0.0)
+    optimizer = build_sum_optimizer(model, with_muon(1.0, weight_decay=0.0))
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
     before = [weight.clone() for weight in model.parameters()]
     model(input_ids=torch.arange(12)[None], labels=torch.arange(12)[None]).loss.backward()
@@ -428,30 +452,47 @@ def test_an_output_file_that_cannot_be_written_is_refused_before_anything_is_com
         evaluate_arithmetic(checkpoint=str(knowing_run / "run"), data_dir=str(knowing_run), output_file=inside_a_file)
 
 
-def test_a_conversation_over_a_pipe_answers_explains_and_ends(knowing_run):
-    model = load_arithmetic_model(knowing_run / "run")
-    screen = io.StringIO()
-    typed = io.StringIO("12+46=\n3*5=\n\n58+99=\nquit\n12+5=\n")
-    converse(model, temperature=0.0, source=typed, screen=screen)
-    shown = screen.getvalue()
+def test_a_conversation_over_a_pipe_answers_explains_and_ends(knowing_run, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("12+46=\n3*5=\n\n58+99=\nquit\n12+5=\n"))
+    converse(load_arithmetic_model(knowing_run / "run"), temperature=0.0)
+    shown = capsys.readouterr().out
     assert "💭 Generating completion for: 12+46=" in shown
     assert "    2+6=8\n    1+4=5\n  58<end>\n✅ Answer: 12+46=58" in shown
     assert "⚠ only digits, + and = are known, not *" in shown
+    assert "⚠ type a sum" in shown
     assert "✅ Answer: 58+99=157" in shown
-    assert "12+5=" not in shown
+    assert "12+5=" not in shown and "➤" not in shown
     assert shown.endswith("Goodbye!\n")
     assert "\033[" not in shown
 
 
-def test_ctrl_c_ends_a_conversation_politely(knowing_run):
+def test_ctrl_c_ends_a_conversation_politely(knowing_run, monkeypatch, capsys):
     class Interrupted(io.StringIO):
-        def __next__(self):
+        def readline(self, *_):
             raise KeyboardInterrupt
 
-    model = load_arithmetic_model(knowing_run / "run")
-    screen = io.StringIO()
-    converse(model, source=Interrupted(), screen=screen)
-    assert screen.getvalue() == "Goodbye!\n"
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    converse(load_arithmetic_model(knowing_run / "run"))
+    assert capsys.readouterr().out == "Goodbye!\n"
+
+
+def test_a_person_at_a_terminal_is_asked_and_sees_colours(knowing_run, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    typed = iter(["12+46="])
+
+    def type_in(prompt: str) -> str:
+        assert prompt == "➤ Enter expression: "
+        if (text := next(typed, None)) is None:
+            raise EOFError
+        return text
+
+    monkeypatch.setattr("builtins.input", type_in)
+    converse(load_arithmetic_model(knowing_run / "run"), temperature=0.0)
+    shown = capsys.readouterr().out
+    assert shown.startswith("Type a sum such as 12+34=") and shown.endswith("Goodbye!\n")
+    assert "\033[32m✅ Answer: 12+46=58" in shown
 
 
 def test_the_interactive_command_reads_stdin_and_checks_its_options(knowing_run, monkeypatch, capsys):

@@ -3,11 +3,12 @@
 import json
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from smollm_trm.data.batching import collate_examples, supervised_columns
 from smollm_trm.data.prompts import padding_token_id
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _smollm2 import smollm2_folder  # noqa: E402
 
 SAMPLE = Path(__file__).parent / "data" / "gsm8k_sample.jsonl"
-ROWS = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+ROWS = sorted(map(json.loads, SAMPLE.read_text(encoding="utf-8").splitlines()), key=lambda row: len(str(row)))
 QUESTION = "Tom has 3 bags of 4 apples. He eats 2. How many are left?"
 
 
@@ -34,20 +35,24 @@ def plain(folder) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder)
+
+
 @pytest.fixture
-def on_the_base(folder, plain) -> Callable[..., SmolLMv3WithTRM]:
+def on_the_base(plain, tokenizer) -> Callable[..., SmolLMv3WithTRM]:
     """Models around one and the same frozen base, which is loaded once."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     return lambda **config: SmolLMv3WithTRM.from_base((plain, tokenizer), base_training="frozen", **config).eval()
 
 
-def make_batch(model: SmolLMv3WithTRM, count: int = 8) -> dict[str, torch.Tensor]:
+def make_batch(model: SmolLMv3WithTRM, count: int) -> dict[str, torch.Tensor]:
     return collate_examples([model.encoder.encode(row) for row in ROWS[:count]], padding_token_id(model.tokenizer))
 
 
 @torch.no_grad()
 def loss_of(model: SmolLMv3WithTRM) -> float:
-    batch = make_batch(model)
+    batch = make_batch(model, count=6)
     return float(model(**batch, logits_to_keep=supervised_columns(batch["labels"])).loss)
 
 
@@ -67,7 +72,7 @@ def test_an_untuned_base_is_asked_without_a_think_block(plain, on_the_base):
 
 
 def test_at_the_start_the_model_is_close_to_the_real_base(on_the_base):
-    """On eight problems; `benchmarks/distance_at_start.py` measures more of them, and holds 0.05 nat."""
+    """On six problems; `benchmarks/distance_at_start.py` measures more of them, and holds 0.05 nat."""
     control = loss_of(on_the_base(reasoner=None))
     model = on_the_base(num_latents=16)
     assert loss_of(model) - control <= 0.1
@@ -75,17 +80,20 @@ def test_at_the_start_the_model_is_close_to_the_real_base(on_the_base):
     assert loss_of(model) - control > 0.1
 
 
-def test_three_steps_lower_the_loss_and_a_saved_model_answers_as_before(folder, tmp_path):
-    model = SmolLMv3WithTRM.from_base(folder, num_latents=16, target="answer").train()
-    batch = make_batch(model, count=6)
+def test_three_steps_lower_the_loss_and_a_saved_model_answers_as_before(plain, tokenizer, tmp_path):
+    model = SmolLMv3WithTRM.from_base((deepcopy(plain), tokenizer), num_latents=16, target="answer").train()
+    batch = make_batch(model, count=4)
+    columns = supervised_columns(batch["labels"])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(4):
-        loss = model(**batch, logits_to_keep=supervised_columns(batch["labels"])).loss
+    for _ in range(3):
+        loss = model(**batch, logits_to_keep=columns).loss
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    with torch.no_grad():
+        losses.append(model(**batch, logits_to_keep=columns).loss.item())
     assert losses[3] < losses[0] - 0.1
     answer = model.eval().generate_with_thinking(QUESTION, max_new_tokens=12)
     model.save_pretrained(tmp_path)

@@ -2,33 +2,28 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
+from killed_runs import DEATHS, PLANS
+from processes import ended, started
 from runs import first_difference, newest_checkpoint, save_tiny_base
-
-PLANS = ("mid_epoch", "early_stop")
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory) -> tuple[Path, list[dict]]:
+def folder(tmp_path_factory) -> Path:
+    """Each run of PLANS, with LoRA dropout, trained once unbroken and once through all its deaths."""
     folder = tmp_path_factory.mktemp("killed")
     base = save_tiny_base(folder / "base")
-    here = Path(__file__).parent
-    places = os.pathsep.join([str(here), str(here.parent / "src")])
-    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(here / "killed_runs.py"), base, str(folder), "1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_runs_were_killed_in_every_kind_of_place(killed):
-    places = {death["death"][0] for death in killed[1] if death["died"]}
-    assert places == {"forward", "backward", "validation", "half written", "written"}
+    unbroken = [started("killed_runs", "session", base, str(folder / plan / "unbroken"), plan, None) for plan in PLANS]
+    for plan, deaths in DEATHS.items():
+        broken = str(folder / plan / "broken")
+        for death in deaths:
+            assert ended(started("killed_runs", "session", base, broken, plan, death)) == -signal.SIGKILL, death
+        assert ended(started("killed_runs", "session", base, broken, plan, None)) == 0
+    assert [ended(process) for process in unbroken] == [0, 0]
+    return folder
 
 
 def without_clocks(checkpoint: dict) -> dict:
@@ -37,16 +32,13 @@ def without_clocks(checkpoint: dict) -> dict:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(killed, plan):
-    folder, deaths = killed
-    assert sum(death["died"] for death in deaths if death["plan"] == plan) >= 3
+def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(folder, plan):
     broken, unbroken = (without_clocks(newest_checkpoint(folder / plan / name)) for name in ("broken", "unbroken"))
     assert first_difference(broken, unbroken) is None
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_killed_run_saves_the_same_model_and_figures(killed, plan):
-    folder, _ = killed
+def test_a_killed_run_saves_the_same_model_and_figures(folder, plan):
     results = []
     for name in ("broken", "unbroken"):
         result = json.loads((folder / plan / name / "results.json").read_text())
@@ -60,8 +52,7 @@ def test_a_killed_run_saves_the_same_model_and_figures(killed, plan):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_the_loss_curves_survive_a_resume(killed, plan):
-    folder, _ = killed
+def test_the_loss_curves_survive_a_resume(folder, plan):
     curves = []
     for name in ("broken", "unbroken"):
         with open(folder / plan / name / "logs" / "metrics.csv", newline="") as file:
@@ -73,7 +64,6 @@ def test_the_loss_curves_survive_a_resume(killed, plan):
     assert len(unbroken) - len(broken) <= 2  # a line that was due in the instant of a death
 
 
-def test_the_early_stop_came_early(killed):
-    folder, _ = killed
+def test_the_early_stop_came_early(folder):
     result = json.loads((folder / "early_stop" / "broken" / "results.json").read_text())
     assert (result["best_step"], result["optimizer_steps"]) == (6, 12)

@@ -1,12 +1,11 @@
 """A saved model is small, plain, and the same model when it is loaded."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ended, started
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 from twins import ROWS, SMALL, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
@@ -98,16 +97,10 @@ def test_a_new_process_generates_the_same_through_the_auto_class(tmp_path):
     base = base_folder(tmp_path / "base")
     model = bend_adapter(SmolLMv3WithTRM.from_base(base, num_latents=4, reasoner_settings=SMALL_TRM))
     model.save_pretrained(tmp_path / "model")
-    program = (
-        "import json, sys, smollm_trm\n"
-        "from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "print(json.dumps(model.generate_with_thinking(json.loads(sys.argv[2]), max_new_tokens=8)))\n"
-    )
-    command = [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path / "model")]
-    found = subprocess.run([*command, json.dumps(QUESTIONS)], capture_output=True, text=True, check=True)
-    assert json.loads(found.stdout) == model.generate_with_thinking(QUESTIONS, **NEW)
-    assert found.stderr == "", "loading says nothing"
+    output = tmp_path / "answers"
+    assert ended(started("auto_loading", "answer", str(tmp_path / "model"), QUESTIONS, str(output))) == 0
+    assert json.loads(output.read_text()) == model.generate_with_thinking(QUESTIONS, **NEW)
+    assert output.with_suffix(".err").read_text() == "", "loading says nothing"
 
 
 def test_the_auto_classes_load_it_and_no_class_makes_up_a_base(tmp_path):

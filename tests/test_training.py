@@ -57,7 +57,7 @@ BEST_STEP = 5
 RUN = {
     "learning_rate": 0.1,
     "trm_learning_rate": 0.05,
-    "gradient_clip": 0.05,
+    "gradient_clip": 0.01,
     "num_epochs": 6,
     "patience": 2,
     "val_check_interval": 2,

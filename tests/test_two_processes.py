@@ -2,13 +2,12 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ended, started
 from runs import ROWS, newest_checkpoint, plain_descent, save_tiny_base, seen_gradients, train_tiny
 from two_processes import ALONE, WHOLE
 
@@ -17,19 +16,17 @@ from two_processes import ALONE, WHOLE
 def folders(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("processes")
     base = save_tiny_base(folder / "base")
-    here = Path(__file__).parent
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "LOCAL_RANK"))}
-    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent / "src")])
-    environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(here / "two_processes.py"), base, str(folder / "two")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
+    ranks = [{**place, "WORLD_SIZE": "2", "LOCAL_RANK": rank} for rank in "01"]  # what a launcher tells each process
+    both = [started("two_processes", "main", base, str(folder / "two"), **environment) for environment in ranks]
     with pytest.MonkeyPatch.context() as patch:
         plain_descent(patch)
         train_tiny(base, folder / "one", **ALONE)
         gradients = seen_gradients(patch)
         train_tiny(base, folder / "whole", **WHOLE)
         torch.save(gradients, folder / "one" / "gradients-0.pt")
+    assert [ended(process) for process in both] == [0, 0]
     return folder / "one", folder / "two"
 
 

@@ -1,13 +1,6 @@
-"""Train with two processes: run by test_two_processes.py in interpreters of their own.
-
-    python two_processes.py BASE OUTPUT
-
-Lightning starts this script a second time for the second process.
-"""
+"""Training with two processes: what test_two_processes.py runs in both of them."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -33,8 +26,6 @@ WHOLE = {**ALONE, "batch_size": 8, "accumulate_grad_batches": 1, "val_check_inte
 
 
 def main(base: str, output: str) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     patch = pytest.MonkeyPatch()
     plain_descent(patch)
     gradients = seen_gradients(patch)
@@ -62,7 +53,3 @@ def main(base: str, output: str) -> None:
         "weights": {name: p.tolist() for name, p in module.named_parameters() if name.endswith(("gain", "bias"))},
     }
     (Path(output) / f"process-{trainer.global_rank}.json").write_text(json.dumps(figures))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

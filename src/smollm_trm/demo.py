@@ -8,7 +8,7 @@ word problems as GSM8K files -> a tiny base trained from scratch, writing its ch
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,14 @@ DEMO_ARMS: dict[str, dict[str, Any]] = {
 class DemoSize:
     """How much the demo does; the defaults take at most four minutes on two cores."""
 
-    problems: WordProblemSettings = field(
-        default_factory=lambda: WordProblemSettings(max_steps=2, max_number=10, max_value=30, distractor_rate=0.0)
-    )
-    """How hard the problems are."""
-    train_problems: int = 60_000
-    """Problems to train on, before the 20% dev part is taken."""
-    test_problems: int = 2000
-    """Held-out problems that the arms answer."""
-    base_problems: int = 500
-    """Of them, those that the base answers with its chain."""
-    base_steps: int = 1200
-    """Training steps of the base from scratch."""
-    arm_steps: int = 800
-    """Training steps of LoRA only and of LoRA + TRM."""
-    batch_size: int = 32
-    """Rows per step."""
-    num_latents: int = 8
-    """M."""
+    problems: WordProblemSettings = WordProblemSettings(max_steps=2, max_number=10, max_value=30, distractor_rate=0.0)
+    train_problems: int = 60_000  # before the 20% dev part is taken
+    test_problems: int = 2000  # held out; the arms answer all of them
+    base_problems: int = 500  # of them, those that the base answers with its chain
+    base_steps: int = 1200  # training steps of the base from scratch
+    arm_steps: int = 800  # training steps of LoRA only and of LoRA + TRM
+    batch_size: int = 32  # rows per step
+    num_latents: int = 8  # M
 
 
 def run_demo(

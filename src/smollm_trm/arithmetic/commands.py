@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from smollm_trm.arithmetic.data_set import make_parts, read_sum_file, write_parts
 from smollm_trm.arithmetic.evaluation import evaluate_sums, format_evaluation, plot_evaluation
-from smollm_trm.arithmetic.files import make_parts, read_sum_file, write_parts
 from smollm_trm.arithmetic.interactive import converse
 from smollm_trm.arithmetic.model import load_arithmetic_model
 from smollm_trm.arithmetic.settings import SumSettings, SumTrainingSettings, check_at_least, check_choice
@@ -58,9 +58,8 @@ def evaluate_arithmetic(
         write_text(probe := Path(output_file).with_name(".writable"), "")
         remove_path(probe)
     data = read_sum_file(Path(data_path) if data_path else Path(data_dir) / "test.json")
-    model = load_arithmetic_model(Path(checkpoint), model_size=model_size)
-    model = model.to(pick_device(device))
-    report = evaluate_sums(model, data, batch_size=batch_size, max_length=max_length, show_progress=True)
+    model = load_arithmetic_model(Path(checkpoint), model_size=model_size).to(pick_device(device))
+    report = evaluate_sums(model, data, batch_size=batch_size, max_length=max_length)
     text = format_evaluation(report)
     if output_file:
         picture = Path(output_file).with_suffix(".png")
@@ -90,8 +89,8 @@ def interactive_arithmetic(
     if max_new_tokens is not None:
         check_at_least(1, max_new_tokens=max_new_tokens)
     check_at_least(0, temperature=temperature)
-    model = load_arithmetic_model(Path(checkpoint), model_size=model_size)
-    converse(model.to(pick_device(device)), max_new_tokens=max_new_tokens, temperature=temperature)
+    model = load_arithmetic_model(Path(checkpoint), model_size=model_size).to(pick_device(device))
+    converse(model, max_new_tokens=max_new_tokens, temperature=temperature)
 
 
 def pick_device(device: str) -> torch.device:

@@ -2,9 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import TextIO
 
 from transformers import PreTrainedModel
 
@@ -70,51 +68,30 @@ def describe_completion(
     return [*lines, paint(f"❌ Answer: {problem}{example.answer} (right: {right_answer})", "wrong")]
 
 
-def converse(
-    model: PreTrainedModel,
-    *,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.1,
-    source: TextIO | None = None,
-    screen: TextIO | None = None,
-) -> None:
+def converse(model: PreTrainedModel, *, max_new_tokens: int | None = None, temperature: float = 0.1) -> None:
     """Read expressions and show completions until `quit`, `exit`, Ctrl-C, Ctrl-D or the end of a pipe.
 
-    A completion has at most `max_new_tokens`, or as many as the context holds; `source` is stdin, `screen` stdout.
+    A completion has at most `max_new_tokens`, or as many as the context holds.
     """
-    source, screen = source or sys.stdin, screen or sys.stdout
-    coloured = screen.isatty() and "NO_COLOR" not in os.environ
-    digit_order = getattr(model.config, "digit_order", "normal")
+    prompt = ""
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # not on Windows
+            import readline  # noqa: F401  (importing it gives input() line editing and a history)
+        print("Type a sum such as 12+34= (quit, exit, Ctrl-C or Ctrl-D ends)")
+        prompt = "➤ Enter expression: "
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     context = model.config.max_position_embeddings
-
-    def show(*lines: str) -> None:
-        screen.write("".join(f"{line}\n" for line in lines))
-        screen.flush()
-
-    with suppress(KeyboardInterrupt):
-        for text in typed_lines(source, screen):
-            if text.strip().lower() in ("quit", "exit"):
-                break
+    with suppress(KeyboardInterrupt, EOFError):
+        while (text := input(prompt)).strip().lower() not in ("quit", "exit"):
             try:
                 expression = check_expression(text, max_tokens=context - 2)  # room for a digit and <end>
             except UserMistake as mistake:
-                show(f"⚠ {mistake}")
+                print(f"⚠ {mistake}")
                 continue
-            show(f"💭 Generating completion for: {expression}")
+            print(f"💭 Generating completion for: {expression}", flush=True)
             room = min(max_new_tokens or context, context - len(expression))
             [written] = complete_sums(model, [expression], batch_size=1, max_new_tokens=room, temperature=temperature)
-            show(*describe_completion(expression, written, digit_order=digit_order, coloured=coloured), "")
-    show("Goodbye!")
-
-
-def typed_lines(source: TextIO, screen: TextIO) -> Iterator[str]:
-    """Lines from a pipe as they are; from a person with a prompt, line editing and history (arrow up)."""
-    if not (source is sys.stdin and source.isatty()):
-        yield from source
-        return
-    with suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401  (importing it gives input() its history)
-    screen.write("Type a sum such as 12+34= (quit, exit, Ctrl-C or Ctrl-D ends)\n")
-    with suppress(EOFError):
-        while True:
-            yield input("➤ Enter expression: ")
+            digit_order = getattr(model.config, "digit_order", "normal")
+            lines = describe_completion(expression, written, digit_order=digit_order, coloured=coloured)
+            print(*lines, "", sep="\n", flush=True)
+    print("Goodbye!")

@@ -2,12 +2,11 @@
 
 The document gives layers, width, heads and feed-forward width; a plain feed-forward of two matrices and no biases (as
 in `Arcee`: Llama's block with ReLU squared) is the block those columns describe. Positions are rotary (RoPE): a column
-is found by its distance from `+` and `=`, which is the same wherever a problem stands; left-padding then changes
-nothing either. The embedding table is shared with the output head, which keeps the latents of a reasoner in one space.
+is found by its distance from `+` and `=`, which is the same wherever a problem stands. The embedding table is shared
+with the output head, which keeps the latents of a reasoner in one space.
 
 A space is `<noop>` and is shown as a space. `<noop>` also pads batches: so padding is never told from text by its id,
-only by the attention mask. A text with any other character is refused by the tokenizer itself (there is no unknown
-token).
+only by the attention mask. There is no unknown token: the tokenizer itself refuses a text with any other character.
 """
 
 from pathlib import Path
@@ -32,10 +31,8 @@ def build_arithmetic_tokenizer(*, max_length: int = 128) -> PreTrainedTokenizerF
     tokenizer.normalizer = normalizers.Replace(" ", NOOP)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN_PATTERN), behavior="isolated")
     tokenizer.decoder = decoders.Sequence([decoders.Replace(NOOP, " "), decoders.Fuse()])
-    marks = {"eos_token": END, "pad_token": NOOP}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=max_length, clean_up_tokenization_spaces=False, **marks
-    )
+    options = {"model_max_length": max_length, "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=NOOP, **options)
 
 
 def arithmetic_config(model_size: str, *, max_length: int = 128) -> ArceeConfig:
@@ -68,11 +65,7 @@ def save_arithmetic_model(model: ArceeForCausalLM, folder: Path) -> None:
 
 
 def load_arithmetic_model(checkpoint: Path, *, model_size: str | None = None) -> ArceeForCausalLM:
-    """Load a trained decoder.
-
-    Args:
-        checkpoint: its folder (`checkpoints`, `checkpoints/checkpoint-1000`), or the `model.safetensors` in it.
-        model_size: refuse a checkpoint of another size; None takes the size the checkpoint has.
+    """Load a trained decoder from its folder or the `model.safetensors` in it; `model_size` refuses other sizes.
 
     Raises:
         FileNotFoundError: nothing there, or a part of the folder is missing.
@@ -98,14 +91,9 @@ def load_arithmetic_model(checkpoint: Path, *, model_size: str | None = None) ->
     if report["missing_keys"] or report["mismatched_keys"] or vocabulary != VOCABULARY:
         raise UserMistake(f"{folder} is no whole arithmetic model: its tensors or its 16 tokens do not fit config.json")
     if model_size is not None:
-        refuse_another_size(model.config, model_size, folder)
+        check_choice("model_size", model_size, ARITHMETIC_SIZES)
+        shape = tuple(getattr(model.config, name, None) for name in DECODER_SHAPE)
+        if shape != ARITHMETIC_SIZES[model_size]:
+            found = next((size for size, known in ARITHMETIC_SIZES.items() if known == shape), shape)
+            raise UserMistake(f"{folder} holds a model of size {found}, not {model_size}: leave --model-size out")
     return model.eval()
-
-
-def refuse_another_size(config: ArceeConfig, model_size: str, folder: Path) -> None:
-    """Refuse a checkpoint that is not of the size asked for, with both sizes."""
-    check_choice("model_size", model_size, ARITHMETIC_SIZES)
-    shape = tuple(getattr(config, name, None) for name in DECODER_SHAPE)
-    if shape != ARITHMETIC_SIZES[model_size]:
-        found = next((size for size, known in ARITHMETIC_SIZES.items() if known == shape), shape)
-        raise UserMistake(f"{folder} holds a model of size {found}, not {model_size}: leave --model-size out")

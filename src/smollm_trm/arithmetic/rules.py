@@ -1,21 +1,13 @@
 """How a sum is written down: the one place where the carry rules stand.
 
-A problem is a list of operands. It is written as a line of text that ends in `<end>`:
-
     3+5=8<end>                                                       one column: nothing to chain
-    658+189=<think>8+9=17 5+8+1=14 6+1+1=8</think>847<end>           the columns, units first
-    99+21=<think>9+1=10 9+2+1=12</think>120<end>                     the last carry opens the answer
+    658+189=<think>8+9=17 5+8+1=14 6+1+1=8</think>847<end>           one step a column, units first
+    99+21=<think>9+1=10 9+2+1=12</think>120<end>                     the last total opens the answer
     12+345=<think>2+5=7 1+4=5 0+3=3</think>357<end>                  a short operand counts as 0
     58+67+96=<think>8+7+6=21 5+6+9+2=22</think>221<end>              three operands: a carry may be 2
 
-The rules of the chain:
-
-1. One step a column, units first, as many columns as the longest operand has digits.
-2. A step adds the operands' digits in their order, then the carry if it is not 0, and gives the column's
-   whole total. The total's last digit belongs to the answer, the rest is carried.
-3. After the last column nothing more is written: its total is the front of the answer.
-4. Steps are separated by a space, which is one `<noop>` token.
-5. A problem of one column has no chain.
+A step adds the operands' digits in their order, then the carry if it is not 0, and gives the column's whole total: its
+last digit belongs to the answer, the rest is carried. A space between steps is one `<noop>` token.
 
 The user's document shows two chains; the one of `658+189` is the rule here. The other (`99+21=110`) is wrong.
 """
@@ -36,12 +28,9 @@ WRITTEN_SUM = r"(\d+(?:\+\d+)+)=(?:<think>([^<]*)</think>)?(\d+)<end>"  # operan
 class WrittenSum(NamedTuple):
     """One example, read back from its text."""
 
-    operands: tuple[int, ...]
-    """In the order in which they stand."""
-    chain: str | None
-    """What stands between the think marks, None where there are none."""
-    answer: str
-    """The answer's digits as written (reversed where the data says so)."""
+    operands: tuple[int, ...]  # in the order in which they stand
+    chain: str | None  # what stands between the think marks, None where there are none
+    answer: str  # its digits as written (reversed where the data says so)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -68,11 +57,6 @@ def count_carries(operands: Sequence[int]) -> int:
     return sum(int(step.partition("=")[2]) > 9 for step in column_steps(operands))
 
 
-def write_problem(operands: Sequence[int]) -> str:
-    """The problem alone, up to and including the equals sign: `[3, 5]` gives `"3+5="`."""
-    return "+".join(map(str, operands)) + "="
-
-
 def write_answer(operands: Sequence[int], *, digit_order: str = "normal") -> str:
     """The answer's digits; `digit_order="reversed"` writes the units first (15 + 6 gives `"12"`)."""
     digits = str(sum(operands))
@@ -83,17 +67,17 @@ def write_sum(operands: Sequence[int], *, chain: bool = True, digit_order: str =
     """The whole example as the model learns it: `[12, 34]` gives `"12+34=<think>2+4=6 1+3=4</think>46<end>"`."""
     steps = column_steps(operands) if chain else []
     thought = f"{THINK}{' '.join(steps)}{THINK_CLOSED}" if len(steps) > 1 else ""
-    return f"{write_problem(operands)}{thought}{write_answer(operands, digit_order=digit_order)}{END}"
+    return f"{'+'.join(map(str, operands))}={thought}{write_answer(operands, digit_order=digit_order)}{END}"
 
 
 def read_sum(text: str) -> WrittenSum:
-    """Take an example apart; a UserMistake where it has not the form `12+34=<think>...</think>46<end>`."""
+    """Take an example apart; a UserMistake where it has another form."""
     match = re.fullmatch(WRITTEN_SUM, text)
     if match is None:
         right_form = "'3+5=8<end>' or '12+34=<think>2+4=6 1+3=4</think>46<end>'"
         raise UserMistake(f"{text!r} is not a sum of the form {right_form}")
     operands, chain, answer = match.groups()
-    return WrittenSum(tuple(int(number) for number in operands.split("+")), chain, answer)
+    return WrittenSum(tuple(map(int, operands.split("+"))), chain, answer)
 
 
 def count_tokens(text: str) -> int:

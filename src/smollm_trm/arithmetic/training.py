@@ -1,12 +1,7 @@
 """The training of the arithmetic model, as the document has it: data folder in, trained and tested model out.
 
-output_dir/
-  model.safetensors, config.json, tokenizer.json ...   the trained model, for from_pretrained
-  checkpoint-1000/ ...                                 the same of the model on the way
-  training_config.json                                 settings, data fingerprints, versions, parameters
-  test_results.json                                    the evaluation of the test part
-  logs/training.log, logs/metrics.csv                  what happened, with timestamps, and every figure
-  checkpoints/                                         where an interrupted run goes on: see `training/run.py`
+The output folder holds the trained model for `from_pretrained`, the same of the model on the way (`checkpoint-1000/`),
+`training_config.json`, `test_results.json`, the logs, and where an interrupted run goes on (see `training/run.py`).
 """
 
 import json
@@ -20,11 +15,10 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from transformers import PreTrainedModel
 
-from smollm_trm.arithmetic.batches import EncodedSums, encode_sums, repeat_one_column_sums
+from smollm_trm.arithmetic.data_set import read_data_folder
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.files import SumFile, read_data_folder
 from smollm_trm.arithmetic.model import build_arithmetic_model, save_arithmetic_model
-from smollm_trm.arithmetic.module import SumModule
+from smollm_trm.arithmetic.module import EncodedSums, SumModule, repeat_one_column_sums
 from smollm_trm.arithmetic.settings import SumTrainingSettings
 from smollm_trm.models.loading import default_device
 from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_whole
@@ -58,8 +52,7 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: a data file is missing.
-        UserMistake: the data is not of this format, an example is longer than max_length, the folder holds a
-            run with other settings or data, or fp16 without a GPU.
+        UserMistake: data or settings that do not fit, or a folder that holds another run.
         FloatingPointError: gradients or validation loss are not finite.
         OSError: the output folder cannot be written to.
     """
@@ -69,8 +62,13 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
     if (folder / "model.safetensors").is_file() and not (folder / "training_config.json").is_file():
         raise UserMistake(f"{folder} holds a model without training_config.json: name another --output-dir")
     files = read_data_folder(Path(settings.data_dir))
-    parts = encode_parts(files, settings)
-    model = build_arithmetic_model(settings.model_size, max_length=settings.max_length, seed=settings.seed)
+    max_length = settings.max_length
+    lines = repeat_one_column_sums(files["train"].examples, settings.one_column_repeats)
+    train = EncodedSums(lines, max_length=max_length, problem_weight=settings.problem_weight)
+    few = None if settings.eval_examples == -1 else settings.eval_examples
+    val = EncodedSums(files["val"].examples[:few], max_length=max_length)
+    EncodedSums(files["test"].examples, max_length=max_length)  # too long a sum is refused now, not at the end
+    model = build_arithmetic_model(settings.model_size, max_length=max_length, seed=settings.seed)
     model.config.digit_order = files["train"].digit_order  # tells the interactive command how answers are written
     run = describe_sum_run(settings)
     fingerprints = {f"{part}_fingerprint": file.fingerprint for part, file in files.items()}
@@ -84,22 +82,15 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
             hint = "name another --output-dir for a new one"
             logger.warning("%s holds this very run, finished: nothing to train (%s)", folder, hint)
             return json.loads((folder / run.results_file).read_text(encoding="utf-8"))
-        fit_sums(run, model, parts, settings, checkpoint)
+        fit_sums(run, model, train, val, settings, checkpoint)
         save_arithmetic_model(model, folder)
-        return grade_test_part(model, files["test"], settings)
-
-
-def encode_parts(files: dict[str, SumFile], settings: SumTrainingSettings) -> dict[str, EncodedSums]:
-    """The three parts as tensors, as much of them as the settings say."""
-    lines = {part: file.examples for part, file in files.items()}
-    lines["train"] = repeat_one_column_sums(lines["train"], settings.one_column_repeats)
-    if settings.eval_examples != -1:
-        lines["val"] = lines["val"][: settings.eval_examples]
-    weights = {"train": settings.problem_weight, "val": 0.0, "test": 0.0}
-    return {
-        part: encode_sums(lines[part], max_length=settings.max_length, problem_weight=weight)
-        for part, weight in weights.items()
-    }
+        sizes = {"batch_size": settings.eval_batch_size, "max_length": max_length}
+        results = evaluate_sums(model.to(default_device()), files["test"], **sizes)
+        results |= {"seed": settings.seed, **run_record()}
+        write_json(folder / run.results_file, results)
+        shares = [100 * results[name] for name in ("exact_match", "token_accuracy")]
+        logger.info("test: exact match %.2f%%, token accuracy %.2f%%; all in %s", *shares, folder)
+    return results
 
 
 def describe_sum_run(settings: SumTrainingSettings) -> Run:
@@ -120,42 +111,30 @@ def describe_sum_run(settings: SumTrainingSettings) -> Run:
 
 
 def fit_sums(
-    run: Run, model: PreTrainedModel, parts: dict[str, EncodedSums], settings: SumTrainingSettings, resumed: Path | None
+    run: Run,
+    model: PreTrainedModel,
+    train: EncodedSums,
+    val: EncodedSums,
+    settings: SumTrainingSettings,
+    checkpoint: Path | None,
 ) -> None:
     """Train the model in place, from a checkpoint if there is one."""
     workers = min(settings.num_workers, os.cpu_count() or 1)
-    train = parts["train"].loader(settings.batch_size, seed=settings.seed, num_workers=workers)
-    num_steps = settings.count_steps(len(parts["train"]))
-    logger.info("training %s on %d examples: %d steps", settings.model_size, len(parts["train"]), num_steps)
+    batches = train.loader(settings.batch_size, seed=settings.seed, num_workers=workers)
+    num_steps = settings.count_steps(len(train))
+    logger.info("training %s on %d examples: %d steps", settings.model_size, len(train), num_steps)
     with quiet_lightning():
         trainer = build_run_trainer(
             run,
-            first_step=steps_done(resumed),
+            first_step=steps_done(checkpoint),
             callbacks=[ExportedModels()],
             max_steps=num_steps,
-            max_epochs=-(-num_steps // len(train)),
+            max_epochs=-(-num_steps // len(batches)),
             precision="16-mixed" if settings.fp16 else "32-true",
             gradient_clip_val=1.0,
             val_check_interval=min(settings.eval_steps, num_steps),
             check_val_every_n_epoch=None,  # counted over all epochs
             log_every_n_steps=settings.logging_steps,
         )
-        fit_run(
-            run,
-            trainer,
-            SumModule(model=model, settings=settings),
-            checkpoint=resumed,
-            train_dataloaders=train,
-            val_dataloaders=parts["val"].loader(settings.eval_batch_size),
-        )
-
-
-def grade_test_part(model: PreTrainedModel, data: SumFile, settings: SumTrainingSettings) -> dict[str, Any]:
-    """Evaluate the test part and write `test_results.json`."""
-    sizes = {"batch_size": settings.eval_batch_size, "max_length": settings.max_length}
-    results = evaluate_sums(model.to(default_device()), data, **sizes, show_progress=True)
-    results = {**results, "seed": settings.seed, **run_record()}
-    write_json(Path(settings.output_dir) / "test_results.json", results)
-    shares = [100 * results[name] for name in ("exact_match", "token_accuracy")]
-    logger.info("test: exact match %.2f%%, token accuracy %.2f%%; all in %s", *shares, settings.output_dir)
-    return results
+        data = {"train_dataloaders": batches, "val_dataloaders": val.loader(settings.eval_batch_size)}
+        fit_run(run, trainer, SumModule(model=model, settings=settings), checkpoint=checkpoint, **data)

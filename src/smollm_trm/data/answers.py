@@ -7,11 +7,10 @@ GSM8K ends every solution with `#### 72`. A model may end otherwise, so an answe
 2. the number after the last "the answer is", "Answer:", "A:" or in the last `\\boxed{}`;
 3. the last number of the text.
 
-Only generated text is ever read. The *strict* score accepts rule 1 alone, the *flexible* score all three.
-Numbers are compared exactly, by value: `18`, `18.00`, `$18`, `18.` and `36/2` are one answer. There alone we
-differ from OpenAI's grader (regular expression `#### (\\-?[0-9\\.\\,]+)`, then equality of strings), which
-refuses `#### $18` and `#### 18.00`. Percent signs, currencies and units are dropped: `20%` is 20, as in
-GSM8K. Scale words ("2 million") and numbers in words are not read.
+Only generated text is ever read. The *strict* score accepts rule 1 alone, the *flexible* score all three. Numbers are
+compared exactly, by value: `18`, `18.00`, `$18`, `18.` and `36/2` are one answer. There alone we differ from OpenAI's
+grader (regular expression `#### (\\-?[0-9\\.\\,]+)`, then equality of strings). Percent signs, currencies and units are
+dropped: `20%` is 20, as in GSM8K. Scale words ("2 million") and numbers in words are not read.
 
 Source of the format and of the reference grader: github.com/openai/grade-school-math, `dataset.py`.
 """

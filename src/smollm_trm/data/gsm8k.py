@@ -7,8 +7,8 @@
               #### 72
 
 The official training set (7,473 problems) is shuffled by a seed and cut into 5,978 to train on and 1,495 for
-development; the 1,319 official test problems stay whole. No question stands in two parts: a training question
-that is there twice, or in the official test too, is dropped and counted (in GSM8K as published: none).
+development; the 1,319 official test problems stay whole. No question stands in two parts: a training question that is
+there twice, or in the official test too, is dropped and counted (in GSM8K as published: none).
 
 Source: Cobbe et al. 2021, Training Verifiers to Solve Math Word Problems; `openai/gsm8k` on the Hub.
 """
@@ -60,18 +60,10 @@ def load_gsm8k(data_dir: str | Path | None = None, *, seed: int = 42) -> GSM8KSp
     official_train, official_test = (official_part(folder and Path(folder), part) for part in ("train", "test"))
     train, dev = split_gsm8k(official_train, seed=seed, held_out=official_test)
     source = str(folder) if folder else f"{GSM8K_ON_THE_HUB} (main)"
-    duplicates = len(official_train) - len(train) - len(dev)
-    if duplicates:
+    if duplicates := len(official_train) - len(train) - len(dev):
         gsm8k_log.warning("%s: dropped %d training rows with a question seen before.", source, duplicates)
-    return GSM8KSplits(
-        gsm8k_train=train,
-        gsm8k_test=dev,
-        gsm8k_final_test=official_test,
-        seed=seed,
-        source=source,
-        fingerprint=split_fingerprint(train, dev, official_test),
-        duplicates=duplicates,
-    )
+    parts = (train, dev, official_test)
+    return GSM8KSplits(*parts, seed=seed, source=source, fingerprint=split_fingerprint(*parts), duplicates=duplicates)
 
 
 def official_part(folder: Path | None, part: str) -> list[dict[str, str]]:

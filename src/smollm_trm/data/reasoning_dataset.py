@@ -30,11 +30,7 @@ class ReasoningDataset(Dataset):
     """
 
     def __init__(
-        self,
-        source: str | Path | Sequence[Mapping[str, Any]],
-        *,
-        hub_config: str | None = None,
-        hub_split: str = "train",
+        self, source: str | Path | Sequence[Mapping], *, hub_config: str | None = None, hub_split: str = "train"
     ) -> None:
         self.source = str(source) if isinstance(source, str | Path) else "rows"
         if not isinstance(source, str | Path):

@@ -1,13 +1,12 @@
 """The grammar of the word problems: topics, and the phrases that change a quantity.
 
-A story follows one quantity ("Tom has 12 apples") through phrases; each applies one operation to what stands
-there so far. The wording alone decides which: some operands are words ("twice", "half"), some comparisons run
-backwards ("Tom has 5 more apples than Ann": Ann has fewer), some questions go back to an earlier quantity
-("together"). The vocabulary is closed and small, about 210 words, so that a tiny model can learn it.
+A story follows one quantity ("Tom has 12 apples") through phrases; each applies one operation to what stands there so
+far. The wording alone decides which: some operands are words ("twice", "half"), some comparisons run backwards ("Tom
+has 5 more apples than Ann": Ann has fewer), some questions go back to an earlier quantity ("together"). The vocabulary
+is closed and small, about 210 words, so that a tiny model can learn it.
 
-In a template: {N} the owner by name, {P} the owner or a pronoun, {Q} another person, {o} the things, {n} and
-{k} numbers, {c} the calculation, {has}/{have} the topic's verb, {b}/{bag} containers, {x} other things,
-{at} a place.
+In a template: {N} the owner by name, {P} the owner or a pronoun, {Q} another person, {o} the things, {n} and {k}
+numbers, {c} the calculation, {has}/{have} the topic's verb, {b}/{bag} containers, {x} other things, {at} a place.
 """
 
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ class StoryPhrase:
 
     operator: str  # `+ - * /` applied to the quantity so far; `goal`: a given number minus the quantity; empty: none
     text: str  # what the question says
-    line: str = "{N} has {c} {o}."  # what the chain says
-    operand: str = "number"
-    """Which {n} fit: `number` (up to max_number), `factor` (2-9), `times` (2-5, in words), `half` (2)."""
+    line: str = "{N} {has} {c} {o}."  # what the chain says
+    operand: str = "number"  # which {n} fit: up to max_number, `factor` (2-9), `times` (2-5, in words), `half` (2)
     topic: str = ""  # the topic afterwards (`things`: the one that its noun belongs to); empty: unchanged
     to_other: bool = False  # whether the quantity afterwards is that of the newly named person
     ends: bool = False  # whether the text already asks the final question
@@ -102,14 +100,14 @@ STORY_TOPICS = {
         openings=(
             StoryPhrase("", "{N} has {n} dollars."),
             StoryPhrase("", "{N} takes {n} dollars to the market."),
-            StoryPhrase("*", "{N} works {k} hours and earns {n} dollars an hour.", "{N} has {c} dollars."),
-            StoryPhrase("*", "{N} saves {n} dollars every week for {k} weeks.", "{N} has {c} dollars."),
-            StoryPhrase("+", "{N} has {n} dollars at home and {k} in a bag.", "{N} has {c} dollars."),
+            StoryPhrase("*", "{N} works {k} hours and earns {n} dollars an hour."),
+            StoryPhrase("*", "{N} saves {n} dollars every week for {k} weeks."),
+            StoryPhrase("+", "{N} has {n} dollars at home and {k} in a bag."),
         ),
         phrases=STORY_COMPARISONS + STORY_GIFTS + (
-            StoryPhrase("+", "Then {P} earns {n} more dollars.", "{N} has {c} dollars."),
-            StoryPhrase("-", "{P} spends {n} dollars on a book.", "{N} has {c} dollars."),
-            StoryPhrase("-", "{P} pays {n} dollars for lunch.", "{N} has {c} dollars."),
+            StoryPhrase("+", "Then {P} earns {n} more dollars."),
+            StoryPhrase("-", "{P} spends {n} dollars on a book."),
+            StoryPhrase("-", "{P} pays {n} dollars for lunch."),
             StoryPhrase("/", "{P} spends all the money on {x} for {n} dollars each.", "{N} gets {c} {x}.",
                         "factor", topic="things"),
             StoryPhrase("goal", "A bike costs {n} dollars. How many more dollars does {N} need to buy it?",
@@ -119,12 +117,12 @@ STORY_TOPICS = {
         things=("miles",), has="rides", have="ride", question="How many miles does {N} ride in all?",
         openings=(
             StoryPhrase("", "{N} rides {n} miles on a bike in the morning."),
-            StoryPhrase("*", "{N} rides {n} miles every day for {k} days.", "{N} rides {c} miles."),
-            StoryPhrase("*", "{N} rides {n} miles an hour for {k} hours on a bike.", "{N} rides {c} miles."),
-            StoryPhrase("+", "{N} rides {n} miles to school and {k} in the park.", "{N} rides {c} miles."),
+            StoryPhrase("*", "{N} rides {n} miles every day for {k} days."),
+            StoryPhrase("*", "{N} rides {n} miles an hour for {k} hours on a bike."),
+            StoryPhrase("+", "{N} rides {n} miles to school and {k} in the park."),
         ),
         phrases=STORY_COMPARISONS + (
-            StoryPhrase("+", "After lunch {P} rides another {n} miles.", "{N} rides {c} miles."),
+            StoryPhrase("+", "After lunch {P} rides another {n} miles."),
             StoryPhrase("goal", "The whole way is {n} miles long. How many miles are left for {N}?",
                         "There are {c} miles left.", ends=True),
         )),
@@ -132,11 +130,11 @@ STORY_TOPICS = {
         things=("pages",), has="reads", have="read", question="How many pages does {N} read in all?",
         openings=(
             StoryPhrase("", "{N} reads {n} pages on Monday."),
-            StoryPhrase("*", "{N} reads {n} pages every day for {k} days.", "{N} reads {c} pages."),
-            StoryPhrase("+", "{N} reads {n} pages on Monday and {k} on Friday.", "{N} reads {c} pages."),
+            StoryPhrase("*", "{N} reads {n} pages every day for {k} days."),
+            StoryPhrase("+", "{N} reads {n} pages on Monday and {k} on Friday."),
         ),
         phrases=STORY_COMPARISONS + (
-            StoryPhrase("+", "In the evening {P} reads another {n} pages.", "{N} reads {c} pages."),
+            StoryPhrase("+", "In the evening {P} reads another {n} pages."),
             StoryPhrase("goal", "The book has {n} pages. How many pages are left for {N}?",
                         "There are {c} pages left.", ends=True),
         )),
@@ -145,14 +143,13 @@ STORY_TOPICS = {
         question="How many {o} does {N} have to make now?",
         openings=(
             StoryPhrase("", "{N} has to make {n} {o}."),
-            StoryPhrase("*", "{N} has to make {n} {o} for each of {k} shops.", "{N} has to make {c} {o}."),
-            StoryPhrase("+", "{N} has to make {n} {o} for a school and {k} {o} for a shop.",
-                        "{N} has to make {c} {o}."),
+            StoryPhrase("*", "{N} has to make {n} {o} for each of {k} shops."),
+            StoryPhrase("+", "{N} has to make {n} {o} for a school and {k} {o} for a shop."),
         ),
         phrases=STORY_COMPARISONS + (
-            StoryPhrase("-", "On Monday {P} makes {n} of the {o}.", "{N} has to make {c} {o}."),
-            StoryPhrase("+", "Then a friend asks {N} for {n} more {o}.", "{N} has to make {c} {o}."),
-            StoryPhrase("/", "{Q} does half of the work for {N}.", "{N} has to make {c} {o}.", "half"),
+            StoryPhrase("-", "On Monday {P} makes {n} of the {o}."),
+            StoryPhrase("+", "Then a friend asks {N} for {n} more {o}."),
+            StoryPhrase("/", "{Q} does half of the work for {N}.", operand="half"),
             StoryPhrase("/", "{P} makes {n} {o} an hour. How many hours does {N} need?",
                         "{N} needs {c} hours.", "factor", ends=True),
         )),

@@ -6,9 +6,8 @@
               Tom has 24-5=<<24-5=19>>19 pears.
               #### 19
 
-Each step computes with the result of the one before. Difficulty is the number of steps and the size of the
-numbers; all quantities are whole and at least 2. Same seed, same problems. They serve demonstrations and
-tests and never stand silently in GSM8K's place.
+Each step computes with the result of the one before. Difficulty is the number of steps and the size of the numbers; all
+quantities are whole and at least 2. They serve demonstrations and tests and never stand silently in GSM8K's place.
 """
 
 import random
@@ -57,15 +56,14 @@ def generate_word_problems(
     while len(rows) < count:
         if misses == 10_000:
             raise UserMistake(f"count {count}: only {len(rows)} different problems were found; raise max_steps.")
-        story = tell_word_story(rng=rng, settings=settings)
-        question = " ".join(story.sentences) if story else ""
-        normalized = normalize_question(question)
-        if not story or normalized in rows:
-            misses += 1
+        misses += 1
+        if (story := tell_word_story(rng=rng, settings=settings)) is None:
             continue
-        misses = 0
-        chain = [step.written() for step in story.steps]
-        rows[normalized] = {"question": question, "answer": "\n".join([*chain, f"#### {story.value}"])}
+        question = " ".join(story.sentences)
+        if (normalized := normalize_question(question)) not in rows:
+            chain = [step.written() for step in story.steps]
+            rows[normalized] = {"question": question, "answer": "\n".join([*chain, f"#### {story.value}"])}
+            misses = 0
     return list(rows.values())
 
 
@@ -73,9 +71,8 @@ def write_word_problems(
     folder: str | Path, *, train: int, test: int, seed: int, settings: WordProblemSettings | None = None
 ) -> Path:
     """Write `train.jsonl` and `test.jsonl`, the two files that GSM8K is loaded from, and return the folder."""
-    for name, number in (("train", train), ("test", test)):
-        if number < 1:
-            raise UserMistake(f"{name} {number}: at least 1 word problem must be asked for.")
+    if min(train, test) < 1:
+        raise UserMistake(f"train {train}, test {test}: at least 1 word problem must be asked for in each.")
     rows = generate_word_problems(count=train + test, seed=seed, settings=settings)
     write_jsonl(Path(folder) / "train.jsonl", rows[test:])
     write_jsonl(Path(folder) / "test.jsonl", rows[:test])

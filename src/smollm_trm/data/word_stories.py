@@ -1,7 +1,7 @@
 """One word problem in the making: who has how much of what, what was said, what was computed.
 
-The story keeps its steps as numbers and operators beside the text, so that chain and answer come from the
-same arithmetic and every quantity can be checked while the story grows.
+The story keeps its steps as numbers and operators beside the text, so that chain and answer come from the same
+arithmetic and every quantity can be checked while the story grows.
 """
 
 import operator
@@ -18,16 +18,11 @@ STEP_ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/":
 class WordProblemSettings:
     """How hard the problems are."""
 
-    min_steps: int = 1
-    """Fewest operations in a problem."""
-    max_steps: int = 3
-    """Most operations in a problem; their number is drawn evenly."""
-    max_number: int = 20
-    """Largest number added or taken away (starts go up to twice as much, factors up to 9)."""
-    max_value: int = 100
-    """Largest result, final or on the way, and largest goal in a question."""
-    distractor_rate: float = 0.3
-    """Share of problems with a number that does not matter."""
+    min_steps: int = 1  # fewest operations in a problem
+    max_steps: int = 3  # most operations in a problem; their number is drawn evenly
+    max_number: int = 20  # largest number added or taken away (starts go up to twice as much, factors up to 9)
+    max_value: int = 100  # largest result, final or on the way, and largest goal in a question
+    distractor_rate: float = 0.3  # share of problems with a number that does not matter
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps <= 8:
@@ -85,14 +80,13 @@ class WordStory:
         pronoun_is_clear = self.spoken_of == self.owner and self.rng.random() < 0.6
         spoken_of = STORY_PRONOUNS[self.owner] if pronoun_is_clear else self.owner
         names = {"N": self.owner, "P": spoken_of, "Q": self.unused_names[-1]}
-        if "{Q}" in text:
-            self.unused_names.pop()
         if "{x}" in text:
             nouns = STORY_TOPICS["collection"].things + STORY_TOPICS["food"].things
             self.words["x"] = self.rng.choice([noun for noun in nouns if noun != self.words["o"]])
         filled = text.format(**names, has=topic.has, have=topic.have, **self.words, **numbers)
         self.sentences.append(filled[0].upper() + filled[1:])
         if "{Q}" in text:
+            self.unused_names.pop()
             self.spoken_of = ""
         elif "{N}" in text or "{P}" in text:
             self.spoken_of = self.owner
@@ -134,10 +128,9 @@ class WordStory:
             first = self.rng.randint(3, 2 * largest)
         self.tell(opening.text, n=first, k=second)
         self.value = first
-        if opening.operator == "*":
-            self.add_step(second, "*", first, opening.line)
-        elif opening.operator:
-            self.add_step(first, opening.operator, second, opening.line)
+        if opening.operator:
+            left, right = (second, first) if opening.operator == "*" else (first, second)
+            self.add_step(left, opening.operator, right, opening.line)
 
     def go_on(self, *, steps_left: int) -> bool:
         """Let one more thing happen; False if nothing fits."""
@@ -155,13 +148,13 @@ class WordStory:
             ways.append("shopping")
         if not ways:
             return False
-        match self.rng.choice(ways):
-            case "together" | "difference" as end:
-                self.compare_with_before(together=end == "together")
-            case "shopping":
-                self.go_shopping()
-            case sign:
-                self.happen(self.rng.choice(by_operator[sign]))
+        way = self.rng.choice(ways)
+        if way in ("together", "difference"):
+            self.compare_with_before(together=way == "together")
+        elif way == "shopping":
+            self.go_shopping()
+        else:
+            self.happen(self.rng.choice(by_operator[way]))
         return True
 
     def happen(self, phrase: StoryPhrase) -> None:
@@ -177,24 +170,19 @@ class WordStory:
         self.add_step(left, phrase.operator.replace("goal", "-"), right, phrase.line, other=other)
         if phrase.to_other:
             self.owner, self.before = other, before
-        if phrase.topic:
-            self.change_topic(phrase)
+        if phrase.topic:  # the quantity may now count other things
+            self.topic, self.before = phrase.topic, None
+            if "{x}" in phrase.text:
+                self.words["o"] = self.words["x"]
+            if phrase.topic == "money":
+                self.words["o"] = "dollars"
+            if phrase.topic == "things":
+                self.topic = "food" if self.words["o"] in STORY_TOPICS["food"].things else "collection"
         self.told.append(phrase)
         self.asked = phrase.ends
 
-    def change_topic(self, phrase: StoryPhrase) -> None:
-        """Go on in the phrase's topic; the quantity may now count other things."""
-        self.topic, self.before = phrase.topic, None
-        if "{x}" in phrase.text:
-            self.words["o"] = self.words["x"]
-        if phrase.topic == "money":
-            self.words["o"] = "dollars"
-        if phrase.topic == "things":
-            self.topic = "food" if self.words["o"] in STORY_TOPICS["food"].things else "collection"
-
     def compare_with_before(self, *, together: bool) -> None:
         """End with a question about this person and the one before: their sum or their difference."""
-        assert self.before is not None
         topic = STORY_TOPICS[self.topic]
         (poor, less), (rich, more) = sorted([self.before, (self.owner, self.value)], key=lambda who: who[1])
         if together:

@@ -21,20 +21,13 @@ class RunProgress(ProgressBar):
 
     def __init__(self, *, metric: str = "dev_loss", seconds_between_lines: float = 10.0) -> None:
         super().__init__()
-        self.metric = metric
-        self.seconds_between_lines = seconds_between_lines
+        self.metric, self.seconds_between_lines = metric, seconds_between_lines
         self.enabled = True
         self.bar: tqdm | None = None
-        self.total = self.first = 0
-        self.started = self.shown = 0.0
 
     def disable(self) -> None:
         """Show nothing: Lightning asks for it on every process but the first."""
         self.enabled = False
-
-    def enable(self) -> None:
-        """Show the progress again."""
-        self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the run's steps: by its epochs, or fewer where `max_steps` ends it."""
@@ -88,5 +81,4 @@ class RunProgress(ProgressBar):
             return
         style = {"ncols": 0, "prefix": doing, "unit": "step", "postfix": losses}
         line = tqdm.format_meter(step, self.total, now - self.started, initial=self.first, **style)
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        print(line, file=sys.stderr, flush=True)

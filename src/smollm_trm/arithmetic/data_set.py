@@ -1,26 +1,96 @@
-"""The data folder: `train.json`, `val.json`, `test.json`, each with what made it.
+"""Which sums a data set holds, and its folder.
+
+Every problem stands there once, in one of its orders: 3+5 and 5+3 are one problem, its operands as a set (with
+repetitions). A data set draws distinct problems and cuts the list in three; so none stands in two parts in any order.
+Short problems are rare among all (of the 171,700 sums of three numbers below 100, 220 have one digit only), but a model
+must know them. So problems are drawn by kind, the same number from each; a kind that has fewer gives all it has.
+
+The folder holds `train.json`, `val.json` and `test.json`, each with what made it:
 
     {"metadata": {"format": "smollm-trm arithmetic", "version": 1, "part": "train", "count": 80000,
                   "settings": {"num_examples": 100000, "max_digits": 2, ..., "seed": 42}},
      "examples": ["3+5=8<end>", "99+21=<think>9+1=10 9+2+1=12</think>120<end>", ...]}
 
-A plain JSON list of such lines is read too (own test sets). Every line is checked against the rules on reading, so a
-wrong answer or a chain of another style is found by file and place, not by a model that learns nothing.
+A plain JSON list of such lines is read too (own test sets). Every line is checked against the rules on reading.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from pathlib import Path
+from typing import NamedTuple
 
-from smollm_trm.arithmetic.problems import draw_data_set
+import numpy as np
+
 from smollm_trm.arithmetic.rules import read_sum, write_sum
 from smollm_trm.arithmetic.settings import SumSettings
 from smollm_trm.records import UserMistake, write_json
 
 SUM_FILE_FORMAT = {"format": "smollm-trm arithmetic", "version": 1}
+
+
+class ProblemKind(NamedTuple):
+    """Sums of `operands` numbers whose longest one has `digits` digits."""
+
+    operands: int
+    digits: int
+
+    @property
+    def smallest_longest(self) -> int:
+        """The smallest number that the longest operand can be."""
+        return 0 if self.digits == 1 else 10 ** (self.digits - 1)
+
+    @property
+    def available(self) -> int:
+        """How many such problems there are, order not counted."""
+        up_to_so_long = math.comb(10**self.digits + self.operands - 1, self.operands)
+        return up_to_so_long - math.comb(self.smallest_longest + self.operands - 1, self.operands)
+
+
+def share_among_kinds(num_examples: int, kinds: list[ProblemKind]) -> dict[ProblemKind, int]:
+    """The same number from every kind; a UserMistake where more problems are asked for than there are."""
+    available = sum(kind.available for kind in kinds)
+    if num_examples > available:
+        raise UserMistake(
+            f"num_examples is {num_examples:,}, but there are only {available:,} different problems of these "
+            "sizes (order not counted): ask for fewer, or raise max_digits or max_operands"
+        )
+    shares, left = {}, num_examples
+    for position, kind in enumerate(sorted(kinds, key=lambda kind: kind.available)):
+        shares[kind] = min(kind.available, left // (len(kinds) - position))
+        left -= shares[kind]
+    return {kind: shares[kind] for kind in kinds}
+
+
+def draw_problems(kind: ProblemKind, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` different problems of one kind, operands sorted: int64 [count, operands]."""
+    if kind.available <= 4 * count:  # few are left out: list them all
+        listed = np.array(list(combinations_with_replacement(range(10**kind.digits), kind.operands)))
+        return rng.permutation(listed[listed[:, -1] >= kind.smallest_longest])[:count]
+    found = np.empty((0, kind.operands), dtype=np.int64)
+    while len(found) < count:
+        drawn = np.sort(rng.integers(0, 10**kind.digits, size=(count * 5 // 4 + 16, kind.operands)), axis=1)
+        found = np.concatenate([found, drawn[drawn[:, -1] >= kind.smallest_longest]])
+        _, first_places = np.unique(found, axis=0, return_index=True)
+        found = found[np.sort(first_places)]
+    return found[:count]
+
+
+def draw_data_set(settings: SumSettings) -> list[list[int]]:
+    """Different problems of all kinds in random order, each with its operands in random order."""
+    kinds = [
+        ProblemKind(operands=operands, digits=digits)
+        for operands in range(settings.min_operands, settings.max_operands + 1)
+        for digits in range(1, settings.max_digits + 1)
+    ]
+    rng = np.random.default_rng(settings.seed)
+    problems: list[list[int]] = []
+    for kind, share in share_among_kinds(settings.num_examples, kinds).items():
+        problems += rng.permuted(draw_problems(kind, share, rng), axis=1).tolist()
+    return [problems[position] for position in rng.permutation(len(problems))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +100,7 @@ class SumFile:
     path: Path
     examples: list[str]
     digit_order: str = "normal"
-    fingerprint: str = ""
-    """SHA-256 of the examples: equal data has equal fingerprints."""
+    fingerprint: str = ""  # SHA-256 of the examples
 
 
 def make_parts(settings: SumSettings) -> dict[str, list[str]]:
@@ -69,13 +138,9 @@ def read_sum_file(path: Path) -> SumFile:
     digit_order = "normal"
     if isinstance(content, dict) and "examples" in content:
         metadata = content.get("metadata", {})
-        if any(metadata.get(name) != value for name, value in SUM_FILE_FORMAT.items()):
-            raise UserMistake(
-                f"{path} is not a data file of this program: its metadata does not say "
-                f"{SUM_FILE_FORMAT['format']!r}, version {SUM_FILE_FORMAT['version']}"
-            )
-        digit_order = metadata["settings"]["digit_order"]
-        content = content["examples"]
+        if not SUM_FILE_FORMAT.items() <= metadata.items():
+            raise UserMistake(f"{path} is not a data file of this program: its metadata does not say {SUM_FILE_FORMAT}")
+        digit_order, content = metadata["settings"]["digit_order"], content["examples"]
     if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
         raise UserMistake(f"{path} is of another format: expected a list of sums such as '3+5=8<end>'")
     if not content:
