@@ -378,7 +378,7 @@ def test_step_only_data_is_written_from_annotations_and_from_the_published_text(
     (text / "train.txt").write_text("Q||<<1+1=2>> #### 2\nno bars\n")
     with pytest.raises(SystemExit, match="2"):
         main(["prepare", "icot", "--data_dir", str(text)])
-    assert "train.txt, line 2: not `question||step step #### answer`" in capsys.readouterr().err
+    assert "iCoT text, `question||step step #### answer`; line 2 is not" in capsys.readouterr().err
 
 
 def test_cot_match_compares_the_steps_that_were_written():
