@@ -1,4 +1,4 @@
-"""Coconut's notebook, run top to bottom without the library and without a network, at a size at which nothing is learnt."""
+"""Coconut's notebook, run top to bottom without the library and the network, at a size at which nothing is learnt."""
 
 import pytest
 from executed_notebook import ROOT, ExecutedNotebook
