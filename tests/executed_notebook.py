@@ -63,7 +63,13 @@ class ExecutedNotebook:
     """A run of the notebook and what it left behind."""
 
     def __init__(
-        self, folder: Path, changes: dict[str, str] | None = None, *, twice: bool = False, packages: Path | None = None
+        self,
+        folder: Path,
+        changes: dict[str, str] | None = None,
+        *,
+        twice: bool = False,
+        packages: Path | None = None,
+        path: Path = NOTEBOOK,
     ) -> None:
         """Run it.
 
@@ -72,13 +78,14 @@ class ExecutedNotebook:
             changes: text of one code cell -> what stands there instead.
             twice: press "Run all" a second time, in the same kernel; `again` holds the cells of that.
             packages: folder of packages that come before the installed ones.
+            path: of the notebook.
         """
         site = folder / "site"
         site.mkdir(parents=True)
         (site / "sitecustomize.py").write_text(HIDING)
         self.folder = folder / "run"
         self.folder.mkdir()
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
+        notebook = nbformat.read(path, as_version=4)
         for old, new in (changes or {}).items():
             [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
             cell.source = cell.source.replace(old, new)

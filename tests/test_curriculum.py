@@ -145,6 +145,7 @@ def test_a_curriculum_beyond_the_data_and_rows_without_annotations_are_told(capl
         ({"mode": "coconut", "uniform_prob": 2.0}, "uniform_prob=2.0: must be between 0 and 1"),
         ({"mode": "coconut", "first_stage": -1}, "first_stage=-1: must be 0 or more"),
         ({"mode": "pause"}, "mode='pause' with reasoner='trm': set reasoner='pause'"),
+        ({"mode": "coconut", "use_trm": False}, "mode='coconut' needs latents: leave use_trm=False out"),
         ({"mode": "cot", "target": "answer"}, "mode='cot': it decides what is written; leave target out"),
         ({"optimizer": "adamw_8bit"}, "optimizer='adamw_8bit' needs bitsandbytes"),
         ({"dev_path": "a.json"}, "dev_path='a.json': give dataset_path too"),
@@ -233,6 +234,8 @@ def test_a_finished_staged_run_is_read_in_its_last_stage(base, staged):
     folder = staged[0]
     _, module = train_tiny(base, folder, reasoner="coconut", base_training="full", **STAGED)
     assert module.model.encoder.num_latents == 2 and module.model.encoder.target == "answer"
+    with pytest.raises(UserMistake, match="max_latent_stage=9: the longest solution of the training rows has"):
+        train_tiny(base, folder / "beyond", reasoner="coconut", **STAGED | {"max_latent_stage": 9})
 
 
 @pytest.mark.parametrize("reasoner", ["trm", "pause"])
@@ -326,6 +329,32 @@ def test_every_yaml_trains_as_it_stands(config, word_folder, tmp_path, capsys):
     assert noted["mode"] == {"gsm_cot_qwen": "cot", "gsm_trm": "coconut"}.get(config, config.removeprefix("gsm_"))
 
 
+def test_the_published_data_and_yaml_train_as_they_are(tmp_path, capsys):
+    rows = [
+        {"question": f"What is {n} and {n}, doubled?", "answer": f"{4 * n}",
+         "steps": [f"<<{n}+{n}={2 * n}>>", f"<<{2 * n}*2={4 * n}>>"]}
+        for n in range(1, 13)
+    ]  # fmt: skip
+    for name, part in (("train", rows[:9]), ("valid", rows[9:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    (tmp_path / "run.yaml").write_text(
+        f"save_path: {tmp_path}\nname: gsm-coconut\nonly_eval: False\ncoconut: True\ncot: False\nno_thoughts: False\n"
+        "no_cot: False\nc_thought: 2\nepochs_per_stage: 1\nmax_latent_stage: 1\npad_latent_to_max: True\n"
+        'save_only_improve: False\nuniform_prob: 0.0\nmodel_id: tiny\nload_model_path: "None"\nseed: 0\nresume: 0\n'
+        f"bf16: False\ntrain_path: {tmp_path / 'train.json'}\nval_path: {tmp_path / 'valid.json'}\ndebug: False\n"
+        "reset_optimizer: True\nbatch_size_training: 5\ngradient_accumulation_steps: 1\nnum_epochs: 2\n"
+        'lr: !!float "1e-4"\nweight_decay: 0.01\nprogress: false\n'
+    )
+    main(["train", "--config", str(tmp_path / "run.yaml")])
+    assert "the model is in" in capsys.readouterr().out
+    result = json.loads((tmp_path / "gsm-coconut" / "results.json").read_text())
+    assert (result["train_rows"], result["dev_rows"], result["optimizer_steps"]) == (9, 3, 4)
+    model = SmolLMv3WithTRM.from_pretrained(tmp_path / "gsm-coconut")
+    row = {"question": "Q?", "answer": "<<1+1=2>>\n<<2*2=4>>\n#### 4"}
+    slots = model.tokenizer.decode(model.encoder.encode(row).prompt).count("<|latent|>")
+    assert (slots, model.encoder.completion_text(row["answer"])) == (2, "<<2*2=4>>\n### 4")
+
+
 def test_a_wrong_yaml_is_one_line(tmp_path, capsys):
     for text, message in (
         ("cot: [", "line 1: not a YAML file that can be read"),
@@ -378,7 +407,7 @@ def test_step_only_data_is_written_from_annotations_and_from_the_published_text(
     (text / "train.txt").write_text("Q||<<1+1=2>> #### 2\nno bars\n")
     with pytest.raises(SystemExit, match="2"):
         main(["prepare", "icot", "--data_dir", str(text)])
-    assert "train.txt, line 2: not `question||step step #### answer`" in capsys.readouterr().err
+    assert "iCoT text, `question||step step #### answer`; line 2 is not" in capsys.readouterr().err
 
 
 def test_cot_match_compares_the_steps_that_were_written():

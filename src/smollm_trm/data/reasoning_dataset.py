@@ -40,7 +40,7 @@ class ReasoningDataset(Dataset):
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", self.source) and not Path(source).exists():
             places = rows_on_the_hub(self.source, config=hub_config, split=hub_split, instead="name a local file")
         else:
-            raise UserMistake(f"{source}: expected a .json, .jsonl, .csv or .txt file, or a Hub name (owner/name).")
+            raise UserMistake(f"{source}: expected a .json, .jsonl or .csv file, iCoT .txt or a Hub name (owner/name).")
         self.rows = checked_own_rows(places)
         if not self.rows:
             raise UserMistake(f"{self.source}: there are no rows.")

@@ -100,7 +100,8 @@ def read_icot(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             question, bars, solution = line.partition("||")
             steps, mark, final = solution.rpartition("####")
             if not bars or not mark:
-                raise UserMistake(f"{path}, line {number}: not `question||step step #### answer`.")
+                form = f"iCoT text, `question||step step #### answer`; line {number} is not"
+                raise UserMistake(f"{path}: expected a .json, .jsonl or .csv file, or {form}.")
             yield number, {"question": question.strip(), "answer": "\n".join([*steps.split(), f"#### {final.strip()}"])}
 
 

@@ -26,7 +26,6 @@ from smollm_trm.evaluation.predictions import (
     graded_prediction,
     model_fingerprint,
     summarised_predictions,
-    writes_steps,
 )
 from smollm_trm.models.loading import device_and_precision
 from smollm_trm.records import UserMistake
@@ -93,16 +92,7 @@ def evaluate_gsm8k(
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right", refresh=False)
             bar.update(len(file.by_index) - bar.n)
-    found = {"cot_match": cot_match(model, rows, file.by_index), **device_and_precision(model)}
-    return {**summarised_predictions(file.by_index.values(), file.settings), **found}
-
-
-def cot_match(model: Any, rows: Sequence[Mapping[str, str]], predictions: Mapping[int, dict]) -> float | None:
-    """Share of (first) texts that write exactly the gold steps that they are to write; None where there are none."""
-    steps_of = getattr(getattr(model, "encoder", None), "written_steps", None)
-    steps = [steps_of(row["answer"]) for row in rows] if steps_of else []
-    matches = [writes_steps(predictions[at]["texts"][0], one) for at, one in enumerate(steps) if one]
-    return sum(matches) / len(matches) if matches else None
+    return {**summarised_predictions(file.by_index.values(), file.settings), **device_and_precision(model)}
 
 
 def longest_completion(model: Any, rows: Sequence[Mapping[str, str]]) -> int:
@@ -157,7 +147,11 @@ def _answer(
         raise torch.OutOfMemoryError(f"{advice}; predictions already on disk are kept") from error
     seconds = (time.perf_counter() - start) / len(batch)
     own = [completions[at : at + n] for at in range(0, len(completions), n)]
-    return [graded_prediction(index, rows[index], its, seconds=seconds) for index, its in zip(batch, own, strict=True)]
+    steps_of = getattr(getattr(model, "encoder", None), "written_steps", lambda answer: ())
+    return [
+        graded_prediction(index, rows[index], its, seconds=seconds, steps=steps_of(rows[index]["answer"]))
+        for index, its in zip(batch, own, strict=True)
+    ]
 
 
 @contextmanager

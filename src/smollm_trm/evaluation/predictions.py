@@ -42,8 +42,11 @@ def model_fingerprint(model: object) -> str:
     return digest.hexdigest()
 
 
-def graded_prediction(index: int, row: Mapping[str, str], completions: Sequence[Any], *, seconds: float) -> dict:
-    """One problem's line: its texts, the answer that most of them give, its grades, and its share of the seconds."""
+def graded_prediction(
+    index: int, row: Mapping[str, str], completions: Sequence[Any], *, seconds: float, steps: Sequence[str] = ()
+) -> dict:
+    """One problem's line: its texts, the answer that most of them give, its grades, and its share of the seconds;
+    `steps` are those of the gold solution that the model is to write."""
     texts, gold = [completion.text for completion in completions], gold_answer(row["answer"])
     answer = _majority([extract_answer(text) for text in texts])
     return {
@@ -53,6 +56,7 @@ def graded_prediction(index: int, row: Mapping[str, str], completions: Sequence[
         "texts": texts,
         "answer": answer,
         "correct": answer == gold,
+        "cot_match": writes_steps(texts[0], steps) if steps else None,
         "strict_correct": _majority([extract_strict_answer(text) for text in texts]) == gold,
         "tokens": sum(completion.n_tokens for completion in completions),
         "seconds": round(seconds, 6),
@@ -122,6 +126,7 @@ def summarised_predictions(predictions: Iterable[dict], settings: dict) -> dict:
     lines = sorted(predictions, key=lambda line: line["index"])
     names, total = ("correct", "strict_correct", "seconds", "tokens"), len(lines)
     correct, strict, seconds, tokens = (sum(line[name] for line in lines) for name in names)
+    matches = [line["cot_match"] for line in lines if line.get("cot_match") is not None]
     shown = [
         {"prediction": line["texts"][0], **{name: line[name] for name in ("question", "answer", "gold", "correct")}}
         for line in lines[:NUM_EXAMPLES]
@@ -133,6 +138,7 @@ def summarised_predictions(predictions: Iterable[dict], settings: dict) -> dict:
         "interval": list(wilson_interval(correct, total)),
         "strict_accuracy": strict / total,
         "strict_correct": strict,
+        "cot_match": sum(matches) / len(matches) if matches else None,
         "without_answer": sum(line["answer"] is None for line in lines),
         "cut_off": sum(line.get("cut_off", 0) for line in lines),
         "seconds": seconds,

@@ -41,6 +41,7 @@ from smollm_trm.models.loading import (
     with_rows,
 )
 from smollm_trm.models.modeling import CALIBRATION_QUESTIONS, LatentReasoningPreTrainedModel, fresh_reasoner
+from smollm_trm.models.reasoners.known import reasoner_class
 from smollm_trm.models.storage import (
     REASONER_PREFIX,
     read_config,
@@ -154,7 +155,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         Args:
             pretrained_model_name_or_path: what `save_pretrained` or a training run wrote, or a name on the Hub.
             model_name: another place of the same base, or the loaded base and its tokenizer, which are taken over.
-            dtype: of the base's weights; "auto" is bf16 or fp16 by the GPU's capability, and fp32 on a CPU.
+            dtype: of the base's weights; "auto" is bf16 or fp16 by the GPU's capability, and fp32 on a CPU or where
+                the reasoner wants it.
             device: where to; "auto" is the GPU where there is one.
             attn_implementation: "sdpa", "eager", ...; transformers' choice when None.
             kwargs: what transformers' own loading passes on; not used, as `args`.
@@ -169,6 +171,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         folder = saved_model_folder(pretrained_model_name_or_path, revision)
         config = read_config(folder)
         device = default_device() if device == "auto" else torch.device(device)
+        if dtype in ("auto", None) and config.reasoner and reasoner_class(config.reasoner).wants_fp32_base:
+            dtype = torch.float32
         dtype = default_dtype(device) if dtype in ("auto", None) else getattr(torch, str(dtype).split(".")[-1], None)
         if not isinstance(dtype, torch.dtype):
             raise UserMistake("dtype: choose 'auto', 'float32', 'bfloat16' or 'float16'")

@@ -163,7 +163,12 @@ def describe_run(settings: TrainSettings) -> Run:
 def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batches: int, first_step: int) -> Trainer:
     """Lightning's trainer for the settings, given the batches of an epoch and the steps of earlier sessions."""
     names = ("devices", "num_nodes", "strategy", "max_steps", "accumulate_grad_batches")
-    stages = [] if settings.curriculum is None else [Stages(reset_optimizer=settings.reset_optimizer)]
+    own = {name: getattr(settings, name) for name in names}
+    stages = []
+    if settings.curriculum is not None:
+        stages.append(Stages(reset_optimizer=settings.reset_optimizer))
+        if settings.strategy == "auto" and settings.devices * settings.num_nodes > 1:
+            own["strategy"] = "ddp_find_unused_parameters_true"  # in stage 0 nothing asks the reasoner
     return build_run_trainer(
         run,
         first_step=first_step,
@@ -172,5 +177,5 @@ def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batche
         max_epochs=settings.num_epochs,
         gradient_clip_val=settings.gradient_clip,
         **pick_intervals(settings, n_batches),
-        **{name: getattr(settings, name) for name in names},
+        **own,
     )

@@ -152,6 +152,8 @@ class TrainSettings(Curriculum):
             raise UserMistake(f"dev_path={self.dev_path!r}: give dataset_path too, the rows to train on")
         if self.mode is not None and self.target != "steps":
             raise UserMistake(f"mode={self.mode!r}: it decides what is written; leave target out")
+        if self.has_latents and not self.use_trm:
+            raise UserMistake(f"mode={self.mode!r} needs latents: leave use_trm=False out, or choose 'no_thoughts'")
         if self.mode == "pause" and self.reasoner != "pause":
             raise UserMistake(f"mode='pause' with reasoner={self.reasoner!r}: set reasoner='pause' (or mode='coconut')")
         if self.prompt_format == "bare" and self.mode is not None:

@@ -75,10 +75,5 @@ def show_stage(pl_module: LightningModule, curriculum: Curriculum, stage: int) -
     skip_steps, n_slots = curriculum.plan(stage)
     target = {"target": "answer"} if skip_steps == ALL_STEPS else {"target": "steps", "skip_steps": skip_steps}
     pl_module.model.write_prompts(num_slots=n_slots if curriculum.has_latents else None, **target)
-    stages_log.info("stage %d: %s", stage, stage_in_words(skip_steps, n_slots))
-
-
-def stage_in_words(skip_steps: int, n_slots: int) -> str:
-    """What a stage writes."""
-    written = f"steps from {skip_steps + 1} on are" if skip_steps < ALL_STEPS else "no step is"
-    return f"{written} written" + (f", {n_slots} latents stand before" if n_slots else "")
+    told = "stage %d: %s steps are left out, %d latents stand in their place"
+    stages_log.info(told, stage, "all" if skip_steps == ALL_STEPS else skip_steps, n_slots)
