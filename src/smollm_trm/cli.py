@@ -3,15 +3,20 @@
 import difflib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from smollm_trm.records import UserMistake, first_line, installed_versions, name_hint
+from smollm_trm.records import UserMistake, first_line, installed_versions, name_hint, settings_from
+
+DEEPEST = 20
+LONGEST_LINE = 1000
 
 
 class Command(NamedTuple):
@@ -47,13 +52,14 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Raise a UserMistake."""
-        text = " ".join(str(message).split())
+        text = " ".join(str(message).split())[:LONGEST_LINE]
         options = [option for action in self._actions for option in action.option_strings]
-        for word in text.replace(",", " ").split():
+        in_file = re.match(r"Option '(\w+)' is not accepted", text)  # of a YAML file
+        for word in [f"--{in_file[1]}"] if in_file else text.replace(",", " ").split():
             name = word.split("=")[0].rstrip(":")
             nearest = difflib.get_close_matches(name, options, n=1) if name.startswith("--") else []
             if nearest and nearest[0] != name:
-                raise UserMistake(f"{text}; did you mean {nearest[0]}?") from ex
+                raise UserMistake(f"{text}; did you mean {nearest[0].removeprefix('--' if in_file else '')}?") from ex
         raise UserMistake(text) from ex
 
 
@@ -90,13 +96,39 @@ def tidy_arguments(parser: OneLineParser, arguments: Sequence[str]) -> list[str]
     return tidy
 
 
+def refuse_traps(arguments: Sequence[str]) -> None:
+    """Refuse, before anything parses them, settings that take for ever: nested without end, or YAML aliases."""
+    files = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    files += [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--config"]
+    for file in filter(os.path.isfile, files):
+        depth = 0
+        try:
+            with open(file, encoding="utf-8") as opened:
+                for event in yaml.parse(opened, Loader=yaml.SafeLoader):
+                    depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                    if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+                        raise UserMistake(
+                            f"{file}: aliases and more than {DEEPEST} levels are refused; write it plainly"
+                        )
+        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+            raise UserMistake(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    for argument in arguments:
+        if argument.count("[") + argument.count("{") > 1000:
+            raise UserMistake(f"{argument[:40]!r}...: more brackets than a setting has")
+
+
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse and run one command."""
+    refuse_traps(arguments)
     parser, command = command_parser(name), COMMANDS[name]
     values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
     values.pop("config", None)
     function = imported(command.function)
-    if report := function(imported(command.settings)(**values)) if command.settings else function(**values):
+    if command.settings:
+        report = function(settings_from(imported(command.settings), values, name))
+    else:
+        report = function(**values)
+    if report:
         print(report)
 
 
@@ -132,8 +164,23 @@ def is_told_in_a_line(error: BaseException) -> bool:
     """Whether an error says what to do: a user's mistake, a file, their memory, a run that diverged or was stopped."""
     if isinstance(error, OSError):  # one that names a file, or ours; a broken pipe, say, has an errno alone
         return error.errno is None or error.filename is not None
-    out_of_memory = isinstance(error, RuntimeError) and str(error).startswith("out of memory")
-    return out_of_memory or isinstance(error, (UserMistake, FloatingPointError, KeyboardInterrupt))
+    return is_out_of_memory(error) or isinstance(error, (UserMistake, FloatingPointError, KeyboardInterrupt))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is ours about memory, Python's, or what torch says on a CPU and on a GPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+def told_of(error: BaseException) -> str:
+    """The line for the user."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "stopped; the same command goes on from what was kept, if it keeps anything"
+    asked = re.search(r"tried to allocate (\d+) bytes", str(error)) or re.search(r"you need (\d+) bytes", str(error))
+    if asked:
+        return f"too large: {int(asked[1]) / 2**30:,.1f} GiB were asked for at once; choose smaller sizes"
+    return first_line(error)[:LONGEST_LINE]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -148,7 +195,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in given or not is_told_in_a_line(error):
             raise
-        stopped = isinstance(error, KeyboardInterrupt)
-        told = "stopped; the same command goes on from the last checkpoint" if stopped else first_line(error)
-        sys.stderr.write(f"smollm-trm: {told}\n")
-        raise SystemExit(130 if stopped else 2) from None
+        sys.stderr.write(f"smollm-trm: {told_of(error)}\n".encode("utf-8", "replace").decode())
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None

@@ -29,11 +29,16 @@ def check_row(row: Any, *, where: str) -> dict[str, str]:
         raise UserMistake(f"{where}: a row must be an object, found {type(row).__name__}.")
     for key in ("question", "answer"):
         if key not in row:
-            raise UserMistake(f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer'.")
+            found = ", ".join(map(repr, list(row)[:20]))[:200] or "none"
+            raise UserMistake(
+                f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer', found {found}."
+            )
         if not isinstance(row[key], str):
             raise UserMistake(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
         if not row[key].strip():
             raise UserMistake(f"{where}: '{key}' is empty.")
+        if any("\ud800" <= letter <= "\udfff" for letter in row[key]):
+            raise UserMistake(f"{where}: '{key}' holds half a character (a lone surrogate), which is no text.")
     if extract_strict_answer(row["answer"]) is None:
         raise UserMistake(f"{where}: the answer does not end in '#### <number>'.")
     return {"question": row["question"], "answer": row["answer"]}
@@ -58,8 +63,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserMistake(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+            except (ValueError, RecursionError) as error:
+                raise UserMistake(f"{path}, line {number}: not valid JSON ({first_line(error)}).") from None
 
 
 def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -71,6 +76,8 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
         length = len(json.loads(text))
     except json.JSONDecodeError as error:
         raise UserMistake(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # a number without end, lists in lists
+        raise UserMistake(f"{path}: not valid JSON ({first_line(error)}).") from None
     line, counted, ended = 1, 0, text.index("[") + 1
     for _ in range(length):
         begins = _BEFORE_AN_ELEMENT.match(text, ended).end()

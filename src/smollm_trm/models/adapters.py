@@ -40,6 +40,8 @@ class LoraSettings:
                 raise UserMistake(f"lora {name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.dropout < 1:
             raise UserMistake(f"lora dropout={self.dropout}: must be in [0, 1)")
+        if self.target_modules == []:
+            raise UserMistake("lora target_modules=[]: name at least one layer, or base_training='frozen' for no LoRA")
 
     def to_peft(self, model_type: str) -> LoraConfig:
         """PEFT's configuration for a decoder of this kind."""
@@ -73,11 +75,12 @@ def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
             parameter.data = parameter.data.float()
 
 
-def merge_adapter(decoder: PreTrainedModel) -> bool:
-    """Add the adapter's updates into the base's weights and take it off; False where there was none."""
+def merge_adapter(decoder: PreTrainedModel, *, keep: bool = True) -> bool:
+    """Add the adapter's updates (if they are to be kept) into the base's weights and take it off; False without one."""
     layers = adapter_layers(decoder)
     for name, layer in layers.items():
-        layer.merge(safe_merge=True)
+        if keep:
+            layer.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
         setattr(decoder.get_submodule(parent), last, layer.get_base_layer())
     if layers:
@@ -103,7 +106,7 @@ def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
     with readable(f"{folder}: the adapter"):
         weights = load_file(folder / ADAPTER_FILE)
         config = PeftConfig.from_pretrained(str(folder))
-    add_adapter(decoder, config)
+        add_adapter(decoder, config)
     named = {name.removeprefix(ADAPTER_PREFIX): weight for name, weight in weights.items()}
     expected = get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)
     for name in sorted(named.keys() | expected.keys()):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import is_local
@@ -84,6 +85,11 @@ def push_model(
     Raises:
         UserMistake: not a saved model, a base that is only here, or the Hub refused.
     """
+    try:
+        validate_repo_id(repo_id)
+        _, _ = repo_id.split("/")
+    except ValueError as error:
+        raise UserMistake(f"repo_id={repo_id[:100]!r}: no name that the Hub takes; give owner/name") from error
     folder = local_model_folder(folder) or Path(folder)
     config = read_config(folder)
     if config.base_model and is_local(config.base_model):

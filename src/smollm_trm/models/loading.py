@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -72,6 +74,20 @@ def device_and_precision(model: object) -> dict[str, str | None]:
     return {"device": device, "precision": str(first.dtype).removeprefix("torch.")}
 
 
+def refuse_too_large(what: str, module: nn.Module, *, copies: int = 1) -> None:
+    """Refuse a module (it may be on the meta device) that does not fit in this machine's memory so many times."""
+    bytes_asked = copies * sum(p.numel() * p.element_size() for p in module.parameters())
+    if torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(0).total_memory
+    else:
+        there = psutil.virtual_memory().total
+    if bytes_asked > there:
+        asked, has = bytes_asked / 2**30, there / 2**30
+        raise UserMistake(
+            f"{what} is too large: it takes {asked:,.0f} GiB, this machine has {has:,.0f}; choose smaller sizes"
+        )
+
+
 def is_local(model_name: str) -> bool:
     """Whether a base's name means a place on this machine."""
     path_like = model_name.startswith((".", "/", "~")) or model_name.endswith(".gguf") or model_name.count("/") > 1
@@ -92,9 +108,23 @@ def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
         model_name = str(place)
     try:
         return kind.from_pretrained(model_name, trust_remote_code=False, **options)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
-        advice = "without a network, give model_name a local folder; a GGUF file needs `pip install gguf`"
-        raise UserMistake(f"could not load the base model {str(place)!r}: {first_line(error)} ({advice})") from error
+    except Exception as error:  # whatever a damaged file or the Hub's client makes it raise
+        what = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}.get(kind.__name__, "weights")
+        raise UserMistake(f"could not load the {what} of {str(place)!r}: {reason_not_loaded(error, place)}") from error
+
+
+def reason_not_loaded(error: Exception, place: Path) -> str:
+    """Why a base does not load, in a line that says what to do."""
+    reason = first_line(error)
+    if "custom code" in reason:
+        return "it brings code of its own, which is never run; choose a base that transformers knows"
+    if "safetensors" in reason and not isinstance(error, SafetensorError):
+        convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder), where you trust them"
+        return f"no model.safetensors there, and pickled weights are not read; convert them once: {convert}"
+    if isinstance(error, ImportError):
+        return f"{reason} (a GGUF file needs `pip install gguf`)"
+    files = " (a damaged file? copy or download the folder again)"
+    return reason + (files if place.exists() else " (without a network, give model_name a local folder)")
 
 
 def base_config(model_name: str) -> Any:

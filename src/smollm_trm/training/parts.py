@@ -12,7 +12,7 @@ from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
-from smollm_trm.models.loading import base_config, default_dtype
+from smollm_trm.models.loading import base_config, default_dtype, refuse_too_large
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
@@ -46,8 +46,10 @@ def check_fits(settings: TrainSettings) -> None:
     if settings.model_name != "tiny":
         config = base_config(settings.model_name)
         size, depth = config.hidden_size, config.num_hidden_layers
+    shape = {"num_latents": num_latents, "hidden_size": size, "depth": depth}
     with torch.device("meta"):
-        build_reasoner(settings.reasoner, settings.trm_kwargs, num_latents=num_latents, hidden_size=size, depth=depth)
+        reasoner = build_reasoner(settings.reasoner, settings.trm_kwargs, **shape)
+    refuse_too_large("training the reasoner", reasoner, copies=5)  # with its gradient, Adam's two and the average
 
 
 def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | None) -> GSM8KSplits:
@@ -81,6 +83,10 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     if precision == "auto":
         precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
+    if precision == "16-mixed" and not torch.cuda.is_available():
+        raise UserMistake(
+            "precision='16-mixed' needs a GPU, and there is none: choose 'auto', '32-true' or 'bf16-mixed'"
+        )
     return precision, dtypes[precision]
 
 

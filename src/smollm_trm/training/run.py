@@ -123,7 +123,7 @@ def fit_run(run: Run, trainer: Trainer, module: LightningModule, *, checkpoint: 
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves Ctrl-C switched off
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(trainer.checkpoint_callback.last_word) from None
     finally:
         finish_wandb(trainer.loggers)
 

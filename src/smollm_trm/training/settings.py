@@ -124,6 +124,13 @@ class TrainSettings:
                 raise UserMistake(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if "fsdp" in self.strategy or "deepspeed" in self.strategy:  # weights must be whole to be averaged and saved
             raise UserMistake(f"strategy={self.strategy!r}: it cuts weights into parts; choose 'ddp'")
+        if self.strategy != "auto" and not self.strategy.startswith("ddp"):
+            raise UserMistake(f"strategy={self.strategy!r}: choose 'auto' or 'ddp'")
+        if not self.output_dir.strip():
+            raise UserMistake("output_dir: it is empty; name a folder")
+        for name, most in (("max_length", 2**20), ("seed", 2**48), ("split_seed", 2**48)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserMistake(f"{name}={getattr(self, name)}: must be between 0 and {most}")
         if self.max_steps != -1 and self.max_steps < 1:
             raise UserMistake(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         for name in ("val_check_interval", "gradient_clip"):
