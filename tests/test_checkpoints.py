@@ -13,7 +13,6 @@ from smollm_trm.records import UserMistake
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, damage_of, newest_good_checkpoint
 from smollm_trm.training.loggers import KeptCSVLogger
 
-
 WHOLE = {
     **{"global_step": 1, "epoch": 0, "state_dict": {}, "loops": {"fit_loop": {}}, "callbacks": {"BestAndLatest": {}}},
     **{"optimizer_states": [], "lr_schedulers": [], "pytorch-lightning_version": "2"},
@@ -157,7 +156,9 @@ def test_every_row_is_on_disk_at_once_and_a_torn_one_is_dropped(tmp_path):
     assert log(tmp_path, 9, range(3, 4)).split() == ["step,train_loss", "0,1.5", "1,1.5", "3,3.0"]
 
 
-@pytest.mark.parametrize("damage", [b"\xff\n", b"x,y\n", b"1,2,3\n", "\u00b2,1\n".encode(), b"9" * 200_000 + b",1\n", b"\0\n"])
+@pytest.mark.parametrize(
+    "damage", [b"\xff\n", b"x,y\n", b"1,2,3\n", "\u00b2,1\n".encode(), b"9" * 200_000 + b",1\n", b"\0\n"]
+)
 def test_a_line_that_cannot_be_read_is_dropped_and_said(tmp_path, caplog, damage):
     log(tmp_path, 0, range(2))
     file = tmp_path / "logs" / "metrics.csv"

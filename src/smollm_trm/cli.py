@@ -25,6 +25,7 @@ class Command(NamedTuple):
     function: str
     line: str
     settings: str | None = None  # the dataclass whose fields are the options; without one the function's arguments are
+    last: str | None = None  # an argument that is given by its place, and may be left out
 
 
 COMMANDS = {
@@ -32,7 +33,7 @@ COMMANDS = {
     "train": Command("commands:train", "Train LoRA and a reasoner.", "training.settings:TrainSettings"),
     "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),
-    "ask": Command("commands:ask", "Answer one question."),
+    "ask": Command("commands:ask", "Answer one question, or every one that is typed.", last="question"),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
     "arithmetic generate": Command(
         "arithmetic.commands:generate_arithmetic",
@@ -76,7 +77,9 @@ def command_parser(name: str) -> OneLineParser:
     parser = OneLineParser(prog=f"smollm-trm {name}", description=command.line, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add = parser.add_class_arguments if command.settings else parser.add_function_arguments
-    add(imported(command.settings or command.function), as_positional=True)
+    add(imported(command.settings or command.function), as_positional=True, skip={command.last} - {None})
+    if command.last:
+        parser.add_argument(command.last, nargs="?", type=str, help="Answered at once; without it, what is typed is.")
     return parser
 
 

@@ -127,7 +127,7 @@ def evaluate(settings: EvaluateSettings) -> str:
     predictions = Path(settings.output_dir or beside / "evaluation") / f"{settings.file_name}.jsonl"
     how = ("max_samples", "batch_size", "max_new_tokens", "latents", "samples_per_problem", "seed", "overwrite")
     options = {name: getattr(settings, name) for name in how}
-    options["worked_examples"] = worked_examples(settings.shots, settings.data_dir, seed=split["seed"])
+    options["worked_examples"] = worked_examples(settings.shots, settings.data_dir, split)
     result = evaluate_gsm8k(model, rows, **options, predictions_path=predictions)
     halting = judge_halting(model, rows, result["correct_by_problem"]) if own else None
     record = {"part": name, "model": without_local_paths(settings.model), "seed": settings.seed, "split": split}
@@ -184,7 +184,7 @@ def compare(settings: CompareSettings) -> str:
     models, folder = settings.models, Path(settings.output_dir)
     arm_stems(list(models))
     rows, split = problems_of(**settings.of_data(), models=list(models.values()))
-    examples = worked_examples(settings.shots, settings.data_dir, seed=split["seed"])
+    examples = worked_examples(settings.shots, settings.data_dir, split)
     options = {name: getattr(settings, name) for name in ("max_samples", "batch_size", "seed", "overwrite")}
     results, model = {}, None
     for name, place in models.items():

@@ -56,9 +56,9 @@ def load_for_evaluation(
     return base.to(default_device()).eval()
 
 
-def worked_examples(count: int, data_dir: str | None, *, seed: int | None) -> list[dict[str, str]]:
-    """So many problems of GSM8K's training part with their solutions, to show to an untuned base."""
-    return load_gsm8k(data_dir, seed=seed).gsm8k_train[:count] if count else []
+def worked_examples(count: int, data_dir: str | None, split: Mapping[str, Any]) -> list[dict[str, str]]:
+    """So many problems of the training part of GSM8K, split like this, to show to an untuned base with solutions."""
+    return load_gsm8k(data_dir, seed=split["seed"]).gsm8k_train[:count] if count else []
 
 
 def problems_of(

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.configuration import LatentReasoningConfig, readable
 from smollm_trm.models.loading import is_local
 from smollm_trm.models.storage import CONFIG_FILE, SHARED_FILES, local_model_folder, read_config
 from smollm_trm.records import UserMistake, first_line, write_json, write_text
@@ -47,7 +47,8 @@ def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository
         header["base_model"] = base
     if "gsm8k" in config.notes.get("training", {}).get("split", {}).get("source", ""):
         header["datasets"] = ["openai/gsm8k"]
-    measured = "\n".join(f"- {line}" for line in measured_lines(config.notes))
+    with readable("the notes in config.json"):
+        measured = "\n".join(f"- {line}" for line in measured_lines(config.notes))
     title = base.rpartition("/")[2] or "a base of its own"
     return (
         f"---\n{json.dumps(header, indent=2)}\n---\n\n"

@@ -155,6 +155,8 @@ def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     refuse_unsupported(causal_lm.config.get_text_config().model_type)
     if getattr(causal_lm.config, "reasoner", None) is not None:
         raise UserMistake(f"model_name={name!r} has a reasoner already: give the base that it was trained from")
+    if tokenizer.eos_token_id is None:
+        raise UserMistake(f"{name}: its tokenizer names no end of text; is tokenizer_config.json there, and whole?")
     backbone = causal_lm.base_model
     decoder, ends = getattr(backbone, "language_model", backbone), causal_lm.generation_config.eos_token_id
     ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)

@@ -179,7 +179,7 @@ class BestAndLatest(Checkpoint):
         """From here on a Ctrl-C waits for the end of the step."""
         self.in_training = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The run is over."""
         self.give_back_ctrl_c()
 
