@@ -3,6 +3,7 @@
 Each imports what it needs when it runs, so that help and mistakes are quick.
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def evaluate(settings: EvaluateSettings) -> str:
     report_file = predictions.with_suffix(".json")
     write_json(report_file, {**record, **result, "halting": halting, **run_record()})
     if saved:
-        add_evaluation(saved, settings.file_name, result)
+        add_evaluation(saved, settings.file_name, {**result, "source": split["source"]})
     label = name + (f", {settings.shots} shots" if settings.shots else "") + ("" if own else " with latents shuffled")
     lines = evaluation_lines(label, result, halting, trained_on_losses=model.config.target == "steps")
     return f"{lines}\nresults in {report_file}"
@@ -179,7 +180,10 @@ class CompareSettings(EvaluationSettings):
 def compare(settings: CompareSettings) -> str:
     """Evaluate several models on the same problems, shuffled latents included; print a table, draw a plot."""
     from smollm_trm.evaluation.arms import arm_stems, evaluate_arm, report_comparison
+    from smollm_trm.evaluation.compare import SHUFFLED_SUFFIX
     from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, saved_or_downloaded, worked_examples
+    from smollm_trm.models.hub import add_evaluation
+    from smollm_trm.models.storage import local_model_folder
 
     models, folder = settings.models, Path(settings.output_dir)
     arm_stems(list(models))
@@ -196,6 +200,11 @@ def compare(settings: CompareSettings) -> str:
         model = load_for_evaluation(place, precision=settings.precision, **of_base)
         shown_first = {} if model.config.think else {"worked_examples": examples}
         results |= evaluate_arm(name, model, rows, folder, **options, **shown_first)
+    problems = settings.part + (f"-first-{settings.max_samples}" if settings.max_samples else "")
+    for arm, place in models.items():
+        for name in (arm, arm + SHUFFLED_SUFFIX) if (saved := local_model_folder(place)) else ():
+            if name in results:
+                add_evaluation(saved, problems + name.removeprefix(arm), {**results[name], "source": split["source"]})
     baseline = settings.baseline or next(iter(models))
     shown = {name: without_local_paths(place) for name, place in models.items()}
     record = {"part": settings.part, "seed": settings.seed, "models": shown, "split": split}
@@ -277,6 +286,8 @@ def train(settings: "TrainSettings") -> str:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise."""
     from smollm_trm.finetune import train_gsm8k
 
+    if settings.progress:
+        logging.getLogger("smollm_trm").setLevel(logging.INFO)  # what is trained, and from which step
     trainer, _ = train_gsm8k(**vars(settings))
     folder = settings.output_dir
     return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""

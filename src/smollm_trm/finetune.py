@@ -4,6 +4,7 @@ It stands above `training` and `evaluation`, which do not know each other: `trai
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -33,6 +34,8 @@ from smollm_trm.training.parts import (
 from smollm_trm.training.run import Run, begin_run, fit_run, load_average, steps_done
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
+
+logger = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
@@ -82,9 +85,27 @@ def train_gsm8k(
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
         trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
+        logger.info(summary_of_run(trainer, module, settings, n_batches=n_batches))
         fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
+        if trainer.global_step == first_step:
+            logger.warning("%s holds this very run, finished at step %d: nothing was trained", run.folder, first_step)
         finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
     return trainer, module
+
+
+def summary_of_run(
+    trainer: Trainer, module: SmolLMTRMLightningModule, settings: TrainSettings, *, n_batches: int
+) -> str:
+    """What is about to be trained, on what, for how long, in a line."""
+    sizes = {wanted: sum(p.numel() for p in module.parameters() if p.requires_grad or not wanted) for wanted in (1, 0)}
+    steps = settings.num_epochs * -(-n_batches // settings.accumulate_grad_batches)
+    steps = steps if settings.max_steps == -1 else min(steps, settings.max_steps)
+    device = trainer.strategy.root_device
+    return (
+        f"training {sizes[1]:,} of {sizes[0]:,} parameters: {steps:,} steps of "
+        f"{settings.batch_size * settings.accumulate_grad_batches * settings.devices * settings.num_nodes} rows "
+        f"on {device} in {trainer.precision}, into {settings.output_dir}"
+    )
 
 
 def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, str]], batch_idx: int) -> float:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -74,8 +75,9 @@ def installed_versions() -> dict[str, str]:
 
 def run_record() -> dict[str, Any]:
     """Command, versions and machine, as plain values."""
+    given = [Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]),
+        "command": re.sub(r"'~/([\w./-]*)'", r"~/\1", shlex.join(given)),
         "versions": installed_versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }

@@ -11,6 +11,7 @@ accumulation, where a resumed run would skip that validation or lose those gradi
 import errno
 import logging
 import math
+import os
 import re
 import signal
 import threading
@@ -29,20 +30,17 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from smollm_trm.records import UserMistake, first_line, remove_path, write_whole
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows has no such locks
-    fcntl = None
-
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
     """Refuse a second run in a folder while the first goes on; its lock goes with its process, however that dies."""
-    if rank_zero_only.rank or fcntl is None:
+    if rank_zero_only.rank or os.name == "nt":  # Windows has no such locks
         yield
         return
+    import fcntl
+
     write_whole(probe := folder / ".writable", Path.touch)
     remove_path(probe)
     with open(folder / ".lock", "ab") as lock:

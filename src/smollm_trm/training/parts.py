@@ -19,7 +19,7 @@ from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
 from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.run import Run, build_run_trainer
-from smollm_trm.training.settings import TrainSettings
+from smollm_trm.training.settings import PRECISIONS, TrainSettings
 from smollm_trm.training.watch import CollapseWarning
 
 Rows = Sequence[Mapping[str, str]]
@@ -83,6 +83,7 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     if precision == "auto":
         precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
+    precision = PRECISIONS.get(precision, precision)
     if precision == "16-mixed" and not torch.cuda.is_available():
         raise UserMistake(
             "precision='16-mixed' needs a GPU, and there is none: choose 'auto', '32-true' or 'bf16-mixed'"

@@ -67,7 +67,7 @@ def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str
     if checkpoint is not None and not checkpoint.is_file():
         raise UserMistake(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
     if checkpoint is not None:
-        logger.info("going on from %s", checkpoint)
+        logger.info("resuming from step %d, going on from %s", steps_done(checkpoint), checkpoint)
     return checkpoint
 
 

@@ -10,6 +10,9 @@ from smollm_trm.models.reasoners.known import REASONERS, complete_settings
 from smollm_trm.records import UserMistake, settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""What everyone calls them, and what Lightning does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -66,7 +69,7 @@ class TrainSettings:
     ema_decay: float = 0.999
     """Limit of the weight average, which is what is validated and saved for use."""
     precision: str = "auto"
-    """"auto" (by the device), "32-true", "bf16-mixed" or "16-mixed"."""
+    """"auto" (by the device), "fp32", "bf16" or "fp16"; Lightning's names ("32-true", "bf16-mixed", "16-mixed") too."""
     gradient_checkpointing: bool = False
     """Keep no activations of the base: less memory, about a third more time."""
     devices: int = 1
@@ -117,7 +120,7 @@ class TrainSettings:
             "target": ("steps", "answer"),
             "prompt_format": tuple(PROMPT_FORMATS),
             "supervise": ("one", "all"),
-            "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+            "precision": ("auto", *PRECISIONS, *PRECISIONS.values()),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
