@@ -176,7 +176,7 @@ def pickle_instead(path: Path) -> None:
         ("base/config.json", nest, "could not load the configuration of .*base'"),
         ("base/config.json", set_values(hidden_size="x"), "could not load the configuration of .*base'"),
         ("base/config.json", set_values(num_attention_heads=0), "could not load the weights of .*base'"),
-        ("base/config.json", set_values(model_type="odd", auto_map={"AutoConfig": "evil.A"}), "never run; choose"),
+        ("base/config.json", set_values(model_type="odd", auto_map={"AutoConfig": "evil.A"}), "which is never run"),
         ("base/tokenizer.json", halve, "could not load the tokenizer of .*base'"),
         ("base/tokenizer_config.json", Path.unlink, "base.*tokenizer"),
         ("base/generation_config.json", nest, "could not load the weights of .*base'"),

@@ -85,27 +85,17 @@ def train_gsm8k(
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
         trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
-        logger.info(summary_of_run(trainer, module, settings, n_batches=n_batches))
+        parts, rows = list(module.parameters()), settings.batch_size * settings.accumulate_grad_batches
+        trained, total = sum(p.numel() for p in parts if p.requires_grad), sum(p.numel() for p in parts)
+        logger.info(
+            f"training {trained:,} of {total:,} parameters on {len(data.train_set):,} examples, {rows} a step and "
+            f"process, on {trainer.strategy.root_device} in {precision}, into {run.folder}"
+        )
         fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
         if trainer.global_step == first_step:
             logger.warning("%s holds this very run, finished at step %d: nothing was trained", run.folder, first_step)
         finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
     return trainer, module
-
-
-def summary_of_run(
-    trainer: Trainer, module: SmolLMTRMLightningModule, settings: TrainSettings, *, n_batches: int
-) -> str:
-    """What is about to be trained, on what, for how long, in a line."""
-    sizes = {wanted: sum(p.numel() for p in module.parameters() if p.requires_grad or not wanted) for wanted in (1, 0)}
-    steps = settings.num_epochs * -(-n_batches // settings.accumulate_grad_batches)
-    steps = steps if settings.max_steps == -1 else min(steps, settings.max_steps)
-    device = trainer.strategy.root_device
-    return (
-        f"training {sizes[1]:,} of {sizes[0]:,} parameters: {steps:,} steps of "
-        f"{settings.batch_size * settings.accumulate_grad_batches * settings.devices * settings.num_nodes} rows "
-        f"on {device} in {trainer.precision}, into {settings.output_dir}"
-    )
 
 
 def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, str]], batch_idx: int) -> float:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -74,20 +73,6 @@ def device_and_precision(model: object) -> dict[str, str | None]:
     return {"device": device, "precision": str(first.dtype).removeprefix("torch.")}
 
 
-def refuse_too_large(what: str, module: nn.Module, *, copies: int = 1) -> None:
-    """Refuse a module (it may be on the meta device) that does not fit in this machine's memory so many times."""
-    bytes_asked = copies * sum(p.numel() * p.element_size() for p in module.parameters())
-    if torch.cuda.is_available():
-        there = torch.cuda.get_device_properties(0).total_memory
-    else:
-        there = psutil.virtual_memory().total
-    if bytes_asked > there:
-        asked, has = bytes_asked / 2**30, there / 2**30
-        raise UserMistake(
-            f"{what} is too large: it takes {asked:,.0f} GiB, this machine has {has:,.0f}; choose smaller sizes"
-        )
-
-
 def is_local(model_name: str) -> bool:
     """Whether a base's name means a place on this machine."""
     path_like = model_name.startswith((".", "/", "~")) or model_name.endswith(".gguf") or model_name.count("/") > 1
@@ -117,7 +102,7 @@ def reason_not_loaded(error: Exception, place: Path) -> str:
     """Why a base does not load, in a line that says what to do."""
     reason = first_line(error)
     if "custom code" in reason:
-        return "it brings code of its own, which is never run; choose a base that transformers knows"
+        return "it brings code of its own, which is never run"
     if "safetensors" in reason and not isinstance(error, SafetensorError):
         convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder), where you trust them"
         return f"no model.safetensors there, and pickled weights are not read; convert them once: {convert}"

@@ -17,8 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from smollm_trm.models.adapters import merge_adapter
+from smollm_trm.models.blocks import refuse_too_large
 from smollm_trm.models.configuration import LatentReasoningConfig
-from smollm_trm.models.loading import refuse_too_large
 from smollm_trm.models.prompt import Prompt, positions_of
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought

@@ -133,9 +133,10 @@ class BestAndLatest(Checkpoint):
     @property
     def last_word(self) -> str:
         """What a run that was stopped leaves."""
-        if not self.recent:
+        kept = max(checkpoints_by_step(self.folder), default=None)
+        if kept is None:
             return "stopped before the first checkpoint: nothing is kept"
-        return f"stopped; step {self.recent[-1][0]} is kept, and the same command goes on from there"
+        return f"stopped; step {kept} is kept, and the same command goes on from there"
 
     @property
     def best_path(self) -> Path | None:
@@ -167,23 +168,17 @@ class BestAndLatest(Checkpoint):
         self.asked_to_stop = True
         logger.warning("stopping after this step (Ctrl-C again: at once)")
 
-    def give_back_ctrl_c(self) -> None:
+    def give_back_ctrl_c(self, *_: Any, **__: Any) -> None:
         """Let Ctrl-C do what it did before."""
         if self.earlier_handler is not None:
             signal.signal(signal.SIGINT, self.earlier_handler)
             self.earlier_handler = None
 
+    teardown = on_exception = give_back_ctrl_c
+
     def on_train_batch_start(self, *_: Any) -> None:
         """From here on a Ctrl-C waits for the end of the step."""
         self.in_training = True
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The run is over."""
-        self.give_back_ctrl_c()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The run is over."""
-        self.give_back_ctrl_c()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A Ctrl-C need not wait for a validation, after which a checkpoint would be written."""

@@ -12,7 +12,8 @@ from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
-from smollm_trm.models.loading import base_config, default_dtype, refuse_too_large
+from smollm_trm.models.blocks import refuse_too_large
+from smollm_trm.models.loading import base_config, default_dtype
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
