@@ -14,6 +14,16 @@ from smollm_trm.records import UserMistake, run_record, without_local_paths, wri
 if TYPE_CHECKING:
     from smollm_trm.training.settings import TrainSettings
 
+CHOICES = {
+    **{"part": ("dev", "test"), "target": ("steps", "answer"), "prompt_format": ("plain", "chat")},
+    **{"precision": ("auto", "fp32", "bf16", "fp16"), "latents": ("own", "shuffled")},
+}
+LEAST = {"max_samples": 1, "batch_size": 1, "shots": 0, "seed": 0, "max_new_tokens": 1, "samples_per_problem": 1}
+IN_NAMES = {
+    **{"target": "{}", "prompt_format": "{}", "shots": "{}-shot", "max_samples": "first-{}", "latents": "{}"},
+    **{"max_new_tokens": "{}-tokens", "samples_per_problem": "{}-votes", "precision": "{}", "seed": "seed-{}"},
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
@@ -43,19 +53,28 @@ class EvaluationSettings:
     """Of the split, the sampling and the shuffle."""
 
     def __post_init__(self) -> None:
-        check_choices(
-            part=(self.part, ("dev", "test")),
-            target=(self.target, (None, "steps", "answer")),
-            prompt_format=(self.prompt_format, (None, "plain", "chat")),
-            precision=(self.precision, ("auto", "fp32", "bf16", "fp16")),
-        )
-        for name, least in {"max_samples": 1, "batch_size": 1, "shots": 0, "seed": 0}.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserMistake(f"{name}={value}: must be at least {least}")
+        for name, value in vars(self).items():
+            if value is not None and value not in CHOICES.get(name, (value,)):
+                raise UserMistake(f"{name}={value!r}: choose {' or '.join(map(repr, CHOICES[name]))}")
+            if value is not None and name in LEAST and value < LEAST[name]:
+                raise UserMistake(f"{name}={value}: must be at least {LEAST[name]}")
+            if name == "output_dir" and value == "":
+                raise UserMistake("output_dir: it is empty; name a folder")
         if self.shots and self.dataset_path is not None:
             raise UserMistake("shots: worked examples come from GSM8K's training part; leave dataset_path or shots out")
-        if getattr(self, "output_dir", None) == "":
-            raise UserMistake("output_dir: it is empty; name a folder")
+
+    @property
+    def problems(self) -> str:
+        """What the problems are called."""
+        return Path(self.dataset_path).stem if self.dataset_path else self.part
+
+    @property
+    def file_name(self) -> str:
+        """Of results and predictions: the problems, and every setting that is not the default."""
+        fields = type(self).__dataclass_fields__
+        changed = {name: getattr(self, name) for name in IN_NAMES if name in fields}
+        words = [IN_NAMES[name].format(one) for name, one in changed.items() if one != fields[name].default]
+        return "-".join([self.problems, *words])
 
     def of_data(self) -> dict[str, Any]:
         """What says which problems are asked."""
@@ -64,13 +83,6 @@ class EvaluationSettings:
     def of_base(self) -> dict[str, Any]:
         """What says how a model is loaded."""
         return {name: getattr(self, name) for name in ("target", "prompt_format", "precision")}
-
-
-def check_choices(**given: tuple[str | None, tuple[str | None, ...]]) -> None:
-    """Refuse a value that is none of its choices, before anything is loaded."""
-    for name, (value, choices) in given.items():
-        if value not in choices:
-            raise UserMistake(f"{name}={value!r}: choose {' or '.join(repr(one) for one in choices if one)}")
 
 
 @dataclass(frozen=True)
@@ -88,29 +100,6 @@ class EvaluateSettings(EvaluationSettings):
     output_dir: str | None = None
     """Results and predictions go here; None puts them beside the model."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices(latents=(self.latents, ("own", "shuffled")))
-        for name in ("max_new_tokens", "samples_per_problem"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserMistake(f"{name}={value}: must be at least 1")
-
-    @property
-    def file_name(self) -> str:
-        """Of results and predictions: the problems, and every setting that is not the default."""
-        parts = [Path(self.dataset_path).stem if self.dataset_path else self.part]
-        words = {"target": "{}", "prompt_format": "{}", "shots": "{}-shot", "max_samples": "first-{}", "latents": "{}"}
-        words |= {
-            "max_new_tokens": "{}-tokens",
-            "samples_per_problem": "{}-votes",
-            "precision": "{}",
-            "seed": "seed-{}",
-        }
-        for name, word in words.items():
-            if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
-                parts.append(word.format(value))
-        return "-".join(parts)
-
 
 def evaluate(settings: EvaluateSettings) -> str:
     """Answer problems with a saved model or an untuned base, and grade them."""
@@ -122,7 +111,7 @@ def evaluate(settings: EvaluateSettings) -> str:
 
     rows, split = problems_of(**settings.of_data(), models=[settings.model])
     model = load_for_evaluation(settings.model, **settings.of_base())
-    name = Path(settings.dataset_path).stem if settings.dataset_path else settings.part
+    name = settings.problems
     saved, own = local_model_folder(settings.model), settings.latents == "own"
     beside = Path(settings.model) if saved else Path("outputs") / Path(settings.model).name
     predictions = Path(settings.output_dir or beside / "evaluation") / f"{settings.file_name}.jsonl"
@@ -180,7 +169,6 @@ class CompareSettings(EvaluationSettings):
 def compare(settings: CompareSettings) -> str:
     """Evaluate several models on the same problems, shuffled latents included; print a table, draw a plot."""
     from smollm_trm.evaluation.arms import arm_stems, evaluate_arm, report_comparison
-    from smollm_trm.evaluation.compare import SHUFFLED_SUFFIX
     from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, saved_or_downloaded, worked_examples
     from smollm_trm.models.hub import add_evaluation
     from smollm_trm.models.storage import local_model_folder
@@ -194,23 +182,19 @@ def compare(settings: CompareSettings) -> str:
     for name, place in models.items():
         print(name)
         del model  # or two bases stand in memory at once
-        of_base = (
-            {} if saved_or_downloaded(place) else {"target": settings.target, "prompt_format": settings.prompt_format}
-        )
-        model = load_for_evaluation(place, precision=settings.precision, **of_base)
+        of_base = {"precision": settings.precision} if saved_or_downloaded(place) else settings.of_base()
+        model = load_for_evaluation(place, **of_base)
         shown_first = {} if model.config.think else {"worked_examples": examples}
-        results |= evaluate_arm(name, model, rows, folder, **options, **shown_first)
-    problems = settings.part + (f"-first-{settings.max_samples}" if settings.max_samples else "")
-    for arm, place in models.items():
-        for name in (arm, arm + SHUFFLED_SUFFIX) if (saved := local_model_folder(place)) else ():
-            if name in results:
-                add_evaluation(saved, problems + name.removeprefix(arm), {**results[name], "source": split["source"]})
+        found = evaluate_arm(name, model, rows, folder, **options, **shown_first)
+        for arm, result in found.items() if (saved := local_model_folder(place)) else ():
+            add_evaluation(saved, settings.file_name + arm.removeprefix(name), {**result, "source": split["source"]})
+        results |= found
     baseline = settings.baseline or next(iter(models))
     shown = {name: without_local_paths(place) for name, place in models.items()}
     record = {"part": settings.part, "seed": settings.seed, "models": shown, "split": split}
     comparison = report_comparison(results, folder, baseline=baseline, **record)
     shots = f", untuned bases with {settings.shots} worked examples" if settings.shots else ""
-    return f"{settings.part}{shots}\n{comparison}\nplot in {folder / 'comparison.png'}"
+    return f"{settings.problems}{shots}\n{comparison}\nplot in {folder / 'comparison.png'}"
 
 
 def ask(

@@ -93,7 +93,7 @@ def train_gsm8k(
         )
         fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
         if trainer.global_step == first_step:
-            logger.warning("%s holds this very run, finished at step %d: nothing was trained", run.folder, first_step)
+            logger.warning("%s: this run ended at step %d; nothing was trained", run.folder, first_step)
         finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
     return trainer, module
 

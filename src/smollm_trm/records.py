@@ -97,9 +97,8 @@ def first_line(error: Exception) -> str:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file or folder beside `path`, flush and rename it: it is whole, or what was there stays."""
-    temporary, replaced = (
-        path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (UNFINISHED, f".old{UNFINISHED}")
-    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -129,10 +128,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there.
-
-    A file that has no other name is emptied first, since a mounted Drive keeps it as trash.
-    """
+    """Remove a file or a folder, if it is there; a file with one name is emptied first: a mounted Drive keeps trash."""
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         if not path.is_symlink() and path.stat().st_nlink == 1:

@@ -29,10 +29,8 @@ def check_row(row: Any, *, where: str) -> dict[str, str]:
         raise UserMistake(f"{where}: a row must be an object, found {type(row).__name__}.")
     for key in ("question", "answer"):
         if key not in row:
-            found = ", ".join(map(repr, list(row)[:20]))[:200] or "none"
-            raise UserMistake(
-                f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer', found {found}."
-            )
+            found = f"found {', '.join(map(repr, row))[:200] or 'none'}"
+            raise UserMistake(f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer', {found}.")
         if not isinstance(row[key], str):
             raise UserMistake(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
         if not row[key].strip():

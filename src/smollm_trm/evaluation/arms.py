@@ -31,9 +31,7 @@ def arm_stems(names: Sequence[str]) -> list[str]:
     for name in names:
         stem = name.replace(" ", "_").replace("+", "and").lower()
         if not re.fullmatch(r"\w[\w.,()=-]{0,55}", stem) or name.endswith(SHUFFLED_SUFFIX):
-            raise UserMistake(
-                f"the arm {name[:100]!r} names files: begin with a letter, and use letters, digits, + - . _"
-            )
+            raise UserMistake(f"the arm {name[:100]!r} names files: a letter first, then letters, digits, + - . _")
         for taken in (stem, f"{stem}_shuffled", stem.removesuffix("_shuffled")):
             if taken in stems:
                 raise UserMistake(f"the arms {stems[taken]!r} and {name!r} would share a file: rename one")

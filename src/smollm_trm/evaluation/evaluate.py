@@ -53,9 +53,8 @@ def evaluate_gsm8k(
     """Let a model answer problems, and grade it.
 
     Args:
-        predictions_path: where predictions are kept; an evaluation that was broken off goes on from them.
-        overwrite: make them anew, whatever is there.
-        worked_examples: problems that are shown with their solutions before each question, to an untuned base.
+        overwrite: make predictions anew, whatever is at `predictions_path`.
+        worked_examples: problems shown with their solutions before each question, to an untuned base.
 
     Returns:
         `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `examples` (the first 10),
@@ -74,10 +73,8 @@ def evaluate_gsm8k(
     if samples_per_problem > 1:
         options.setdefault("temperature", VOTE_TEMPERATURE)
     options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
-    before = "".join(
-        f"{row['question']}\nAnswer:{model.encoder.completion_text(row['answer'])}\n\nQuestion: "
-        for row in worked_examples
-    )
+    shown = [(row["question"], model.encoder.completion_text(row["answer"])) for row in worked_examples]
+    before = "".join(f"{question}\nAnswer:{solution}\n\nQuestion: " for question, solution in shown)
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
     sampled, precision = options["do_sample"], device_and_precision(model)["precision"]
     settings = {

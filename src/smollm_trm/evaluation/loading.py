@@ -20,11 +20,7 @@ Problems = tuple[list[dict[str, str]], dict[str, Any]]
 
 
 def saved_or_downloaded(model: str) -> Path | None:
-    """The folder of a saved model here or on the Hub; None for a base model.
-
-    Where the Hub cannot be asked and no copy of its answer is here, nothing is known of what a model was trained on:
-    refused.
-    """
+    """The folder of a saved model here or on the Hub; None for a base. What the Hub does not tell of is refused."""
     if (folder := local_model_folder(model)) is not None:
         return folder
     if is_local(model) or model.count("/") != 1:
@@ -32,10 +28,8 @@ def saved_or_downloaded(model: str) -> Path | None:
     try:
         found = PreTrainedConfig.get_config_dict(model)[0]
     except Exception as error:  # whatever the Hub's client and its transport raise, by version
-        unknown = "so it is not known what it was trained on; give a folder, or try again"
-        raise UserMistake(
-            f"{model}: no such folder, and the Hub did not answer ({first_line(error)}), {unknown}"
-        ) from error
+        reason = f"no such folder, and the Hub did not answer ({first_line(error)})"
+        raise UserMistake(f"{model}: {reason}, so it is not known what it was trained on; give a folder") from error
     return saved_model_folder(model) if found.get("model_type") == LatentReasoningConfig.model_type else None
 
 
@@ -48,9 +42,7 @@ def load_for_evaluation(
     asked = {name: value for name, value in asked.items() if value is not None}
     if (saved := saved_or_downloaded(model)) is not None:
         for name, value in asked.items():
-            raise UserMistake(
-                f"{name}={value!r}: {model} is a saved model, which is asked as it was trained; leave it out"
-            )
+            raise UserMistake(f"{name}={value!r}: {model} is a saved model, which is asked as it was trained")
         return SmolLMv3WithTRM.from_pretrained(saved, dtype=dtype)
     base = SmolLMv3WithTRM.from_base(model, base_training="frozen", reasoner=None, dtype=dtype, think=False, **asked)
     return base.to(default_device()).eval()

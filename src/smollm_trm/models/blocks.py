@@ -27,16 +27,11 @@ def check_counts(most: int = 65_536, **counts: int | None) -> None:
 
 def refuse_too_large(what: str, module: nn.Module, *, copies: int = 1) -> None:
     """Refuse a module (it may be on the meta device) that does not fit in this machine's memory so many times."""
-    bytes_asked = copies * sum(p.numel() * p.element_size() for p in module.parameters())
-    if torch.cuda.is_available():
-        there = torch.cuda.get_device_properties(0).total_memory
-    else:
-        there = psutil.virtual_memory().total
-    if bytes_asked > there:
-        asked, has = bytes_asked / 2**30, there / 2**30
-        raise UserMistake(
-            f"{what} is too large: it takes {asked:,.0f} GiB, this machine has {has:,.0f}; choose smaller sizes"
-        )
+    asked = copies * sum(p.numel() * p.element_size() for p in module.parameters()) / 2**30
+    on_gpu = torch.cuda.is_available()
+    has = (torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total) / 2**30
+    if asked > has:
+        raise UserMistake(f"{what} is too large: it takes {asked:,.0f} GiB, there are {has:,.0f}; choose smaller sizes")
 
 
 def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:

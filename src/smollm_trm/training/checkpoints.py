@@ -48,8 +48,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by worker processes, which may outlive it
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
-                reason = "another run is writing there; wait for it, or name another folder"
-                raise UserMistake(f"{folder}: {reason}") from None
+                raise UserMistake(f"{folder}: another run is writing there; wait, or name another folder") from None
         yield
 
 

@@ -86,9 +86,7 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
         precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
     precision = PRECISIONS.get(precision, precision)
     if precision == "16-mixed" and not torch.cuda.is_available():
-        raise UserMistake(
-            "precision='16-mixed' needs a GPU, and there is none: choose 'auto', '32-true' or 'bf16-mixed'"
-        )
+        raise UserMistake("precision='16-mixed' needs a GPU, and there is none: choose 'auto', 'fp32' or 'bf16'")
     return precision, dtypes[precision]
 
 

@@ -125,10 +125,9 @@ class TrainSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserMistake(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        if "fsdp" in self.strategy or "deepspeed" in self.strategy:  # weights must be whole to be averaged and saved
-            raise UserMistake(f"strategy={self.strategy!r}: it cuts weights into parts; choose 'ddp'")
         if self.strategy != "auto" and not self.strategy.startswith("ddp"):
-            raise UserMistake(f"strategy={self.strategy!r}: choose 'auto' or 'ddp'")
+            cuts = "it cuts weights into parts; " if self.strategy.startswith(("fsdp", "deepspeed")) else ""
+            raise UserMistake(f"strategy={self.strategy!r}: {cuts}choose 'ddp'")
         if not self.output_dir.strip():
             raise UserMistake("output_dir: it is empty; name a folder")
         for name, most in (("max_length", 2**20), ("seed", 2**48), ("split_seed", 2**48)):
