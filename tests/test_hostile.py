@@ -359,3 +359,11 @@ def test_only_the_command_line_starts_without_the_auto_classes(given, registers,
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, *given], env=environment, capture_output=True, cwd=tmp_path)
     assert done.returncode == (7 if registers else 0)
+
+
+def test_a_few_rounds_of_what_make_soak_draws_for_ten_minutes():
+    here, source = Path(__file__).parent, Path(cli.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(source)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(here / "soak.py"), "--rounds", "9", "--seed", "7"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "3 kills, 3 damages, 3 arguments: 0 found" in done.stdout, done.stdout + done.stderr

@@ -98,6 +98,18 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserMistake(f"{path}, line {begins}: not valid CSV ({error}).") from None
 
 
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file, counted from 1."""
+    from pyarrow import parquet  # comes with datasets
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        yield from enumerate(parquet.read_table(path).to_pylist(), start=1)
+    except (OSError, ValueError) as error:
+        raise UserMistake(f"{path}: not a Parquet file ({first_line(error)}).") from None
+
+
 def rows_on_the_hub(name: str, *, config: str | None, split: str, instead: str) -> Iterator[tuple[str, Any]]:
     """(place, row) of one part of a dataset on the Hub or in its local cache; without either, `instead` is advised."""
     import datasets  # takes seconds to import, and local files do not need it
