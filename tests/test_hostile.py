@@ -361,6 +361,16 @@ def test_only_the_command_line_starts_without_the_auto_classes(given, registers,
     assert done.returncode == (7 if registers else 0)
 
 
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(tmp_path):
+    (tmp_path / "yaml.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    places = [str(tmp_path), str(Path(cli.__file__).parents[1])]
+    program = f"import runpy, sys; sys.path[:0] = {places!r}; sys.argv = ['smollm-trm']; "
+    program += "runpy.run_module('smollm_trm', run_name='__main__')"
+    default = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    done = subprocess.run([sys.executable, "-c", default + program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
+
+
 def test_a_few_rounds_of_what_make_soak_draws_for_ten_minutes():
     here, source = Path(__file__).parent, Path(cli.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(source)]), "OMP_NUM_THREADS": "1"}

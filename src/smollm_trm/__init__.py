@@ -5,6 +5,7 @@
 quick. All names are imported on first use.
 """
 
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -65,3 +66,5 @@ def starts_the_command_line() -> bool:
 
 if not starts_the_command_line():
     import_module("smollm_trm.models.smollm")
+elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` is there, Ctrl-C ends the process without a traceback
