@@ -6,12 +6,13 @@ COLAB := transformers==5.15.0 peft==0.20.0 tokenizers==0.22.2 huggingface_hub==1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo real real-base test lint unit notebook notebook-check notebook-run notebook-run-colab study bench clean
+.PHONY: help install demo real real-base test lint unit soak notebook notebook-check notebook-run notebook-run-colab study bench clean
 
 help:
 	@echo "make demo      train, compare and save the tiny twin on word problems: under 4 minutes on two CPU cores"
 	@echo "make real      the same on a real pretrained base and real GSM8K: under 10 minutes on two CPU cores"
 	@echo "make test      lint, unit tests, the notebook's build check and its headless runs"
+	@echo "make soak      ten minutes of kills, damaged files and absurd arguments, drawn from a seed"
 	@echo "make notebook  build the notebooks and the guides' tables from notebooks/ and src/"
 	@echo "make study     LoRA, static latents, compressor and TRM on word problems: under an hour on two CPU cores"
 	@echo "make bench     every other figure of benchmarks/"
@@ -42,6 +43,10 @@ lint: install
 
 unit: install real-base
 	$(BIN)/pytest -m "not notebook"
+
+# Kills, damage and absurd arguments, drawn from a seed that it prints: ten minutes, then a count.
+soak: install
+	$(BIN)/python -W ignore tests/soak.py
 
 notebook: install
 	$(BIN)/python notebooks/build.py

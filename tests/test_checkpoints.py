@@ -9,13 +9,19 @@ import pytest
 import torch
 from runs import first_difference, newest_checkpoint, save_tiny_base, train_tiny, trainable_weights
 
+from smollm_trm.records import UserMistake
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, damage_of, newest_good_checkpoint
 from smollm_trm.training.loggers import KeptCSVLogger
 
+WHOLE = {
+    **{"global_step": 1, "epoch": 0, "state_dict": {}, "loops": {"fit_loop": {}}, "callbacks": {"BestAndLatest": {}}},
+    **{"optimizer_states": [], "lr_schedulers": [], "pytorch-lightning_version": "2"},
+}
+
 
 def write_checkpoint(folder: Path, step: int) -> Path:
-    path = folder / f"step-{step}.ckpt"
-    WholeCheckpointIO().save_checkpoint({"global_step": step, "weights": torch.full((5000,), float(step))}, path)
+    path, weights = folder / f"step-{step}.ckpt", {"w": torch.full((5000,), float(step))}
+    WholeCheckpointIO().save_checkpoint({**WHOLE, "global_step": step, "state_dict": weights}, path)
     return path
 
 
@@ -67,10 +73,20 @@ def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "step-1.ckpt"
     torch.save({"global_step": 1, "callbacks": Malice()}, path)
-    assert "Weights only load failed" in damage_of(path)
-    with pytest.raises(ValueError, match="step-1.ckpt: not a checkpoint of this program") as caught:
+    assert damage_of(path) == "damaged, or more than tensors and plain values"
+    with pytest.raises(UserMistake, match="step-1.ckpt: not a checkpoint of this program") as caught:
         WholeCheckpointIO().load_checkpoint(path, weights_only=False)
+    assert "weights_only" not in str(caught.value), "PyTorch's own message advises to switch its safety off"
     assert "\n" not in str(caught.value) and not (tmp_path / "malice").exists()
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "fit_loop", "BestAndLatest", None])
+def test_a_checkpoint_that_is_not_ours_is_one_line(tmp_path, name):
+    foreign = [1, 2] if name is None else {**WHOLE, "loops" if name == "fit_loop" else "callbacks": {}, name: None}
+    torch.save(foreign, path := tmp_path / "x.ckpt")
+    with pytest.raises(UserMistake, match=r"x.ckpt: not a checkpoint of this program \(it") as caught:
+        WholeCheckpointIO().load_checkpoint(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_it_did(tmp_path, caplog):
@@ -138,6 +154,19 @@ def test_every_row_is_on_disk_at_once_and_a_torn_one_is_dropped(tmp_path):
         assert len(file.read_text().split()) == step + 2
     file.write_bytes(file.read_bytes()[:-4])
     assert log(tmp_path, 9, range(3, 4)).split() == ["step,train_loss", "0,1.5", "1,1.5", "3,3.0"]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\n", b"x,y\n", b"1,2,3\n", "\u00b2,1\n".encode(), b"9" * 200_000 + b",1\n", b"\0\n"]
+)
+def test_a_line_that_cannot_be_read_is_dropped_and_said(tmp_path, caplog, damage):
+    log(tmp_path, 0, range(2))
+    file = tmp_path / "logs" / "metrics.csv"
+    file.write_bytes(damage.join(file.read_bytes().splitlines(keepends=True)[:2]) + b"1,1.0\n")
+    assert log(tmp_path, 9, range(3, 4)).split() == ["step,train_loss", "0,0.0", "1,1.0", "3,3.0"]
+    assert caplog.messages == [f"{file}: dropped 1 lines that cannot be read"]
+    file.write_bytes(b"\xff\xfe no header\n0,1.0\n")
+    assert log(tmp_path, 9, range(3, 4)).split() == ["step,train_loss", "3,3.0"]
 
 
 def test_checkpoints_that_are_no_longer_needed_are_emptied_first(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The command line: one override per command, one clear line per mistake."""
 
+import io
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 from transformers import PreTrainedConfig
 from twins import ROWS, make_base, make_tokenizer
 
-from smollm_trm import cli
+from smollm_trm import cli, commands
 from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
@@ -71,7 +72,7 @@ def test_training_leaves_its_figures_with_seed_split_versions_and_command(run):
 
 def test_evaluate_ask_and_compare_use_the_trained_run(run, data, tmp_path, capsys):
     cli.main(["evaluate", str(run), "--part", "test", "--data_dir", str(data), "--max_new_tokens", "4"])
-    report = json.loads((run / "evaluation" / "test.json").read_text())
+    report = json.loads((run / "evaluation" / "test-4-tokens.json").read_text())
     assert report["total"] == 10 and report["part"] == "test" and len(report["correct_by_problem"]) == 10
     assert len(report["split"]["fingerprint"]) == 64 and (report["device"], report["precision"]) == ("cpu", "float32")
     assert "test: " in capsys.readouterr().out
@@ -168,7 +169,7 @@ def test_the_format_that_was_named_reaches_the_base(monkeypatch, capsys):
         lambda *_, **how: asked.append(how) or SimpleNamespace(generate_with_thinking=lambda *_, **__: ""),
     )
     cli.main(["ask", "a model", "Why?", "--prompt_format", "chat"])
-    assert asked == [{"target": "steps", "prompt_format": "chat"}]
+    assert asked == [{"target": None, "prompt_format": "chat", "precision": "auto"}]
 
 
 def test_a_run_its_saved_model_and_a_base_are_all_loaded_by_their_folders(run, base, tmp_path):
@@ -189,10 +190,12 @@ def test_results_hold_no_absolute_path(run, base, data, tmp_path):
     cli.main(["evaluate", base, *own, "--max_new_tokens", "3"])
     cli.main(["compare", *own, f"--models.base={base}", f"--models.trained={run}", "--batch_size", "6"])
     written = [file for file in folder.iterdir() if file.suffix in (".json", ".jsonl", ".md")]
-    assert {"dev.json", "own.json", "comparison.json", "comparison.md", "trained.jsonl"} <= {f.name for f in written}
+    assert {"dev-3-tokens.json", "own-3-tokens.json", "comparison.json", "comparison.md", "trained.jsonl"} <= {
+        f.name for f in written
+    }
     for file in written:
         assert str(tmp_path.parent) not in file.read_text() and str(Path.home()) not in file.read_text(), file
-    report, compared = (json.loads((folder / name).read_text()) for name in ("own.json", "comparison.json"))
+    report, compared = (json.loads((folder / name).read_text()) for name in ("own-3-tokens.json", "comparison.json"))
     assert report["split"]["source"] == compared["split"]["source"] == "own.jsonl"
     assert compared["models"] == {"base": Path(base).name, "trained": "out"}
 
@@ -214,7 +217,7 @@ def test_push_dry_run_writes_a_card_with_what_was_measured(run, capsys):
     cli.main(["push", str(run), "someone/model", "--dry_run", "true"])
     assert "would push to someone/model" in capsys.readouterr().out
     card = (run / "model" / "README.md").read_text()
-    assert "2 optimizer steps" in card and "dev loss" in card and "test: " in card
+    assert "2 optimizer steps" in card and "dev loss" in card and "test-4-tokens: " in card
 
 
 def test_every_training_option_can_be_given_and_is_read():
@@ -247,7 +250,7 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["train", "--trm_kwargs.n_heads", "0"], "n_heads=0: must be at least 1"),
         (["train", "--trm_kwargs.preset", "papre"], "trm_kwargs: preset='papre': choose one of paper"),
         (["train", "--target", "step"], "target='step': choose one of steps, answer"),
-        (["train", "--precision", "fp16"], "precision='fp16': choose one of auto"),
+        (["train", "--precision", "half"], "precision='half': choose one of auto"),
         (["train", "--learning_rate", "3"], "learning_rate=3.0"),
         (["train", "--model_name", "tiny", "--data_dir", "nowhere"], "nowhere: no such folder"),
         (["train", "--model_name", "tiny", "--dataset_path", "nowhere.json"], "nowhere.json"),
@@ -298,8 +301,15 @@ def test_arithmetic_commands_refuse_unknown_options_in_one_line(command, capsys)
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "the same command goes on from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from what was kept"),
+        (KeyboardInterrupt("stopped; step 3 is kept"), 130, "stopped; step 3 is kept"),
         (RuntimeError("out of memory: lower batch_size"), 2, "lower batch_size"),
+        (
+            RuntimeError("can't allocate memory: you tried to allocate 51200000000 bytes."),
+            2,
+            "too large: 47.7 GiB were",
+        ),
+        (MemoryError(), 2, "MemoryError"),
         (FloatingPointError("the loss is not a number"), 2, "the loss is not a number"),
         (UserMistake("num_latents=0: must be at least 1\nmore"), 2, "num_latents=0: must be at least 1\n"),
         (FileNotFoundError("nowhere: no such folder; give another"), 2, "nowhere: no such folder"),
@@ -377,6 +387,36 @@ def test_the_list_of_commands_needs_no_heavy_library():
     command = [sys.executable, "-X", "importtime", "-m", "smollm_trm"]
     imported = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "jsonargparse" in imported and not re.search(r"\| +(torch|transformers|datasets)$", imported, re.MULTILINE)
+
+
+def test_every_setting_that_is_not_the_default_is_in_the_name_of_the_results():
+    def name(**given) -> str:
+        return commands.EvaluateSettings(model="m", **given).file_name
+
+    assert name() == "dev" and name(dataset_path="a/rows.jsonl") == "rows"
+    assert (
+        name(part="test", prompt_format="chat", max_samples=200, latents="shuffled") == "test-chat-first-200-shuffled"
+    )
+    assert name(target="answer", shots=8, seed=1, max_new_tokens=9) == "dev-answer-8-shot-9-tokens-seed-1"
+    assert name(samples_per_problem=5, precision="bf16") == "dev-5-votes-bf16"
+
+
+def test_an_untuned_base_is_evaluated_beside_itself_and_shown_examples(base, data, tmp_path, capsys):
+    command = ["evaluate", base, "--data_dir", str(data), "--max_samples", "2", "--max_new_tokens", "2"]
+    out = ["--output_dir", str(tmp_path)]
+    for more in ([], ["--prompt_format", "chat"], ["--shots", "3"], ["--precision", "bf16"]):
+        cli.main([*command, *out, *more])
+    names = {path.name for path in tmp_path.glob("*.json")}
+    assert len(names) == 4 and "dev-3-shot-first-2-2-tokens.json" in names
+    report = json.loads((tmp_path / "dev-3-shot-first-2-2-tokens.json").read_text())
+    assert report["settings"]["shots"] == 3 and "dev, 3 shots: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "dev-first-2-2-tokens-bf16.json").read_text())["precision"] == "bfloat16"
+
+
+def test_ask_without_a_question_answers_what_is_typed(base, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 1 + 1?\n\nAnd 2 + 2?\n"))
+    cli.main(["ask", base, "--max_new_tokens", "3"])
+    assert capsys.readouterr().out.count("\n") == 2
 
 
 @pytest.mark.parametrize(("temperature", "sampling"), [("0", {}), ("0.7", {"do_sample": True, "temperature": 0.7})])

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -229,11 +230,87 @@ def test_damage_in_the_middle_is_named_by_its_line(tmp_path):
         evaluate_gsm8k(Adder(), problems(), predictions_path=path, progress=False)
 
 
+def rewrite_line(path, number: int, **changes) -> None:
+    lines = path.read_text().splitlines()
+    lines[number - 1] = json.dumps({**json.loads(lines[number - 1]), **changes})
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"index": 23}, "line 4: problem 23 does not fit 23 problems"),
+        ({"index": -1}, "line 4: problem -1 does not fit"),
+        ({"index": True}, "line 4: not a line of predictions"),
+        ({"index": "2"}, "line 4: not a line of predictions"),
+        ({"texts": []}, "line 4: problem .* does not fit"),
+        ({"texts": [5]}, "line 4: not a line of predictions"),
+        ({"tokens": -1}, "line 4: problem .* does not fit"),
+        ({"seconds": float("nan")}, "line 4: not a line of predictions"),
+        ({"gold": "999"}, "the line of problem .* is of another problem"),
+        ({"question": "Another?"}, "the line of problem .* is of another problem"),
+    ],
+)
+def test_a_prediction_that_does_not_fit_is_refused_by_its_line(tmp_path, changes, message):
+    path, arguments = tmp_path / "p.jsonl", {"model": Adder(), "dataset": problems(), "progress": False}
+    evaluate_gsm8k(**arguments, predictions_path=path)
+    rewrite_line(path, 4, **changes)
+    with pytest.raises(UserMistake, match=f"p.jsonl(, |: ){message}") as refused:
+        evaluate_gsm8k(**arguments, predictions_path=path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_repeated_prediction_is_refused(tmp_path):
+    path, arguments = tmp_path / "p.jsonl", {"model": Adder(), "dataset": problems(), "progress": False}
+    evaluate_gsm8k(**arguments, predictions_path=path)
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    with pytest.raises(UserMistake, match="line 25: problem .* is there twice"):
+        load_predictions(path)
+
+
+def test_a_stored_verdict_is_never_believed(tmp_path):
+    path, arguments = (
+        tmp_path / "p.jsonl",
+        {"dataset": problems(), "progress": False, "predictions_path": tmp_path / "p.jsonl"},
+    )
+    honest = evaluate_gsm8k(Adder(), **arguments)
+    for number in range(2, 12):
+        rewrite_line(path, number, correct=False, strict_correct=False, answer="1")
+    assert evaluate_gsm8k(Adder(), **arguments)["correct"] == honest["correct"] == 23
+    assert load_predictions(path)["strict_correct"] == 23
+    rewrite_line(path, 2, texts=["#### 12345"])
+    assert load_predictions(path)["correct"] == 22
+
+
+def test_predictions_are_made_anew_where_that_is_asked_for(tmp_path):
+    arguments = {"dataset": problems(), "progress": False, "predictions_path": tmp_path / "p.jsonl"}
+    evaluate_gsm8k(Adder(), **arguments)
+    with pytest.raises(UserMistake, match="model: others there, these now.*overwrite"):
+        evaluate_gsm8k(Adder(limit=5), **arguments)
+    assert evaluate_gsm8k(Adder(limit=5), **arguments, overwrite=True)["strict_correct"] < 23
+
+
+def test_worked_examples_stand_before_the_question_of_an_untuned_base():
+    model, rows = Adder(), problems(4)
+    model.config = SimpleNamespace(think=False, to_dict=dict)
+    model.encoder.completion_text = lambda answer: " " + answer
+    result = evaluate_gsm8k(model, rows[2:], worked_examples=rows[:2], max_new_tokens=5, progress=False)
+    asked = model.calls[0]["prompts"]
+    shown = [f"{row['question']}\nAnswer: {row['answer']}\n\nQuestion: " for row in rows[:2]]
+    assert sorted(asked) == sorted("".join(shown) + row["question"] for row in rows[2:])
+    assert result["settings"]["shots"] == 2 and len(result["settings"]["examples"]) == 64
+    model.config.think = True
+    with pytest.raises(UserMistake, match="worked examples are for an untuned base"):
+        evaluate_gsm8k(model, rows[2:], worked_examples=rows[:2], max_new_tokens=5, progress=False)
+
+
 def test_every_batch_replaces_the_file_whole_and_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "p.jsonl"
     real, synced = os.fsync, []
 
     def full_after_two_batches(descriptor):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return real(descriptor)
         synced.append(descriptor)
         if len(synced) > 3:  # the settings, then a batch each
             raise OSError(errno.ENOSPC, "No space left on device")

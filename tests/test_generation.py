@@ -335,6 +335,9 @@ def test_a_think_tag_of_its_own_gets_a_span_and_the_text_goes_on():
     assert written.index(THINK) == 2
     off = model.generate_with_thinking(QUESTIONS[:1], max_new_tokens=10, logits_processor=force, rethink=False)
     assert seen.count("thought") == 3 and "<think></think>" not in off[0]
+    options = {"logits_processor": force, "return_details": True, "max_new_tokens": 10, **NO_END}
+    [counted] = model.generate_with_thinking(QUESTIONS[:1], **options)
+    assert counted.n_tokens == 10, "what was put there, slots and </think>, is not the model's"
 
 
 @pytest.mark.parametrize("option", [{"num_beams": 2}, {"streamer": TextStreamer(TOKENIZER)}])

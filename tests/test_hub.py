@@ -5,6 +5,8 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import filter_repo_objects
 from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
 
@@ -72,7 +74,10 @@ def test_the_card_states_what_was_measured_and_nothing_else(folder):
     card = hub.model_card(config)
     assert "dev: 25.0% of 20 problems (95% interval 11.0 to 47.0)" in card
     assert "40 problems of openai/gsm8k (main)" in card and "dev loss 1.2500" in card
-    assert '"base_model": "twins/smollm3"' in card and "openai/gsm8k" in card
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["base_model"] == "twins/smollm3" and header["datasets"] == ["openai/gsm8k"]
+    [index] = model_index_to_eval_results(header["model-index"])[1]
+    assert (index.dataset_name, index.metric_type, index.metric_value) == ("dev", "accuracy", 0.25)
     assert "left out" not in (folder / "config.json").read_text()
 
 

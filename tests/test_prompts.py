@@ -142,6 +142,21 @@ def test_the_slots_own_token_is_left_out_of_a_question_with_a_message(caplog):
     assert "left the latent slot's own token out of a question: 'Why" in caplog.text and len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("prompt_format", ["plain", "chat"])
+def test_a_slot_in_a_users_text_opens_no_span_through_the_template(prompt_format):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    encoder = PromptEncoder(tokenizer=tokenizer, num_latents=2, prompt_format=prompt_format)
+    tokenizer.chat_template = encoder.template
+    for turns in (("Why?",), ("Why?", "So.", "And?"), ("Why?", "So.")):
+        roles = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(turns)]
+        asked = [one | {"content": f"{encoder.slot_token}{one['content']}"} for one in roles[:1]] + roles[1:]
+        clean, dirty = (
+            tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in (roles, asked)
+        )
+        assert clean == dirty and clean.count(encoder.slot_token) == 2
+
+
 def test_settings_that_do_not_exist_are_refused_by_name():
     tokenizer = make_tokenizer()
     for changes, message in (

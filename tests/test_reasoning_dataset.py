@@ -167,7 +167,7 @@ def test_a_missing_column_is_refused(tmp_path, ending):
         ("own.csv", "question,answer\na,1\nb\n", "own.csv, line 3: the number of fields differs"),
         ("own.csv", "question,answer\na,1,2\n", "own.csv, line 2: the number of fields differs"),
         ("own.csv", 'question,answer\n"a,1\n', "own.csv, line 2: not valid CSV"),
-        ("own.txt", "x", "own.txt: expected a .json, .jsonl or .csv file"),
+        ("own.txt", "x", "own.txt: expected a .json, .jsonl, .csv or .parquet file"),
     ],
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, name, content, reason):
@@ -197,3 +197,25 @@ def test_the_sample_problems_are_ten_and_load_as_own_data():
 def test_it_is_a_torch_dataset():
     (batch,) = DataLoader(ReasoningDataset(ROWS), batch_size=3)
     assert batch["answer"] == [row["answer"] for row in EXPECTED]
+
+
+def test_chat_and_completion_rows_are_rows(tmp_path):
+    from datasets import Dataset
+
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+    rows = [
+        {"messages": [*chat, {"role": "assistant", "content": "2"}]},
+        {"prompt": "2 + 2?", "completion": "2+2 = 4\n#### 4"},
+    ]
+    expected = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "2 + 2?", "answer": "2+2 = 4\n#### 4"}]
+    assert list(ReasoningDataset(rows)) == expected
+    for at, row in enumerate(rows):
+        Dataset.from_list([row]).to_parquet(path := tmp_path / "rows.parquet")
+        assert list(ReasoningDataset(path)) == expected[at : at + 1]
+    with pytest.raises(UserMistake, match="row 1: the key 'question' is missing; .* found 'messages'"):
+        ReasoningDataset([{"messages": [*rows[0]["messages"], chat[1]]}])
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserMistake, match="rows.parquet: not a Parquet file"):
+        ReasoningDataset(path)
+    with pytest.raises(FileNotFoundError, match="none.parquet: no such file"):
+        ReasoningDataset(tmp_path / "none.parquet")

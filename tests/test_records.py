@@ -98,7 +98,7 @@ def test_the_papers_values_are_a_preset_that_single_values_may_change():
         ({"max_steps": 0}, "max_steps=0: must be at least 1, or -1"),
         ({"num_latents": -1}, "num_latents=-1: .* use_trm=False"),
         ({"val_check_interval": 0.0}, "val_check_interval=0.0: must be above 0"),
-        ({"precision": "fp16"}, "precision='fp16': choose one of auto"),
+        ({"precision": "half"}, "precision='half': choose one of auto, fp32, bf16, fp16"),
         ({"learning_rate": 2.0}, "learning_rate=2.0: must be above 0 and below 1"),
         ({"trm_kwargs": {"n_layer": 2}}, "trm_kwargs: unknown setting 'n_layer'; did you mean 'n_layers'"),
         ({"lora_kwargs": {"r": 0}}, "lora r=0"),
@@ -144,8 +144,8 @@ def test_the_recorded_command_holds_no_local_path(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/somebody/bin/smollm-trm", *arguments])
     assert run_record()["command"] == (
         "smollm-trm evaluate ./runs/one --data_dir=gsm8k --output_dir ~/out "
-        '--models={"a": "./", "b": "b", "c": "me/model"} --target answer '
-        "What is 6/2 and 6 / 2? See https://huggingface.co/me/model"
+        """'--models={"a": "./", "b": "b", "c": "me/model"}' --target answer """
+        "'What is 6/2 and 6 / 2? See https://huggingface.co/me/model'"
     )
 
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 from twins import ROWS, SMALL, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
 
 from smollm_trm.models import pretrained
+from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import load_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -134,6 +135,36 @@ def test_a_merged_model_is_whole_and_the_same(tmp_path, architecture):
     merged.save_pretrained(tmp_path)
     assert not (tmp_path / "adapter").exists()
     assert_same_model(merged, SmolLMv3WithTRM.from_pretrained(tmp_path))
+
+
+def test_a_deleted_adapter_leaves_the_base_as_it_was(saved, tmp_path):
+    model, _ = saved
+    model.set_adapter("default")
+    with pytest.raises(UserMistake, match="adapter_names='other': a model has one adapter"):
+        model.delete_adapter("other")
+    model.disable_adapters()
+    without = logits_and_texts(model)[0]
+    model.delete_adapter("default")
+    assert torch.equal(logits_and_texts(model)[0], without) and model.config.base_training == "frozen"
+    with pytest.raises(UserMistake, match="has one adapter at most"):
+        model.delete_adapter("default")
+    model.save_pretrained(tmp_path / "without")
+    assert_same_model(model, SmolLMv3WithTRM.from_pretrained(tmp_path / "without", model_name=fresh_base()))
+
+
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True, "r": 64}, {"target_modules": "all-linear"}])
+def test_pefts_own_kinds_of_adapter_train_merge_and_come_back(tmp_path, lora):
+    model = SmolLMv3WithTRM.from_base(
+        fresh_base(), lora=LoraSettings(**lora), num_latents=2, reasoner_settings=SMALL_TRM
+    )
+    bend_adapter(model).save_pretrained(tmp_path)
+    names = [name for name, one in model.named_parameters() if one.requires_grad and ".reasoner." not in name]
+    assert names and all("lora_" in name for name in names)
+    assert any("mlp" in name for name in names) is (lora.get("target_modules") == "all-linear")
+    loaded = SmolLMv3WithTRM.from_pretrained(tmp_path, model_name=fresh_base())
+    assert_same_model(model, loaded)
+    before = logits_and_texts(loaded)[0]
+    assert torch.allclose(logits_and_texts(loaded.merge_and_unload())[0], before, atol=1e-4)
 
 
 def test_merging_over_a_saved_adapter_takes_it_away(saved):
@@ -281,7 +312,7 @@ def test_pickled_weights_are_not_loaded(tmp_path):
     weights = load_file(tmp_path / "base" / "model.safetensors")
     (tmp_path / "base" / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "base" / "pytorch_model.bin")
-    with pytest.raises(UserMistake, match="could not load the base model .*safetensors") as refused:
+    with pytest.raises(UserMistake, match="the weights of .*pickled weights are not read; convert") as refused:
         SmolLMv3WithTRM.from_base(base)
     assert "\n" not in str(refused.value)
 

@@ -5,6 +5,7 @@
 quick. All names are imported on first use.
 """
 
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -55,5 +56,15 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *PUBLIC_NAMES])
 
 
-if sys.argv[0] != "-m" and Path(sys.argv[0]).stem != "smollm-trm":
+def starts_the_command_line() -> bool:
+    """Whether this process is `smollm-trm` or `python -m smollm_trm`, and nothing else."""
+    if sys.argv[0] == "-m":  # still being looked for: which module, only the original arguments say
+        given = " ".join(sys.orig_argv[1:]).partition("-m")[2].split()
+        return bool(given) and given[0] in ("smollm_trm", "smollm_trm.cli", "smollm_trm.__main__")
+    return Path(sys.argv[0]).name in ("smollm-trm", "smollm-trm.exe", "smollm-trm-script.py")
+
+
+if not starts_the_command_line():
     import_module("smollm_trm.models.smollm")
+elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` is there, Ctrl-C ends the process without a traceback

@@ -3,15 +3,21 @@
 import difflib
 import logging
 import os
+import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from smollm_trm.records import UserMistake, first_line, installed_versions, name_hint
+from smollm_trm.records import UserMistake, first_line, installed_versions, name_hint, settings_from
+
+DEEPEST = 20
+LONGEST_LINE = 1000
 
 
 class Command(NamedTuple):
@@ -21,6 +27,7 @@ class Command(NamedTuple):
     line: str
     settings: str | None = None  # the dataclass whose fields are the options; without one the function's arguments are
     config_reader: str | None = None  # a function from a `--config` file's path to YAML, where it may have other keys
+    last: str | None = None  # an argument that is given by its place, and may be left out
 
 
 COMMANDS = {
@@ -34,7 +41,7 @@ COMMANDS = {
     "queue": Command("commands:queue", "Train by several YAML files, one after the other; one that fails stops none."),
     "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),
-    "ask": Command("commands:ask", "Answer one question."),
+    "ask": Command("commands:ask", "Answer one question, or every one that is typed.", last="question"),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
     "prepare icot": Command("commands:prepare_icot", "Write data whose solutions are steps alone, from annotations."),
     "arithmetic generate": Command(
@@ -55,13 +62,14 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Raise a UserMistake."""
-        text = " ".join(str(message).split())
+        text = " ".join(str(message).split())[:LONGEST_LINE]
         options = [option for action in self._actions for option in action.option_strings]
-        for word in text.replace(",", " ").split():
+        in_file = re.match(r"Option '(\w+)' is not accepted", text)  # of a YAML file
+        for word in [f"--{in_file[1]}"] if in_file else text.replace(",", " ").split():
             name = word.split("=")[0].rstrip(":")
             nearest = difflib.get_close_matches(name, options, n=1) if name.startswith("--") else []
             if nearest and nearest[0] != name:
-                raise UserMistake(f"{text}; did you mean {nearest[0]}?") from ex
+                raise UserMistake(f"{text}; did you mean {nearest[0].removeprefix('--' if in_file else '')}?") from ex
         raise UserMistake(text) from ex
 
 
@@ -78,7 +86,9 @@ def command_parser(name: str) -> OneLineParser:
     parser = OneLineParser(prog=f"smollm-trm {name}", description=command.line, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add = parser.add_class_arguments if command.settings else parser.add_function_arguments
-    add(imported(command.settings or command.function), as_positional=True)
+    add(imported(command.settings or command.function), as_positional=True, skip={command.last} - {None})
+    if command.last:
+        parser.add_argument(command.last, nargs="?", type=str, help="Answered at once; without it, what is typed is.")
     return parser
 
 
@@ -111,8 +121,30 @@ def with_read_configs(arguments: Sequence[str], read: Callable[[str], str]) -> l
     return changed
 
 
+def refuse_traps(arguments: Sequence[str]) -> None:
+    """Refuse, before anything parses them, settings that take for ever: nested without end, or YAML aliases."""
+    files = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    files += [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--config"]
+    for file in filter(os.path.isfile, files):
+        depth = 0
+        try:
+            with open(file, encoding="utf-8") as opened:
+                for event in yaml.parse(opened, Loader=yaml.SafeLoader):
+                    depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                    if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+                        raise UserMistake(
+                            f"{file}: aliases and more than {DEEPEST} levels are refused; write it plainly"
+                        )
+        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+            raise UserMistake(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    for argument in arguments:
+        if argument.count("[") + argument.count("{") > 1000:
+            raise UserMistake(f"{argument[:40]!r}...: more brackets than a setting has")
+
+
 def run_command(name: str, arguments: Sequence[str]) -> None:
     """Parse and run one command."""
+    refuse_traps(arguments)
     parser, command = command_parser(name), COMMANDS[name]
     if name == "queue":  # files as they come, then options for all of them
         n_files = next((at for at, one in enumerate(arguments) if one.startswith("-")), len(arguments))
@@ -125,7 +157,11 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
     values.pop("config", None)
     function = imported(command.function)
-    if report := function(imported(command.settings)(**values)) if command.settings else function(**values):
+    if command.settings:
+        report = function(settings_from(imported(command.settings), values, name))
+    else:
+        report = function(**values)
+    if report:
         print(report)
 
 
@@ -161,8 +197,23 @@ def is_told_in_a_line(error: BaseException) -> bool:
     """Whether an error says what to do: a user's mistake, a file, their memory, a run that diverged or was stopped."""
     if isinstance(error, OSError):  # one that names a file, or ours; a broken pipe, say, has an errno alone
         return error.errno is None or error.filename is not None
-    out_of_memory = isinstance(error, RuntimeError) and str(error).startswith("out of memory")
-    return out_of_memory or isinstance(error, (UserMistake, FloatingPointError, KeyboardInterrupt))
+    return is_out_of_memory(error) or isinstance(error, (UserMistake, FloatingPointError, KeyboardInterrupt))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is ours about memory, Python's, or what torch says on a CPU and on a GPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+def told_of(error: BaseException) -> str:
+    """The line for the user."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "stopped; the same command goes on from what was kept, if it keeps anything"
+    asked = re.search(r"tried to allocate (\d+) bytes", str(error)) or re.search(r"you need (\d+) bytes", str(error))
+    if asked:
+        return f"too large: {int(asked[1]) / 2**30:,.1f} GiB were asked for at once; choose smaller sizes"
+    return first_line(error)[:LONGEST_LINE]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -173,11 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         dispatch([argument for argument in given if argument != "--debug"])
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in given or not is_told_in_a_line(error):
             raise
-        stopped = isinstance(error, KeyboardInterrupt)
-        told = "stopped; the same command goes on from the last checkpoint" if stopped else first_line(error)
-        sys.stderr.write(f"smollm-trm: {told}\n")
-        raise SystemExit(130 if stopped else 2) from None
+        sys.stderr.write(f"smollm-trm: {told_of(error)}\n".encode("utf-8", "replace").decode())
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None

@@ -3,17 +3,28 @@
 Each imports what it needs when it runs, so that help and mistakes are quick.
 """
 
+import logging
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smollm_trm.records import UserMistake, run_record, without_local_paths, write_json
 
 if TYPE_CHECKING:
     from smollm_trm.training.settings import TrainSettings
+
+CHOICES = {
+    **{"part": ("dev", "test"), "target": ("steps", "answer"), "prompt_format": ("plain", "chat")},
+    **{"precision": ("auto", "fp32", "bf16", "fp16"), "latents": ("own", "shuffled")},
+}
+LEAST = {"max_samples": 1, "batch_size": 1, "shots": 0, "seed": 0, "max_new_tokens": 1, "samples_per_problem": 1}
+IN_NAMES = {
+    **{"target": "{}", "prompt_format": "{}", "shots": "{}-shot", "max_samples": "first-{}", "latents": "{}"},
+    **{"max_new_tokens": "{}-tokens", "samples_per_problem": "{}-votes", "precision": "{}", "seed": "seed-{}"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +41,50 @@ class EvaluationSettings:
     """Only the first so many problems; None for all."""
     batch_size: int = 32
     """Problems generated at once."""
-    target: str = "steps"
-    """What an untuned base is to write, "steps" or "answer"."""
-    prompt_format: str = "plain"
-    """How an untuned base is asked, "plain" or "chat"."""
+    target: str | None = None
+    """What an untuned base is to write, "steps" (the default) or "answer"."""
+    prompt_format: str | None = None
+    """How an untuned base is asked, "plain" (the default) or "chat"."""
+    shots: int = 0
+    """Worked examples, from GSM8K's training part, that an untuned base is shown first; the field reports 8."""
+    precision: str = "auto"
+    """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
+    overwrite: bool = False
+    """Make predictions anew that were made before, with other settings or by a model that was trained again."""
     seed: int = 42
     """Of the split, the sampling and the shuffle."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value not in CHOICES.get(name, (value,)):
+                raise UserMistake(f"{name}={value!r}: choose {' or '.join(map(repr, CHOICES[name]))}")
+            if value is not None and name in LEAST and value < LEAST[name]:
+                raise UserMistake(f"{name}={value}: must be at least {LEAST[name]}")
+            if name == "output_dir" and value == "":
+                raise UserMistake("output_dir: it is empty; name a folder")
+        if self.shots and self.dataset_path is not None:
+            raise UserMistake("shots: worked examples come from GSM8K's training part; leave dataset_path or shots out")
+
+    @property
+    def problems(self) -> str:
+        """What the problems are called."""
+        return Path(self.dataset_path).stem if self.dataset_path else self.part
+
+    @property
+    def file_name(self) -> str:
+        """Of results and predictions: the problems, and every setting that is not the default."""
+        fields = type(self).__dataclass_fields__
+        changed = {name: getattr(self, name) for name in IN_NAMES if name in fields}
+        words = [IN_NAMES[name].format(one) for name, one in changed.items() if one != fields[name].default]
+        return "-".join([self.problems, *words])
+
+    def of_data(self) -> dict[str, Any]:
+        """What says which problems are asked."""
+        return {name: getattr(self, name) for name in ("part", "data_dir", "dataset_path", "seed")}
+
+    def of_base(self) -> dict[str, Any]:
+        """What says how a model is loaded."""
+        return {name: getattr(self, name) for name in ("target", "prompt_format", "precision")}
 
 
 @dataclass(frozen=True)
@@ -58,27 +107,27 @@ def evaluate(settings: EvaluateSettings) -> str:
     """Answer problems with a saved model or an untuned base, and grade them."""
     from smollm_trm.evaluation.evaluate import evaluate_gsm8k
     from smollm_trm.evaluation.halting import judge_halting
-    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, worked_examples
     from smollm_trm.models.hub import add_evaluation
     from smollm_trm.models.storage import local_model_folder
 
-    given, own = vars(settings), settings.latents == "own"
-    data = {name: given[name] for name in ("part", "data_dir", "dataset_path", "seed")}
-    rows, split = problems_of(**data, models=[settings.model])
-    model = load_for_evaluation(settings.model, target=settings.target, prompt_format=settings.prompt_format)
-    name = Path(settings.dataset_path).stem if settings.dataset_path else settings.part
-    saved = local_model_folder(settings.model)
+    rows, split = problems_of(**settings.of_data(), models=[settings.model])
+    model = load_for_evaluation(settings.model, **settings.of_base())
+    name = settings.problems
+    saved, own = local_model_folder(settings.model), settings.latents == "own"
     beside = Path(settings.model) if saved else Path("outputs") / Path(settings.model).name
-    label, stem = (name, name) if own else (f"{name} with latents {settings.latents}", f"{name}_{settings.latents}")
-    predictions = Path(settings.output_dir or beside / "evaluation") / f"{stem}.jsonl"
-    how = ("max_samples", "batch_size", "max_new_tokens", "latents", "samples_per_problem", "seed")
-    result = evaluate_gsm8k(model, rows, **{name: given[name] for name in how}, predictions_path=predictions)
+    predictions = Path(settings.output_dir or beside / "evaluation") / f"{settings.file_name}.jsonl"
+    how = ("max_samples", "batch_size", "max_new_tokens", "latents", "samples_per_problem", "seed", "overwrite")
+    options = {name: getattr(settings, name) for name in how}
+    options["worked_examples"] = worked_examples(settings.shots, settings.data_dir, split)
+    result = evaluate_gsm8k(model, rows, **options, predictions_path=predictions)
     halting = judge_halting(model, rows, result["correct_by_problem"]) if own else None
     record = {"part": name, "model": without_local_paths(settings.model), "seed": settings.seed, "split": split}
     report_file = predictions.with_suffix(".json")
     write_json(report_file, {**record, **result, "halting": halting, **run_record()})
-    if saved and own and settings.max_samples is None:
-        add_evaluation(saved, name, result)
+    if saved:
+        add_evaluation(saved, settings.file_name, {**result, "source": split["source"]})
+    label = name + (f", {settings.shots} shots" if settings.shots else "") + ("" if own else " with latents shuffled")
     lines = evaluation_lines(label, result, halting, trained_on_losses=model.config.target == "steps")
     return f"{lines}\nresults in {report_file}"
 
@@ -113,58 +162,96 @@ class CompareSettings(EvaluationSettings):
     output_dir: str = "outputs/comparison"
     """Predictions, table and plot go here."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.models:
+            raise UserMistake("models: name at least one arm, such as --models.TRM outputs/run")
+        if self.baseline not in (None, *self.models):
+            raise UserMistake(f"baseline={self.baseline!r}: choose one of the arms, {', '.join(self.models)}")
+
 
 def compare(settings: CompareSettings) -> str:
     """Evaluate several models on the same problems, shuffled latents included; print a table, draw a plot."""
-    from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
-    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
+    from smollm_trm.evaluation.arms import arm_stems, evaluate_arm, report_comparison
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, saved_or_downloaded, worked_examples
+    from smollm_trm.models.hub import add_evaluation
+    from smollm_trm.models.storage import local_model_folder
 
     models, folder = settings.models, Path(settings.output_dir)
-    if not models:
-        raise UserMistake("models: name at least one arm, such as --models.TRM outputs/run")
-    baseline = settings.baseline or next(iter(models))
-    if baseline not in models:
-        raise UserMistake(f"baseline={baseline!r}: choose one of the arms, {', '.join(models)}")
-    data = {name: getattr(settings, name) for name in ("part", "data_dir", "dataset_path", "seed")}
-    rows, split = problems_of(**data, models=list(models.values()))
-    options = {name: getattr(settings, name) for name in ("max_samples", "batch_size", "seed")}
+    arm_stems(list(models))
+    rows, split = problems_of(**settings.of_data(), models=list(models.values()))
+    examples = worked_examples(settings.shots, settings.data_dir, split)
+    options = {name: getattr(settings, name) for name in ("max_samples", "batch_size", "seed", "overwrite")}
     results, model = {}, None
     for name, place in models.items():
         print(name)
         del model  # or two bases stand in memory at once
-        model = load_for_evaluation(place, target=settings.target, prompt_format=settings.prompt_format)
-        results |= evaluate_arm(name, model, rows, folder, **options)
+        of_base = {"precision": settings.precision} if saved_or_downloaded(place) else settings.of_base()
+        model = load_for_evaluation(place, **of_base)
+        shown_first = {} if model.config.think else {"worked_examples": examples}
+        found = evaluate_arm(name, model, rows, folder, **options, **shown_first)
+        for arm, result in found.items() if (saved := local_model_folder(place)) else ():
+            add_evaluation(saved, settings.file_name + arm.removeprefix(name), {**result, "source": split["source"]})
+        results |= found
+    baseline = settings.baseline or next(iter(models))
     shown = {name: without_local_paths(place) for name, place in models.items()}
     record = {"part": settings.part, "seed": settings.seed, "models": shown, "split": split}
     comparison = report_comparison(results, folder, baseline=baseline, **record)
-    return f"{settings.part}\n{comparison}\nplot in {folder / 'comparison.png'}"
+    shots = f", untuned bases with {settings.shots} worked examples" if settings.shots else ""
+    return f"{settings.problems}{shots}\n{comparison}\nplot in {folder / 'comparison.png'}"
 
 
 def ask(
     model: str,
-    question: str,
+    question: str | None = None,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
-    target: str = "steps",
-    prompt_format: str = "plain",
+    target: str | None = None,
+    prompt_format: str | None = None,
+    precision: str = "auto",
 ) -> str:
-    """Answer one question.
+    """Answer one question, or, without one, every line that is typed, word by word.
 
     Args:
         model: folder of a saved model or of a training run, or a base model by name or folder.
         question: a bare question.
         max_new_tokens: tokens to generate at most.
         temperature: 0 is greedy.
-        target: what an untuned base is to write, "steps" or "answer".
-        prompt_format: how an untuned base is asked, "plain" or "chat".
+        target: what an untuned base is to write, "steps" (the default) or "answer".
+        prompt_format: how an untuned base is asked, "plain" (the default) or "chat".
+        precision: of the base's weights, "auto", "fp32", "bf16" or "fp16".
     """
+    if question is not None:
+        check_question(question)
+    if max_new_tokens < 1 or not 0 <= temperature < 100:
+        raise UserMistake(f"max_new_tokens={max_new_tokens}, temperature={temperature}: at least 1, and 0 to 100")
+    settings = EvaluationSettings(target=target, prompt_format=prompt_format, precision=precision)
     from smollm_trm.evaluation.loading import load_for_evaluation
 
+    loaded = load_for_evaluation(model, **settings.of_base())
+    options = {"max_new_tokens": max_new_tokens}
+    options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    if question is not None:
+        return loaded.generate_with_thinking(question, **options).strip()
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sys.stderr.write("type a question; an empty line ends\n" if sys.stdin.isatty() else "")
+    for line in map(str.strip, sys.stdin):
+        if not line and sys.stdin.isatty():
+            break
+        if line:
+            check_question(line)
+            loaded.generate_with_thinking(line, streamer=streamer, **options)
+    return ""
+
+
+def check_question(question: str) -> None:
+    """Refuse what is no question: nothing, or bytes that are no text."""
     if not question.strip():
         raise UserMistake("question: it is empty")
-    loaded = load_for_evaluation(model, target=target, prompt_format=prompt_format)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    return loaded.generate_with_thinking(question, max_new_tokens=max_new_tokens, **sampling).strip()
+    if any("\ud800" <= letter <= "\udfff" for letter in question):
+        raise UserMistake("question: it holds bytes that are not UTF-8 text")
 
 
 def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) -> str:
@@ -187,6 +274,8 @@ def train(settings: "TrainSettings") -> str:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise."""
     from smollm_trm.finetune import train_gsm8k
 
+    if settings.progress:
+        logging.getLogger("smollm_trm").setLevel(logging.INFO)  # what is trained, and from which step
     trainer, _ = train_gsm8k(**vars(settings))
     folder = settings.output_dir
     return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""

@@ -3,7 +3,10 @@
 It stands above `training` and `evaluation`, which do not know each other: `trainer.test` answers as `evaluate` does.
 """
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ from pytorch_lightning import Trainer
 
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.models.loading import device_and_precision
+from smollm_trm.models.storage import CONFIG_FILE, read_config
 from smollm_trm.records import UserMistake, run_record, settings_from, write_json, write_whole
+from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.parts import (
@@ -29,6 +34,8 @@ from smollm_trm.training.parts import (
 from smollm_trm.training.run import Run, begin_run, fit_run, load_average, steps_done
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
+
+logger = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
@@ -68,17 +75,26 @@ def train_gsm8k(
         raise UserMistake(f"devices={settings.devices}: this machine has {torch.cuda.device_count()} GPU(s)")
     check_fits(settings)
     run = describe_run(settings)
+    pick_precision(settings.precision)
     splits = gather_splits(settings, train_dataset, test_dataset)
-    checkpoint = checkpoint_to_resume(run, settings, split=splits.fingerprint)
-    first_step = steps_done(checkpoint)
-    with quiet_lightning():
+    with only_run_in(run.folder), quiet_lightning():
+        checkpoint = checkpoint_to_resume(run, settings, split=splits.fingerprint)
+        first_step = steps_done(checkpoint)
         precision, dtype = pick_precision(settings.precision)
         module = build_module(settings, splits, dtype, answer_test=answer_test)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
         trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
+        parts, rows = list(module.parameters()), settings.batch_size * settings.accumulate_grad_batches
+        trained, total = sum(p.numel() for p in parts if p.requires_grad), sum(p.numel() for p in parts)
+        logger.info(
+            f"training {trained:,} of {total:,} parameters on {len(data.train_set):,} examples, {rows} a step and "
+            f"process, on {trainer.strategy.root_device} in {precision}, into {run.folder}"
+        )
         fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
-    finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
+        if trainer.global_step == first_step:
+            logger.warning("%s: this run ended at step %d; nothing was trained", run.folder, first_step)
+        finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
     return trainer, module
 
 
@@ -101,7 +117,7 @@ def finish_run(
     folder, kept = Path(settings.output_dir), trainer.checkpoint_callback
     load_average(module, kept.best_path)
     module.eval().to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
-    if not trainer.is_global_zero or (not trained and (folder / "results.json").is_file()):
+    if not trainer.is_global_zero or (not trained and is_exported(folder)):
         return
     data, steps_per_epoch = trainer.datamodule, -(-n_batches // settings.accumulate_grad_batches)
     figures = {
@@ -115,7 +131,24 @@ def finish_run(
         "dev_rows": len(data.dev_set),
         "split": data.splits.summary,
     }
-    module.model.config.notes = {**module.model.config.notes, "training": figures}
+    with suppress(UserMistake):  # a model that is exported again keeps its evaluations
+        module.model.config.notes |= {} if trained else read_config(folder / "model").notes
+    module.model.config.notes |= {"training": figures}
     write_whole(folder / "model", module.model.save_pretrained)
-    where = device_and_precision(module.model)
-    write_json(folder / "results.json", {**figures, "settings": asdict(settings), **where, **run_record()})
+    figures |= {"settings": asdict(settings), **device_and_precision(module.model)}
+    write_json(folder / "results.json", {**figures, "model_files": exported_sizes(folder), **run_record()})
+
+
+def exported_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a run's saved model, but for the two that evaluations write in."""
+    files = (path for path in (folder / "model").rglob("*") if path.is_file())
+    return {path.name: path.stat().st_size for path in files if path.name not in (CONFIG_FILE, "README.md")}
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a finished run's results and its saved model are there and whole."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return bool(read_config(folder / "model")) and results["model_files"] == exported_sizes(folder)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False

@@ -5,10 +5,11 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,18 +42,26 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where:
             raise UserMistake(f"{where}: unknown setting {name!r}; {name_hint(name, names)}")
         hint = get_type_hints(kind)[name]
         if not is_of_type(value, hint):
-            wanted = hint.__name__ if isinstance(hint, type) else hint
-            raise UserMistake(f"{where}: {name}={value!r} must be {wanted}, found {type(value).__name__}")
+            wanted = hint.__name__ if get_origin(hint) is None and isinstance(hint, type) else hint
+            found = "no finite number" if is_unreal(value) else type(value).__name__
+            raise UserMistake(f"{where}: {name}={value!r} must be {wanted}, found {found}")
     return kind(**values)
 
 
 def is_of_type(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a field's annotation names; what containers hold is not looked at."""
+    """Whether a value is of the type that a field's annotation names, a list's elements too; no NaN, no infinity."""
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     plain = [get_origin(one) or one for one in allowed]
     if isinstance(value, bool) or Any in plain:  # Python counts True as an int
         return bool in plain or Any in plain
-    return isinstance(value, (*plain, int) if float in plain else tuple(plain))
+    if isinstance(value, list) and list in plain:
+        return all(is_of_type(one, get_args(allowed[plain.index(list)])[0]) for one in value)
+    return isinstance(value, (*plain, int) if float in plain else tuple(plain)) and not is_unreal(value)
+
+
+def is_unreal(value: Any) -> bool:
+    """Whether a number is NaN, infinite or beyond what torch counts to."""
+    return isinstance(value, int | float) and not abs(value) < 2**63
 
 
 def installed_versions() -> dict[str, str]:
@@ -66,8 +75,9 @@ def installed_versions() -> dict[str, str]:
 
 def run_record() -> dict[str, Any]:
     """Command, versions and machine, as plain values."""
+    given = [Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]),
+        "command": re.sub(r"'~/([\w./-]*)'", r"~/\1", shlex.join(given)),
         "versions": installed_versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
@@ -88,28 +98,40 @@ def first_line(error: Exception) -> str:
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file or folder beside `path`, flush and rename it: it is whole, or what was there stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        if temporary.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with open(temporary, "rb+") as written:
-                os.fsync(written.fileno())
+        for written in [*temporary.rglob("*"), temporary]:
+            flush_to_disk(written)
+        if temporary.is_dir() and path.exists():
+            os.replace(path, replaced)
         os.replace(temporary, path)
+        flush_to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         reason = getattr(error, "strerror", None) or first_line(error)
         advice = "free some disk space or choose another output folder"
         raise OSError(f"could not write {path}: {reason}; {advice}") from error
     finally:
         remove_path(temporary)
+        remove_path(replaced)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on the disk before anything else happens."""
+    with suppress(OSError) if path.is_dir() else nullcontext():  # not every system flushes a folder
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there; a file is emptied first, since a mounted Drive keeps it as trash."""
+    """Remove a file or a folder, if it is there; a file with one name is emptied first: a mounted Drive keeps trash."""
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
-        if not path.is_symlink():
+        if not path.is_symlink() and path.stat().st_nlink == 1:
             os.truncate(path, 0)
         path.unlink()
 
@@ -137,7 +159,7 @@ def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tupl
     advice = "choose another output_dir, or resume='never' to start anew"
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserMistake(f"{path} is damaged: {advice}") from error
     for name, now in json.loads(json.dumps(settings)).items():
         if name not in ignored and name in before and before[name] != now:

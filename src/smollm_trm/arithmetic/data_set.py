@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smollm_trm.arithmetic.rules import read_sum, write_sum
-from smollm_trm.arithmetic.settings import SumSettings
-from smollm_trm.records import UserMistake, write_json
+from smollm_trm.arithmetic.rules import DIGIT_ORDERS, read_sum, write_sum
+from smollm_trm.arithmetic.settings import SumSettings, check_choice
+from smollm_trm.records import UserMistake, first_line, write_json
 
 SUM_FILE_FORMAT = {"format": "smollm-trm arithmetic", "version": 1}
 
@@ -133,14 +133,19 @@ def read_sum_file(path: Path) -> SumFile:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserMistake(f"{path} is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserMistake(f"{path} is not JSON ({first_line(error)})") from None
     digit_order = "normal"
     if isinstance(content, dict) and "examples" in content:
         metadata = content.get("metadata", {})
-        if not SUM_FILE_FORMAT.items() <= metadata.items():
+        if not isinstance(metadata, dict) or any(metadata.get(name) != one for name, one in SUM_FILE_FORMAT.items()):
             raise UserMistake(f"{path} is not a data file of this program: its metadata does not say {SUM_FILE_FORMAT}")
-        digit_order, content = metadata["settings"]["digit_order"], content["examples"]
+        try:
+            digit_order = metadata["settings"]["digit_order"]
+            check_choice("digit_order", digit_order, DIGIT_ORDERS)
+        except (KeyError, TypeError, UserMistake) as error:
+            raise UserMistake(f"{path}: its metadata does not say the digit order: make the data again") from error
+        content = content["examples"]
     if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
         raise UserMistake(f"{path} is of another format: expected a list of sums such as '3+5=8<end>'")
     if not content:

@@ -42,11 +42,18 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise UserMistake(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
 
 
-def check_at_least(least: int, **values: float) -> None:
-    """Refuse values below a limit, by name."""
+def check_at_least(least: int, most: int = 2**53, **values: float) -> None:
+    """Refuse values outside two limits, by name."""
     for name, value in values.items():
-        if value < least:
-            raise UserMistake(f"{name} is {value}, but must be at least {least}")
+        if not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise UserMistake(f"{name} is {value}, but must be {limit}")
+
+
+def check_folder(name: str, folder: str) -> None:
+    """Refuse a folder without a name."""
+    if not folder.strip():
+        raise UserMistake(f"{name} is empty: name a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,9 @@ class SumSettings:
 
     def __post_init__(self) -> None:
         check_at_least(1, num_examples=self.num_examples, max_digits=self.max_digits)
-        check_at_least(2, min_operands=self.min_operands)
+        check_at_least(2, 1000, min_operands=self.min_operands, max_operands=self.max_operands)
+        check_at_least(1, 2**20, max_length=self.max_length)
+        check_folder("output_dir", self.output_dir)
         check_at_least(0, seed=self.seed, val_fraction=self.val_fraction, test_fraction=self.test_fraction)
         check_choice("digit_order", self.digit_order, DIGIT_ORDERS)
         if self.max_operands < self.min_operands:
@@ -157,6 +166,8 @@ class SumTrainingSettings:
         for name, (of_document, of_preset) in PRESET_OPTIONS.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, of_document if self.preset is None else of_preset)
+        check_folder("output_dir", self.output_dir)
+        check_at_least(1, 2**20, max_length=self.max_length)
         check_choice("model_size", self.model_size, ARITHMETIC_SIZES)
         check_choice("optimizer", self.optimizer, SUM_OPTIMIZERS)
         at_least_one = ("max_length", "batch_size", "eval_batch_size", "num_epochs", "one_column_repeats")

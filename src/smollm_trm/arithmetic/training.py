@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from smollm_trm.arithmetic.data_set import read_data_folder
 from smollm_trm.arithmetic.evaluation import evaluate_sums
-from smollm_trm.arithmetic.model import build_arithmetic_model, save_arithmetic_model
+from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model, save_arithmetic_model
 from smollm_trm.arithmetic.module import EncodedSums, SumModule, repeat_one_column_sums
 from smollm_trm.arithmetic.settings import SumTrainingSettings
 from smollm_trm.models.loading import default_device
 from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_whole
+from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, steps_done
 from smollm_trm.training.text_log import training_log
@@ -73,15 +74,15 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
     run = describe_sum_run(settings)
     fingerprints = {f"{part}_fingerprint": file.fingerprint for part, file in files.items()}
     noted = {**asdict(settings), **fingerprints, "num_parameters": model.num_parameters(), **run_record()}
-    with training_log(folder / "logs" / "training.log"):
+    with only_run_in(folder), training_log(folder / "logs" / "training.log"):
         checkpoint = begin_run(run, noted, may_change=FREE_ON_RESUME)
         if settings.resume == "never":
             for stale in [*folder.glob("checkpoint-*"), folder / "model.safetensors"]:
                 remove_path(stale)
-        if (folder / run.results_file).is_file() and (folder / "model.safetensors").is_file():
+        if (results := finished_results(folder, run)) is not None:
             hint = "name another --output-dir for a new one"
             logger.warning("%s holds this very run, finished: nothing to train (%s)", folder, hint)
-            return json.loads((folder / run.results_file).read_text(encoding="utf-8"))
+            return results
         fit_sums(run, model, train, val, settings, checkpoint)
         save_arithmetic_model(model, folder)
         sizes = {"batch_size": settings.eval_batch_size, "max_length": max_length}
@@ -91,6 +92,16 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
         shares = [100 * results[name] for name in ("exact_match", "token_accuracy")]
         logger.info("test: exact match %.2f%%, token accuracy %.2f%%; all in %s", *shares, folder)
     return results
+
+
+def finished_results(folder: Path, run: Run) -> dict[str, Any] | None:
+    """What a finished run found; None where its results or its model are not there and whole, to be made again."""
+    try:
+        load_arithmetic_model(folder)
+        results = json.loads((folder / run.results_file).read_text(encoding="utf-8"))
+        return results if "exact_match" in results else None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def describe_sum_run(settings: SumTrainingSettings) -> Run:

@@ -28,7 +28,12 @@ _ANSWER_MARK = re.compile(r"(?i:\banswer\s+(?:is|was|=)|\banswer\s*:|\\boxed\s*\
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\n")
 _GROUPING_SPACE = re.compile("(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([0-9]+)\}\s*\{([0-9]+)\}")
-_VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+_VULGAR_FRACTIONS = {
+    one: unicodedata.normalize("NFKC", one).replace("\u2044", "/")
+    for one in map(chr, (*range(188, 191), *range(8528, 8543)))
+}
+_VULGAR_FRACTION = re.compile(f"[{''.join(_VULGAR_FRACTIONS)}]")
+_DIGIT = re.compile("[0-9]")
 _SPOKEN_MINUS = re.compile(r"\A(\s*[-+])\s+(?=[$€£¥₹]?[0-9.])")
 _NUMBER_TOKEN = re.compile(
     r"(?:(?<![\w)\]%.])(?P<sign>[-+]?(?:[$€£¥₹]\s?[-+]?)?))?"  # -5, $5, -$5, $-5; but 10-5 ends in 5
@@ -41,6 +46,7 @@ _COCONUT_END = re.compile(rf"^###[ ](?=\S)(?:{_NUMBER_TOKEN.pattern})\s*\Z", re.
 _TYPOGRAPHY = str.maketrans({"\u2212": "-", "\u2013": "-", "\ufe63": "-", "\uff0d": "-", "\u2044": "/"})
 _REACH_OF_A_MARK = 400  # characters within which "the answer is" must give its number
 _LONGEST_FRACTION_PART = 30  # digits; a fraction with longer parts is a runaway, not an answer
+_MOST_MARKS = 100  # of a kind that are looked at; a text with more is a runaway
 
 
 def strip_annotations(text: str) -> str:
@@ -69,7 +75,9 @@ def extract_strict_answer(text: str) -> str | None:
 def extract_answer(text: str) -> str | None:
     """The final answer of a generated text as a normalised number (`-1234.5`, `1/3`), or None if it has none."""
     text = _tidied(text)
-    return _number_after_hashes(text) or _number_after_mark(text) or next(reversed(_numbers_in(text)), None)
+    if not _DIGIT.search(text):
+        return None
+    return _number_after_hashes(text) or _number_after_mark(text) or _last_number(text)
 
 
 def is_correct(text: str, gold: str, *, strict: bool = False) -> bool:
@@ -96,13 +104,13 @@ def _tidied(text: str) -> str:
 
 def _fraction_on_one_line(match: re.Match) -> str:
     """`\\frac{1}{2}` or a half as a single character becomes `1/2`, with a space after a whole number."""
-    spelled = "/".join(match.groups()) or unicodedata.normalize("NFKC", match.group()).replace("\u2044", "/")
-    return " " + spelled if match.string[: match.start()][-1:].isdigit() else spelled
+    spelled = "/".join(match.groups()) or _VULGAR_FRACTIONS[match.group()]
+    return " " + spelled if match.string[max(0, match.start() - 1) : match.start()].isdigit() else spelled
 
 
 def _number_after_hashes(text: str) -> str | None:
     """The first number on the line of the first `####` that has one (if empty, on the next line)."""
-    for tail in text.split("####")[1:]:
+    for tail in text.split("####", _MOST_MARKS)[1:]:
         line = _SPOKEN_MINUS.sub(r"\1", tail.strip().split("\n", 1)[0])
         if numbers := _numbers_in(re.sub(r"(?<=[0-9]),(?=[0-9])", "", line)):  # any grouping goes
             return numbers[0]
@@ -112,8 +120,10 @@ def _number_after_hashes(text: str) -> str | None:
 
 def _number_after_mark(text: str) -> str | None:
     """The number that the last "the answer is", "Answer:" or `\\boxed{` gives; others are skipped."""
-    for mark in reversed(list(_ANSWER_MARK.finditer(text))):
+    for mark in reversed(list(_ANSWER_MARK.finditer(text))[-_MOST_MARKS:]):
         tail = text[mark.end() : mark.end() + _REACH_OF_A_MARK]
+        if not _DIGIT.search(tail):
+            continue
         if mark.group().endswith(":"):  # "Answer: he has 5 apples, so" opens a chain, announces nothing
             blanks = re.match(r"[^\w\n]*", tail).group()
             number = _NUMBER_TOKEN.match(tail, len(blanks.rstrip("+-$€£¥₹.")))  # from its sign on
@@ -126,6 +136,25 @@ def _number_after_mark(text: str) -> str | None:
         if numbers := _numbers_in(clause.rpartition("=")[2]) or _numbers_in(clause):
             return numbers[0]
     return None
+
+
+def _last_number(text: str) -> str | None:
+    """The last number of the text, looked for from its end: in a window that grows until it holds one."""
+    begins, size = len(text), 1000
+    while begins:
+        begins, size = _outside_a_number(text, len(text) - size), 4 * size
+        if matches := list(_NUMBER_TOKEN.finditer(text, begins)):
+            return next((value for one in reversed(matches) if (value := _normalised(one)) is not None), None)
+    return None
+
+
+def _outside_a_number(text: str, at: int) -> int:
+    """A place at or before `at` that no number spans: a blank, else anything but a digit, else the beginning."""
+    for is_outside in (str.isspace, lambda one: not one.isdigit()):
+        for place in range(at, max(0, at - 1000), -1):
+            if is_outside(text[place]):
+                return place
+    return 0
 
 
 def _numbers_in(text: str) -> list[str]:
@@ -145,7 +174,9 @@ def _normalised(match: re.Match) -> str | None:
         value += int(match["whole"] or 0)
         places = value.denominator.bit_length()  # 2**k * 5**l divides 10**max(k, l), and max(k, l) < bit length
         if 10**places % value.denominator:
-            return f"{'-' if negative else ''}{value.numerator}/{value.denominator}"
+            spelled = f"{'-' if negative else ''}{value.numerator}/{value.denominator}"
+            longest = max(abs(value.numerator), value.denominator)
+            return spelled if longest < 10**_LONGEST_FRACTION_PART else None
         digits = str(value.numerator * 10**places // value.denominator).rjust(places + 1, "0")
         digits = f"{digits[:-places]}.{digits[-places:]}"
     integer, _, decimals = digits.partition(".")

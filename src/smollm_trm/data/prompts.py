@@ -59,6 +59,13 @@ WITHOUT_COMPLETION = (
     "{%- set messages = messages[:-1] -%}{%- set add_generation_prompt = true -%}{%- endif -%}"
 )
 """A conversation that ends in an answer is the prompt for it, and behind the span the answer."""
+WITHOUT_SLOTS = (
+    "{%%- set kept = namespace(messages=[]) -%%}{%%- for message in messages -%%}"
+    "{%%- if message['content'] is string -%%}"
+    "{%%- set message = dict(message, content=message['content'].replace(%(slot)s, '')) -%%}{%%- endif -%%}"
+    "{%%- set kept.messages = kept.messages + [message] -%%}{%%- endfor -%%}{%%- set messages = kept.messages -%%}"
+)
+"""A user's text never opens a span, or fills one."""
 CONVERSATION, SPAN = "{#- the conversation -#}", "{#- the latent span -#}"
 COMPLETION = "{%- if completion is defined -%}{{ completion + eos_token }}{%- endif -%}"
 
@@ -153,6 +160,7 @@ class PromptEncoder:
             given, gap = self.tokenizer.chat_template, ""
             body = given.rpartition(CONVERSATION)[2].partition(SPAN)[0]  # a model's own template is taken apart again
             head = UNDATED if "/system_override" in body else ""
+            head += WITHOUT_SLOTS % {"slot": repr(self.slot_token)} if self.slot_token else ""
         else:
             before, behind, gap, *_ = PROMPT_FORMATS[self.prompt_format]
             content = (

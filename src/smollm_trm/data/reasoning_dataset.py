@@ -1,4 +1,4 @@
-"""Own problems: a JSON list, JSONL, CSV, the published iCoT text, a dataset on the Hub, or rows in memory.
+"""Own problems: a JSON list, JSONL, CSV, Parquet, the published iCoT text, a dataset on the Hub, or rows in memory.
 
     [
       {"question": "What is 2 + 2?", "answer": "4"},
@@ -16,10 +16,20 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from smollm_trm.data.rows import check_row, read_csv, read_icot, read_json_list, read_jsonl, rows_on_the_hub
+from smollm_trm.data.rows import (
+    check_row,
+    read_csv,
+    read_icot,
+    read_json_list,
+    read_jsonl,
+    read_parquet,
+    rows_on_the_hub,
+)
 from smollm_trm.records import UserMistake
 
-OWN_DATA_READERS = {".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv, ".txt": read_icot}
+OWN_DATA_READERS = {
+    ".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet, ".txt": read_icot
+}  # fmt: skip
 _BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\d+)?\s?%?\.?")
 
 
@@ -40,7 +50,8 @@ class ReasoningDataset(Dataset):
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", self.source) and not Path(source).exists():
             places = rows_on_the_hub(self.source, config=hub_config, split=hub_split, instead="name a local file")
         else:
-            raise UserMistake(f"{source}: expected a .json, .jsonl or .csv file, iCoT .txt or a Hub name (owner/name).")
+            kinds = "a .json, .jsonl, .csv or .parquet file, iCoT .txt or a Hub name (owner/name)"
+            raise UserMistake(f"{source}: expected {kinds}.")
         self.rows = checked_own_rows(places)
         if not self.rows:
             raise UserMistake(f"{self.source}: there are no rows.")
@@ -64,8 +75,20 @@ def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
     return rows
 
 
+def question_and_answer(row: Any) -> Any:
+    """A row of chat `messages` with one question, or of `prompt` and `completion`, as question and answer."""
+    if isinstance(row, Mapping) and isinstance(row.get("messages"), list):
+        said = [(one.get("role"), one.get("content")) for one in row["messages"] if isinstance(one, Mapping)]
+        if sorted(role for role, _ in said if role != "system") == ["assistant", "user"]:
+            return {**row, "question": dict(said)["user"], "answer": dict(said)["assistant"]}
+    if isinstance(row, Mapping) and row.keys() >= {"prompt", "completion"}:
+        return {**row, "question": row["prompt"], "answer": row["completion"]}
+    return row
+
+
 def row_with_final_mark(row: Any) -> Any:
     """An answer `345` or "345" becomes "#### 345"; anything else stays as it is, for `check_row` to judge."""
+    row = question_and_answer(row)
     answer = row.get("answer") if isinstance(row, Mapping) else None
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)

@@ -29,11 +29,14 @@ def check_row(row: Any, *, where: str) -> dict[str, str]:
         raise UserMistake(f"{where}: a row must be an object, found {type(row).__name__}.")
     for key in ("question", "answer"):
         if key not in row:
-            raise UserMistake(f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer'.")
+            found = f"found {', '.join(map(repr, row))[:200] or 'none'}"
+            raise UserMistake(f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer', {found}.")
         if not isinstance(row[key], str):
             raise UserMistake(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
         if not row[key].strip():
             raise UserMistake(f"{where}: '{key}' is empty.")
+        if any("\ud800" <= letter <= "\udfff" for letter in row[key]):
+            raise UserMistake(f"{where}: '{key}' holds half a character (a lone surrogate), which is no text.")
     if extract_strict_answer(row["answer"]) is None:
         raise UserMistake(f"{where}: the answer does not end in '#### <number>'.")
     return {"question": row["question"], "answer": row["answer"]}
@@ -58,8 +61,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserMistake(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
+            except (ValueError, RecursionError) as error:
+                raise UserMistake(f"{path}, line {number}: not valid JSON ({first_line(error)}).") from None
 
 
 def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -71,6 +74,8 @@ def read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
         length = len(json.loads(text))
     except json.JSONDecodeError as error:
         raise UserMistake(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # a number without end, lists in lists
+        raise UserMistake(f"{path}: not valid JSON ({first_line(error)}).") from None
     line, counted, ended = 1, 0, text.index("[") + 1
     for _ in range(length):
         begins = _BEFORE_AN_ELEMENT.match(text, ended).end()
@@ -103,6 +108,18 @@ def read_icot(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 form = f"iCoT text, `question||step step #### answer`; line {number} is not"
                 raise UserMistake(f"{path}: expected a .json, .jsonl or .csv file, or {form}.")
             yield number, {"question": question.strip(), "answer": "\n".join([*steps.split(), f"#### {final.strip()}"])}
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file, counted from 1."""
+    from pyarrow import parquet  # comes with datasets
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        yield from enumerate(parquet.read_table(path).to_pylist(), start=1)
+    except (OSError, ValueError) as error:
+        raise UserMistake(f"{path}: not a Parquet file ({first_line(error)}).") from None
 
 
 def rows_on_the_hub(name: str, *, config: str | None, split: str, instead: str) -> Iterator[tuple[str, Any]]:

@@ -28,7 +28,7 @@ from smollm_trm.evaluation.predictions import (
     summarised_predictions,
 )
 from smollm_trm.models.loading import device_and_precision
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, remove_path
 
 SPARE_TOKENS = 16  # beyond the longest gold completion, for a model that words it a little longer
 VOTE_TEMPERATURE = 0.7
@@ -45,10 +45,16 @@ def evaluate_gsm8k(
     samples_per_problem: int = 1,
     seed: int = 0,
     predictions_path: str | Path | None = None,
+    overwrite: bool = False,
+    worked_examples: Sequence[Mapping[str, str]] = (),
     progress: bool = True,
     **generation_kwargs: Any,
 ) -> dict:
     """Let a model answer problems, and grade it.
+
+    Args:
+        overwrite: make predictions anew, whatever is at `predictions_path`.
+        worked_examples: problems shown with their solutions before each question, to an untuned base.
 
     Returns:
         `accuracy`, `correct`, `total`, `interval` (95%), `strict_accuracy`, `cot_match`, `examples` (the first 10),
@@ -61,10 +67,14 @@ def evaluate_gsm8k(
     rows = [check_row(row, where=f"problem {at} of the dataset") for at, row in enumerate(rows)]
     if not rows:
         raise UserMistake("the dataset has no problems to evaluate on")
+    if worked_examples and model.config.think:
+        raise UserMistake("worked examples are for an untuned base: this model is asked as it was trained")
     options = {"do_sample": samples_per_problem > 1, **generation_kwargs}
     if samples_per_problem > 1:
         options.setdefault("temperature", VOTE_TEMPERATURE)
     options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
+    shown = [(row["question"], model.encoder.completion_text(row["answer"])) for row in worked_examples]
+    before = "".join(f"{question}\nAnswer:{solution}\n\nQuestion: " for question, solution in shown)
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
     sampled, precision = options["do_sample"], device_and_precision(model)["precision"]
     settings = {
@@ -77,8 +87,11 @@ def evaluate_gsm8k(
         "seed": seed if sampled or donors else None,
         "batch_size": None if precision in (None, "float32") and not sampled else batch_size,  # changes no text then
         "generation": dict(sorted(options.items())),
+        **({"shots": len(worked_examples), "examples": split_fingerprint(worked_examples)} if before else {}),
     }
-    file = PredictionFile(settings=settings, path=predictions_path)
+    if overwrite and predictions_path is not None:
+        remove_path(Path(predictions_path))
+    file = PredictionFile(settings=settings, path=predictions_path, rows=rows)
     interval = 0.1 if sys.stderr.isatty() else 10  # seconds; a log keeps every state of the bar
     bar = tqdm(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress, mininterval=interval)
     with bar, _evaluating(model):
@@ -88,7 +101,7 @@ def evaluate_gsm8k(
             with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=sampled):
                 if sampled:
                     torch.manual_seed(seed + batch[0])
-                file.add(_answer(model, rows, batch, donors, samples_per_problem, options))
+                file.add(_answer(model, rows, batch, donors, samples_per_problem, options, before))
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right", refresh=False)
             bar.update(len(file.by_index) - bar.n)
@@ -134,12 +147,18 @@ def _batches(rows: Sequence[Mapping[str, str]], size: int) -> list[list[int]]:
 
 
 def _answer(
-    model: Any, rows: Sequence[Mapping[str, str]], batch: list[int], donors: list[int] | None, n: int, options: dict
+    model: Any,
+    rows: Sequence[Mapping[str, str]],
+    batch: list[int],
+    donors: list[int] | None,
+    n: int,
+    options: dict,
+    before: str,
 ) -> list[dict]:
     """Graded predictions of one batch of indices, from n texts for each."""
     asked = [at for at in batch for _ in range(n)]
     lent = {} if donors is None else {"latents_from": [rows[donors[at]]["question"] for at in asked]}
-    questions, start = [rows[at]["question"] for at in asked], time.perf_counter()
+    questions, start = [before + rows[at]["question"] for at in asked], time.perf_counter()
     try:
         completions = model.generate_with_thinking(questions, return_details=True, **lent, **options)
     except torch.OutOfMemoryError as error:

@@ -4,40 +4,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from smollm_trm.data.gsm8k import load_gsm8k, source_name, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.models.configuration import LatentReasoningConfig
-from smollm_trm.models.loading import default_device, default_dtype
+from smollm_trm.models.loading import default_device, default_dtype, is_local
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import local_model_folder, read_config, saved_model_folder
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, first_line
 
 Problems = tuple[list[dict[str, str]], dict[str, Any]]
 """Rows to evaluate on, and what they are of: `source`, `seed` and `fingerprint` of the whole split."""
 
 
 def saved_or_downloaded(model: str) -> Path | None:
-    """The folder of a saved model here or on the Hub; None for a base model, or where the Hub cannot be asked."""
+    """The folder of a saved model here or on the Hub; None for a base. What the Hub does not tell of is refused."""
     if (folder := local_model_folder(model)) is not None:
         return folder
-    if Path(model).exists() or model.count("/") != 1:
+    if is_local(model) or model.count("/") != 1:
         return None
     try:
         found = PreTrainedConfig.get_config_dict(model)[0]
-    except Exception:  # whatever the Hub's client and its transport raise, by version
-        return None
+    except Exception as error:  # whatever the Hub's client and its transport raise, by version
+        reason = f"no such folder, and the Hub did not answer ({first_line(error)})"
+        raise UserMistake(f"{model}: {reason}, so it is not known what it was trained on; give a folder") from error
     return saved_model_folder(model) if found.get("model_type") == LatentReasoningConfig.model_type else None
 
 
-def load_for_evaluation(model: str, *, target: str = "steps", prompt_format: str = "plain") -> SmolLMv3WithTRM:
+def load_for_evaluation(
+    model: str, *, target: str | None = None, prompt_format: str | None = None, precision: str = "auto"
+) -> SmolLMv3WithTRM:
     """A saved model or a training run (a folder, or a name on the Hub), or an untuned base, without a think block."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype, asked = dtypes.get(precision) or default_dtype(), {"target": target, "prompt_format": prompt_format}
+    asked = {name: value for name, value in asked.items() if value is not None}
     if (saved := saved_or_downloaded(model)) is not None:
-        return SmolLMv3WithTRM.from_pretrained(saved)
-    asked = {"think": False, "target": target, "prompt_format": prompt_format}
-    base = SmolLMv3WithTRM.from_base(model, base_training="frozen", reasoner=None, dtype=default_dtype(), **asked)
+        for name, value in asked.items():
+            raise UserMistake(f"{name}={value!r}: {model} is a saved model, which is asked as it was trained")
+        return SmolLMv3WithTRM.from_pretrained(saved, dtype=dtype)
+    base = SmolLMv3WithTRM.from_base(model, base_training="frozen", reasoner=None, dtype=dtype, think=False, **asked)
     return base.to(default_device()).eval()
+
+
+def worked_examples(count: int, data_dir: str | None, split: Mapping[str, Any]) -> list[dict[str, str]]:
+    """So many problems of the training part of GSM8K, split like this, to show to an untuned base with solutions."""
+    return load_gsm8k(data_dir, seed=split["seed"]).gsm8k_train[:count] if count else []
 
 
 def problems_of(
@@ -49,6 +62,10 @@ def problems_of(
     saved = {model: folder for model in models if (folder := saved_or_downloaded(model)) is not None}
     noted = {model: read_config(folder).notes.get("training", {}).get("split") for model, folder in saved.items()}
     splits = {model: split for model, split in noted.items() if split is not None}
+    for model, split in splits.items():
+        kinds = {"seed": int, "fingerprint": str, "source": str}
+        if not isinstance(split, Mapping) or not all(isinstance(split.get(name), kinds[name]) for name in kinds):
+            raise UserMistake(f"{model}: its config.json does not say which split it was trained on; save it again")
     if dataset_path is not None:
         return own_problems(part, dataset_path, splits)
     loaded = load_gsm8k(data_dir, seed=min((split["seed"] for split in splits.values()), default=seed))

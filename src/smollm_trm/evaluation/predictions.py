@@ -18,7 +18,7 @@ from torch import nn
 from smollm_trm.data.answers import extract_answer, extract_strict_answer, gold_answer
 from smollm_trm.data.rows import read_jsonl, write_jsonl
 from smollm_trm.evaluation.statistics import wilson_interval
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, is_of_type
 
 NUM_EXAMPLES = 10
 PASSING_SETTINGS = ("notes", "base_model", "dtype", "architectures", "transformers_version", "_name_or_path")
@@ -47,21 +47,25 @@ def graded_prediction(
 ) -> dict:
     """One problem's line: its texts, the answer that most of them give, its grades, and its share of the seconds;
     `steps` are those of the gold solution that the model is to write."""
-    texts, gold = [completion.text for completion in completions], gold_answer(row["answer"])
-    answer = _majority([extract_answer(text) for text in texts])
-    return {
+    texts = [completion.text for completion in completions]
+    made = {
         "index": index,
         "question": row["question"],
-        "gold": gold,
+        "gold": gold_answer(row["answer"]),
         "texts": texts,
-        "answer": answer,
-        "correct": answer == gold,
         "cot_match": writes_steps(texts[0], steps) if steps else None,
-        "strict_correct": _majority([extract_strict_answer(text) for text in texts]) == gold,
         "tokens": sum(completion.n_tokens for completion in completions),
         "seconds": round(seconds, 6),
         "cut_off": sum(completion.cut_off for completion in completions),
     }
+    return {**made, **grades_of(made)}
+
+
+def grades_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line's texts are worth: the answer that most of them give, and whether it is right, twice."""
+    answer = _majority([extract_answer(text) for text in line["texts"]])
+    strict = _majority([extract_strict_answer(text) for text in line["texts"]])
+    return {"answer": answer, "correct": answer == line["gold"], "strict_correct": strict == line["gold"]}
 
 
 def writes_steps(text: str, steps: Sequence[str]) -> bool:
@@ -79,7 +83,9 @@ def _majority(answers: Sequence[str | None]) -> str | None:
 class PredictionFile:
     """The predictions made so far with these settings, in memory and, if a path is given, on disk."""
 
-    def __init__(self, *, settings: dict, path: str | Path | None = None) -> None:
+    def __init__(
+        self, *, settings: dict, path: str | Path | None = None, rows: Sequence[Mapping[str, str]] | None = None
+    ) -> None:
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
         self.path = None if path is None else Path(path)
         self.by_index: dict[int, dict] = {}
@@ -90,9 +96,15 @@ class PredictionFile:
         now = self.settings
         changed = [key for key in {**there, **now} if there.get(key) != now.get(key)]
         if changed:
-            changes = ", ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in changed)
-            raise UserMistake(f"{path} was made with other settings ({changes}); delete it or name another file")
+            hashed = dict.fromkeys(("model", "problems"), ("others", "these"))  # their hashes tell a reader nothing
+            both = {key: hashed.get(key, (repr(there.get(key)), repr(now.get(key)))) for key in changed}
+            changes = ", ".join(f"{key}: {before} there, {after} now" for key, (before, after) in both.items())
+            advice = "overwrite=True makes it anew, or name another file"
+            raise UserMistake(f"{path} was made with other settings ({changes}); {advice}")
         self.by_index = {line["index"]: line for line in predictions}
+        for index, line in self.by_index.items() if rows is not None else ():
+            if (line["question"], line["gold"]) != (rows[index]["question"], gold_answer(rows[index]["answer"])):
+                raise UserMistake(f"{path}: the line of problem {index} is of another problem; name another file")
 
     def add(self, predictions: Sequence[dict]) -> None:
         """Keep these predictions, where there are none yet; on return they are on disk."""
@@ -103,13 +115,22 @@ class PredictionFile:
 
 
 def read_predictions(path: Path) -> tuple[dict, list[dict]]:
-    """Settings and predictions of a file; anything else is refused by its first bad line."""
+    """Settings and predictions of a file, graded again from their texts; a line that does not fit is refused."""
     lines = list(read_jsonl(path))
-    for at, (number, line) in enumerate(lines):
-        if not isinstance(line, dict) or ("index" if at else "settings") not in line:
-            raise UserMistake(f"{path}, line {number}: not a line of predictions; name another file")
-    (_, first), *others = lines
-    return first["settings"], [line for _, line in others]
+    settings = lines[0][1].get("settings") if isinstance(lines[0][1], dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("total"), int):
+        raise UserMistake(f"{path}, line {lines[0][0]}: not the settings of predictions; name another file")
+    found: dict[int, dict] = {}
+    kinds = {"index": int, "question": str, "gold": str, "texts": list[str], "tokens": int, "seconds": float}
+    for number, line in lines[1:]:
+        if not isinstance(line, dict) or not all(is_of_type(line.get(name), kind) for name, kind in kinds.items()):
+            raise UserMistake(f"{path}, line {number}: not a line of predictions; delete it, and it is made again")
+        index, fits = line["index"], line["texts"] and min(line["tokens"], line["seconds"]) >= 0
+        if index in found or not 0 <= index < settings["total"] or not fits:
+            what = "is there twice" if index in found else f"does not fit {settings['total']} problems"
+            raise UserMistake(f"{path}, line {number}: problem {index} {what}; delete the line, and it is made again")
+        found[index] = {**line, **grades_of(line)}
+    return settings, list(found.values())
 
 
 def load_predictions(path: str | Path) -> dict:

@@ -31,8 +31,12 @@ class LoraSettings:
     """The update is scaled by alpha / r."""
     dropout: float = 0.1
     """Dropout probability on an update's input."""
-    target_modules: list[str] | None = None
-    """Names of the linear layers to adapt; None takes the q, k, v and o projections."""
+    target_modules: list[str] | str | None = None
+    """Names of the linear layers to adapt, or "all-linear"; None takes the q, k, v and o projections."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r), which keeps high ranks stable (rsLoRA)."""
+    use_dora: bool = False
+    """Train each column's length apart from its direction (DoRA): better at low ranks, slower."""
 
     def __post_init__(self) -> None:
         for name in ("r", "alpha"):
@@ -40,6 +44,9 @@ class LoraSettings:
                 raise UserMistake(f"lora {name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.dropout < 1:
             raise UserMistake(f"lora dropout={self.dropout}: must be in [0, 1)")
+        if self.target_modules == [] or (isinstance(self.target_modules, str) and self.target_modules != "all-linear"):
+            advice = "name layers in a list, or 'all-linear'; base_training='frozen' for no LoRA"
+            raise UserMistake(f"lora target_modules={self.target_modules!r}: {advice}")
 
     def to_peft(self, model_type: str) -> LoraConfig:
         """PEFT's configuration for a decoder of this kind."""
@@ -51,6 +58,8 @@ class LoraSettings:
             lora_dropout=self.dropout,
             target_modules=self.target_modules or (GPT2_ATTENTION if is_gpt2 else list(ATTENTION_PROJECTIONS)),
             fan_in_fan_out=is_gpt2,
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
         )
 
 
@@ -73,11 +82,12 @@ def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
             parameter.data = parameter.data.float()
 
 
-def merge_adapter(decoder: PreTrainedModel) -> bool:
-    """Add the adapter's updates into the base's weights and take it off; False where there was none."""
+def merge_adapter(decoder: PreTrainedModel, *, keep: bool = True) -> bool:
+    """Add the adapter's updates (if they are to be kept) into the base's weights and take it off; False without one."""
     layers = adapter_layers(decoder)
     for name, layer in layers.items():
-        layer.merge(safe_merge=True)
+        if keep:
+            layer.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
         setattr(decoder.get_submodule(parent), last, layer.get_base_layer())
     if layers:
@@ -103,7 +113,7 @@ def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
     with readable(f"{folder}: the adapter"):
         weights = load_file(folder / ADAPTER_FILE)
         config = PeftConfig.from_pretrained(str(folder))
-    add_adapter(decoder, config)
+        add_adapter(decoder, config)
     named = {name.removeprefix(ADAPTER_PREFIX): weight for name, weight in weights.items()}
     expected = get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)
     for name in sorted(named.keys() | expected.keys()):

@@ -9,6 +9,7 @@ state grows without limit (rms 30, 1e3, 4e4 over the supervision steps).
 import math
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,15 @@ def check_counts(most: int = 65_536, **counts: int | None) -> None:
         if value is not None and not 1 <= value <= most:
             limit = "at least 1" if value < 1 else f"at most {most}"
             raise UserMistake(f"{name}={value}: must be {limit}")
+
+
+def refuse_too_large(what: str, module: nn.Module, *, copies: int = 1) -> None:
+    """Refuse a module (it may be on the meta device) that does not fit in this machine's memory so many times."""
+    asked = copies * sum(p.numel() * p.element_size() for p in module.parameters()) / 2**30
+    on_gpu = torch.cuda.is_available()
+    has = (torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total) / 2**30
+    if asked > has:
+        raise UserMistake(f"{what} is too large: it takes {asked:,.0f} GiB, there are {has:,.0f}; choose smaller sizes")
 
 
 def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from smollm_trm.models.reasoners.known import complete_settings
@@ -83,9 +82,8 @@ class LatentReasoningConfig(PreTrainedConfig):
         else:
             self.reasoner_settings, self.num_latents = {}, 0
         self.notes = dict(self.notes or {})
-        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
-        for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, getattr(self.text_config, name, None))
+        for name in ("tie_word_embeddings", "eos_token_id", "bos_token_id", "pad_token_id"):
+            kwargs[name] = getattr(self.text_config, name, None)
         super().__post_init__(**kwargs)
 
     # Of the base, under the names that transformers looks for.
@@ -100,7 +98,9 @@ def readable(what: str | Path) -> Iterator[None]:
     """Whatever goes wrong while a file is read, as one line for the user."""
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except UserMistake:
+        raise
+    except Exception as error:  # whatever a damaged file makes its reader raise
         reason = f"cannot be read ({first_line(error)}); save or download the model again"
         raise UserMistake(f"{what} {reason}") from error
 

@@ -140,7 +140,9 @@ def generate_completions(
     rows = [[token for token in row if token != slot] for row in completions]
     texts = encoder.tokenizer.batch_decode(rows, skip_special_tokens=True)
     cut = [not row or row[-1] not in ends for row in rows]
-    return [Completion(text, len(row), cut_off) for text, row, cut_off in zip(texts, rows, cut, strict=True)]
+    span = len(encoder.tokenizer(encoder.span_text, add_special_tokens=False)["input_ids"]) - 1 if model.use_trm else 0
+    written = [len(row) - span * (row.count(slot) // model.num_latents if span else 0) for row in completions]
+    return [Completion(*parts) for parts in zip(texts, written, cut, strict=True)]
 
 
 def ended_at(row: list[int], ends: Sequence[int | None]) -> list[int]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 
-from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.configuration import LatentReasoningConfig, readable
 from smollm_trm.models.loading import is_local
 from smollm_trm.models.storage import CONFIG_FILE, SHARED_FILES, local_model_folder, read_config
 from smollm_trm.records import UserMistake, first_line, write_json, write_text
@@ -36,6 +37,14 @@ def measured_lines(notes: Mapping[str, Any]) -> list[str]:
     return lines or ["nothing was measured yet"]
 
 
+def index_entry(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation as the Hub's model-index has it."""
+    share, count = round(result["accuracy"], 4), f"of {result['total']} problems"
+    dataset = {"type": result.get("source", "unknown").partition(" ")[0], "name": name}
+    metric = {"type": "accuracy", "value": share, "name": count}
+    return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": [metric]}
+
+
 def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository") -> str:
     """The card of a model as Markdown: what it is, what was measured, how to use it."""
     span = f"a latent span of {config.num_latents} slots filled by the reasoner `{config.reasoner}`"
@@ -44,10 +53,13 @@ def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository
     header["tags"] = ["latent-reasoning", "trm", "peft"]
     if base:
         header["base_model"] = base
-    if "gsm8k" in config.notes.get("training", {}).get("split", {}).get("source", ""):
-        header["datasets"] = ["openai/gsm8k"]
-    measured = "\n".join(f"- {line}" for line in measured_lines(config.notes))
     title = base.rpartition("/")[2] or "a base of its own"
+    with readable("the notes in config.json"):
+        if "gsm8k" in config.notes.get("training", {}).get("split", {}).get("source", ""):
+            header["datasets"] = ["openai/gsm8k"]
+        if results := [index_entry(*one) for one in config.notes.get("evaluations", {}).items()]:
+            header["model-index"] = [{"name": f"Latent reasoning with {title}", "results": results}]
+        measured = "\n".join(f"- {line}" for line in measured_lines(config.notes))
     return (
         f"---\n{json.dumps(header, indent=2)}\n---\n\n"
         f"# Latent reasoning with {title}\n\n"
@@ -55,7 +67,8 @@ def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository
         f"{config.base_training}, target: {config.target}.\n\n"
         f"## What was measured\n\n{measured}\n\nThe dev part may have picked the checkpoint; only a figure named "
         "`test` is the official test set.\n\n"
-        f"## Use\n\n```python\nfrom {PACKAGE} import SmolLMv3WithTRM\n\n"
+        "## Use\n\nInstall the package `smollm-trm` (`pip install -e .` in its repository), then\n\n"
+        f"```python\nfrom {PACKAGE} import SmolLMv3WithTRM\n\n"
         f'model = SmolLMv3WithTRM.from_pretrained("{repo_id}")\n'
         'print(model.generate_with_thinking("Tom has 3 bags of 4 apples. How many apples is that?"))\n```\n'
     )
@@ -65,7 +78,7 @@ def add_evaluation(folder: str | Path, part: str, result: Mapping[str, Any]) -> 
     """Note an evaluation in a saved model's configuration, for its card."""
     path = Path(folder) / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
-    kept = {name: result[name] for name in ("accuracy", "correct", "total", "interval")}
+    kept = {name: result[name] for name in ("accuracy", "correct", "total", "interval", "source") if name in result}
     content["notes"] = content.get("notes") or {}
     content["notes"].setdefault("evaluations", {})[part] = kept
     write_json(path, content)
@@ -84,6 +97,11 @@ def push_model(
     Raises:
         UserMistake: not a saved model, a base that is only here, or the Hub refused.
     """
+    try:
+        validate_repo_id(repo_id)
+        _, _ = repo_id.split("/")
+    except ValueError as error:
+        raise UserMistake(f"repo_id={repo_id[:100]!r}: no name that the Hub takes; give owner/name") from error
     folder = local_model_folder(folder) or Path(folder)
     config = read_config(folder)
     if config.base_model and is_local(config.base_model):

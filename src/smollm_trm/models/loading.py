@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -94,9 +95,23 @@ def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
         model_name = str(place)
     try:
         return kind.from_pretrained(model_name, trust_remote_code=False, **options)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
-        advice = "without a network, give model_name a local folder; a GGUF file needs `pip install gguf`"
-        raise UserMistake(f"could not load the base model {str(place)!r}: {first_line(error)} ({advice})") from error
+    except Exception as error:  # whatever a damaged file or the Hub's client makes it raise
+        what = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}.get(kind.__name__, "weights")
+        raise UserMistake(f"could not load the {what} of {str(place)!r}: {reason_not_loaded(error, place)}") from error
+
+
+def reason_not_loaded(error: Exception, place: Path) -> str:
+    """Why a base does not load, in a line that says what to do."""
+    reason = first_line(error)
+    if "custom code" in reason:
+        return "it brings code of its own, which is never run"
+    if "safetensors" in reason and not isinstance(error, SafetensorError):
+        convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder), where you trust them"
+        return f"no model.safetensors there, and pickled weights are not read; convert them once: {convert}"
+    if isinstance(error, ImportError):
+        return f"{reason} (a GGUF file needs `pip install gguf`)"
+    files = " (a damaged file? copy or download the folder again)"
+    return reason + (files if place.exists() else " (without a network, give model_name a local folder)")
 
 
 def base_config(model_name: str) -> Any:
@@ -127,6 +142,8 @@ def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     refuse_unsupported(causal_lm.config.get_text_config().model_type)
     if getattr(causal_lm.config, "reasoner", None) is not None:
         raise UserMistake(f"model_name={name!r} has a reasoner already: give the base that it was trained from")
+    if tokenizer.eos_token_id is None:
+        raise UserMistake(f"{name}: its tokenizer names no end of text; is tokenizer_config.json there, and whole?")
     backbone = causal_lm.base_model
     decoder, ends = getattr(backbone, "language_model", backbone), causal_lm.generation_config.eos_token_id
     ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from smollm_trm.models.adapters import merge_adapter
+from smollm_trm.models.blocks import refuse_too_large
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.prompt import Prompt, positions_of
 from smollm_trm.models.reasoners.known import build_reasoner
@@ -77,8 +78,10 @@ def fresh_reasoner(config: LatentReasoningConfig) -> Reasoner | None:
     """The reasoner of a configuration, untrained; None for the baseline."""
     if config.reasoner is None:
         return None
-    shape = {"hidden_size": config.hidden_size, "depth": config.num_hidden_layers}
-    return build_reasoner(config.reasoner, config.reasoner_settings, num_latents=config.num_latents, **shape)
+    shape = {"hidden_size": config.hidden_size, "depth": config.num_hidden_layers, "num_latents": config.num_latents}
+    with torch.device("meta"):
+        refuse_too_large("the reasoner", build_reasoner(config.reasoner, config.reasoner_settings, **shape))
+    return build_reasoner(config.reasoner, config.reasoner_settings, **shape)
 
 
 def read_before(slots: Tensor, n_cached: int) -> int:

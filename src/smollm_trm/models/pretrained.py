@@ -183,7 +183,9 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 model = cls._with_named_base(folder, config, dtype, model_name or config.base_model)
             if config.base_training == "lora":
                 load_adapter(model.model.language_model, folder / ADAPTER_FOLDER)
-        model.use_tokenizer(part_of_base(AutoTokenizer, str(folder)))
+        tokenizer = part_of_base(AutoTokenizer, str(folder))
+        with readable(f"{folder}: the tokenizer"):
+            model.use_tokenizer(tokenizer)
         model.generation_config = read_generation_config(folder) or model.generation_config
         model.freeze_base()
         if attn_implementation is not None:
@@ -217,6 +219,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             if getattr(found, name) != getattr(wanted, name):
                 other = f"{name} is {getattr(found, name)}, not {getattr(wanted, name)}"
                 raise UserMistake(f"{folder}: the base {base.name!r} is not the one it was trained on: {other}")
+        config.text_config = copy.deepcopy(found)  # the base's own word counts, not the copy beside the reasoner
+        config.text_config.name_or_path = ""
         model = cls.assemble(base, config)
         reasoner = {name: v for name, v in model.state_dict().items() if name.startswith(REASONER_PREFIX)}
         model.load_state_dict(read_weights(folder, reasoner), strict=False)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Cache, GenerationConfig, Generati
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import padding_token_id
+from smollm_trm.models.adapters import merge_adapter
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.generation import Completion, chosen_latents, generate_completions
 from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel, registered_for
@@ -45,6 +46,17 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
     def enable_adapters(self) -> None:
         """Take the adapter in again."""
         self.model.language_model.enable_adapters()
+
+    def set_adapter(self, adapter_name: str | list[str]) -> None:
+        """Choose the adapter of the base: there is one, "default"."""
+        self.model.language_model.set_adapter(adapter_name)
+
+    def delete_adapter(self, adapter_names: str | list[str] = "default") -> None:
+        """Take the adapter off, its updates with it; the base is as it was, and frozen."""
+        if adapter_names not in ("default", ["default"]) or not merge_adapter(self.model.language_model, keep=False):
+            raise UserMistake(f"adapter_names={adapter_names!r}: a model has one adapter at most, called 'default'")
+        self.config.base_training = "frozen"
+        self.freeze_base()
 
     @property
     def reasoner(self) -> Reasoner | None:

@@ -27,7 +27,7 @@ def is_saved_model(folder: Path) -> bool:
         return True
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("model_type") == LatentReasoningConfig.model_type
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -62,9 +62,14 @@ def read_config(folder: Path) -> LatentReasoningConfig:
         if values.pop("model_type", None) != LatentReasoningConfig.model_type:
             raise ValueError("its model_type is another")
         values.pop("auto_map", None)
-        return LatentReasoningConfig(**values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserMistake(f"{path}: not a configuration of this program ({first_line(error)})") from error
+        config = LatentReasoningConfig(**values)
+        for name in ("training", "evaluations"):
+            if not isinstance(config.notes.get(name, {}), dict):
+                raise ValueError(f"its notes' {name} is no object")
+        return config
+    except Exception as error:  # transformers checks the base's part, with errors of its own
+        reason = " ".join(str(error).split()) if type(error).__name__.startswith("Strict") else first_line(error)
+        raise UserMistake(f"{path}: not a configuration of this program ({reason})") from error
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:

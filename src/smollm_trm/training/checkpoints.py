@@ -8,10 +8,17 @@ Lightning's own `ModelCheckpoint` is not used: it also writes between a batch an
 accumulation, where a resumed run would skip that validation or lose those gradients.
 """
 
+import errno
 import logging
 import math
+import os
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import ZipFile
 
@@ -19,10 +26,30 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities import rank_zero_only
 
 from smollm_trm.records import UserMistake, first_line, remove_path, write_whole
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Refuse a second run in a folder while the first goes on; its lock goes with its process, however that dies."""
+    if rank_zero_only.rank or os.name == "nt":  # Windows has no such locks
+        yield
+        return
+    import fcntl
+
+    write_whole(probe := folder / ".writable", Path.touch)
+    remove_path(probe)
+    with open(folder / ".lock", "ab") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by worker processes, which may outlive it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
+                raise UserMistake(f"{folder}: another run is writing there; wait, or name another folder") from None
+        yield
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -34,9 +61,26 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Tensors and plain values; a file that is damaged or holds something that would run code is refused."""
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            return checked_checkpoint(torch.load(path, map_location=map_location or "cpu", weights_only=True))
         except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-            raise UserMistake(f"{path}: not a checkpoint of this program ({first_line(error)})") from error
+            raise UserMistake(f"{path}: not a checkpoint of this program ({reason_unread(error)})") from error
+
+
+def checked_checkpoint(content: Any) -> dict[str, Any]:
+    """What a checkpoint file holds, if it is what a run goes on from."""
+    kinds = {"global_step": int, "epoch": int, "state_dict": dict, "callbacks": dict, "loops": dict}
+    kinds |= {"optimizer_states": list, "lr_schedulers": list, "pytorch-lightning_version": str}
+    for name, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            raise ValueError(f"it holds no {name}")
+    if "fit_loop" not in content["loops"] or "BestAndLatest" not in content["callbacks"]:
+        raise ValueError("it does not say where its run stood")
+    return content
+
+
+def reason_unread(error: Exception) -> str:
+    """Why a checkpoint is not read. PyTorch's own message advises to switch its safety off."""
+    return "damaged, or more than tensors and plain values" if isinstance(error, UnpicklingError) else first_line(error)
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
@@ -51,9 +95,9 @@ def damage_of(path: Path) -> str | None:
         with ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is None:
-            torch.load(path, map_location="meta", weights_only=True)
+            checked_checkpoint(torch.load(path, map_location="meta", weights_only=True))
     except Exception as error:  # whatever a damaged file makes the reader raise
-        return first_line(error)
+        return reason_unread(error)
     return broken and f"{broken} does not match its checksum"
 
 
@@ -82,6 +126,16 @@ class BestAndLatest(Checkpoint):
         self.recent: list[list[int]] = []
         """Step and best step of the last two checkpoints."""
         self.finished = False
+        self.asked_to_stop = self.in_training = False
+        self.earlier_handler: Any = None
+
+    @property
+    def last_word(self) -> str:
+        """What a run that was stopped leaves."""
+        kept = max(checkpoints_by_step(self.folder), default=None)
+        if kept is None:
+            return "stopped before the first checkpoint: nothing is kept"
+        return f"stopped; step {kept} is kept, and the same command goes on from there"
 
     @property
     def best_path(self) -> Path | None:
@@ -102,6 +156,34 @@ class BestAndLatest(Checkpoint):
                 raise UserMistake(f"{self.best_path} is missing: resume a run that has ended in its own output_dir")
             self.best_step, self.best_loss, self.recent = 0, math.inf, []
         trainer.should_stop = self.finished
+        if threading.current_thread() is threading.main_thread():
+            self.earlier_handler = signal.signal(signal.SIGINT, self.ask_to_stop)
+
+    def ask_to_stop(self, *_: Any) -> None:
+        """Ctrl-C: the optimizer step under way is finished and kept; a second one stops at once."""
+        self.give_back_ctrl_c()
+        if not self.in_training:
+            raise KeyboardInterrupt
+        self.asked_to_stop = True
+        logger.warning("stopping after this step (Ctrl-C again: at once)")
+
+    def give_back_ctrl_c(self, *_: Any, **__: Any) -> None:
+        """Let Ctrl-C do what it did before."""
+        if self.earlier_handler is not None:
+            signal.signal(signal.SIGINT, self.earlier_handler)
+            self.earlier_handler = None
+
+    teardown = on_exception = give_back_ctrl_c
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """From here on a Ctrl-C waits for the end of the step."""
+        self.in_training = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A Ctrl-C need not wait for a validation, after which a checkpoint would be written."""
+        self.in_training = False
+        if self.asked_to_stop:
+            raise KeyboardInterrupt
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -117,8 +199,11 @@ class BestAndLatest(Checkpoint):
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         last_written = self.recent[-1][0] if self.recent else 0
         due = trainer.global_step - last_written >= self.every_n_steps
+        due = due or (self.asked_to_stop and trainer.global_step > last_written)
         if due and not (validates or accumulates or trainer.is_last_batch):
             self.write(trainer)
+        if self.asked_to_stop and not (validates or accumulates):
+            raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the metric and write."""

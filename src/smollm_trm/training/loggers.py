@@ -1,6 +1,5 @@
 """Where a run's figures go, and what of Lightning's own talk the user is spared."""
 
-import csv
 import hashlib
 import logging
 import os
@@ -67,12 +66,21 @@ class KeptCSVLogger(CSVLogger):
         return self._experiment
 
     def earlier_rows(self) -> list[dict[str, Any]]:
-        """Rows of earlier sessions that stay; a last line that was cut off is dropped."""
-        path = Path(self.log_dir) / "metrics.csv"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-        kept = [row for row in rows if row["step"].isdigit() and int(row["step"]) < self.first_step]
-        return [{name: value for name, value in row.items() if value} for row in kept]
+        """Rows of earlier sessions that stay; lines that cannot be read are dropped, with their number."""
+        path, kept, dropped = Path(self.log_dir) / "metrics.csv", [], 0
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
+        names = lines[0].strip().split(",") if lines else []
+        torn = lines and not lines[-1].endswith("\n")  # by a crash: the run makes that line again
+        for line in lines[1:-1] if torn else lines[1:]:
+            try:
+                row = {name: value for name, value in zip(names, line.strip().split(","), strict=True) if value}
+                if int(row["step"]) < self.first_step and [*map(float, row.values())]:
+                    kept.append(row)
+            except (ValueError, KeyError):
+                dropped += 1
+        if dropped:
+            logger.warning("%s: dropped %d lines that cannot be read", path, dropped)
+        return kept
 
 
 def build_loggers(folder: Path, *, first_step: int, wandb: tuple[str | None, str | None], seed: int) -> list[Logger]:

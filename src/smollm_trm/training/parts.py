@@ -12,6 +12,7 @@ from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
+from smollm_trm.models.blocks import refuse_too_large
 from smollm_trm.models.loading import base_config, default_dtype
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -20,7 +21,7 @@ from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
 from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.run import Run, build_run_trainer
-from smollm_trm.training.settings import TrainSettings
+from smollm_trm.training.settings import PRECISIONS, TrainSettings
 from smollm_trm.training.stages import Stages
 from smollm_trm.training.watch import CollapseWarning
 
@@ -51,8 +52,10 @@ def check_fits(settings: TrainSettings) -> None:
     elif settings.model_name != "tiny":
         config = base_config(settings.model_name)
         size, depth = config.hidden_size, config.num_hidden_layers
+    shape = {"num_latents": num_latents, "hidden_size": size, "depth": depth}
     with torch.device("meta"):
-        build_reasoner(settings.reasoner, settings.trm_kwargs, num_latents=num_latents, hidden_size=size, depth=depth)
+        reasoner = build_reasoner(settings.reasoner, settings.trm_kwargs, **shape)
+    refuse_too_large("training the reasoner", reasoner, copies=5)  # with its gradient, Adam's two and the average
 
 
 def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_dataset: Rows | str | None) -> GSM8KSplits:
@@ -87,6 +90,9 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     if precision == "auto":
         precision = next(name for name, dtype in dtypes.items() if dtype == default_dtype())
+    precision = PRECISIONS.get(precision, precision)
+    if precision == "16-mixed" and not torch.cuda.is_available():
+        raise UserMistake("precision='16-mixed' needs a GPU, and there is none: choose 'auto', 'fp32' or 'bf16'")
     return precision, dtypes[precision]
 
 

@@ -67,7 +67,7 @@ def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str
     if checkpoint is not None and not checkpoint.is_file():
         raise UserMistake(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
     if checkpoint is not None:
-        logger.info("going on from %s", checkpoint)
+        logger.info("resuming from step %d, going on from %s", steps_done(checkpoint), checkpoint)
     return checkpoint
 
 
@@ -123,7 +123,7 @@ def fit_run(run: Run, trainer: Trainer, module: LightningModule, *, checkpoint: 
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves Ctrl-C switched off
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(trainer.checkpoint_callback.last_word) from None
     finally:
         finish_wandb(trainer.loggers)
 

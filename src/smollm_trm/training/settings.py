@@ -11,6 +11,9 @@ from smollm_trm.models.reasoners.known import REASONERS, complete_settings, reas
 from smollm_trm.records import UserMistake, settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""What everyone calls them, and what Lightning does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Curriculum):
@@ -81,7 +84,7 @@ class TrainSettings(Curriculum):
     ema_decay: float = 0.999
     """Limit of the weight average, which is what is validated and saved for use."""
     precision: str = "auto"
-    """"auto" (by the device), "32-true", "bf16-mixed" or "16-mixed"."""
+    """"auto" (by the device), "fp32", "bf16" or "fp16"; Lightning's names ("32-true", "bf16-mixed", "16-mixed") too."""
     gradient_checkpointing: bool = False
     """Keep no activations of the base: less memory, about a third more time."""
     devices: int = 1
@@ -134,13 +137,19 @@ class TrainSettings(Curriculum):
             "prompt_format": tuple(PROMPT_FORMATS),
             "steps_from": STEP_SOURCES,
             "supervise": ("one", "all"),
-            "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+            "precision": ("auto", *PRECISIONS, *PRECISIONS.values()),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise UserMistake(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        if "fsdp" in self.strategy or "deepspeed" in self.strategy:  # weights must be whole to be averaged and saved
-            raise UserMistake(f"strategy={self.strategy!r}: it cuts weights into parts; choose 'ddp'")
+        if self.strategy != "auto" and not self.strategy.startswith("ddp"):
+            cuts = "it cuts weights into parts; " if self.strategy.startswith(("fsdp", "deepspeed")) else ""
+            raise UserMistake(f"strategy={self.strategy!r}: {cuts}choose 'ddp'")
+        if not self.output_dir.strip():
+            raise UserMistake("output_dir: it is empty; name a folder")
+        for name, most in (("max_length", 2**20), ("seed", 2**48), ("split_seed", 2**48)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserMistake(f"{name}={getattr(self, name)}: must be between 0 and {most}")
         if self.max_steps != -1 and self.max_steps < 1:
             raise UserMistake(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         for name in ("val_check_interval", "gradient_clip"):

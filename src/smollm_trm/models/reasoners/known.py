@@ -30,12 +30,12 @@ def reasoner_class(name: str) -> type[Reasoner]:
 
 def complete_settings(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
     """A reasoner's settings as plain values, presets and defaults filled in, each value checked."""
-    given = dict(given or {})
+    given, where = dict(given or {}), "trm_kwargs" if name == "trm" else f"trm_kwargs of the reasoner {name!r}"
     preset = given.pop("preset", None)
     if preset not in (None, *TRM_PRESETS):
-        raise UserMistake(f"trm_kwargs: preset={preset!r}: choose one of {', '.join(TRM_PRESETS)}")
+        raise UserMistake(f"{where}: preset={preset!r}: choose one of {', '.join(TRM_PRESETS)}")
     values = {**TRM_PRESETS.get(preset, {}), **given}
-    return asdict(settings_from(reasoner_class(name).Settings, values, "trm_kwargs"))
+    return asdict(settings_from(reasoner_class(name).Settings, values, where))
 
 
 def build_reasoner(

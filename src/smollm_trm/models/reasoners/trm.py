@@ -46,6 +46,8 @@ class TRMSettings(CompressorSettings):
         check_counts(n_heads=self.n_heads)
         if self.start not in ("question", "fixed"):
             raise UserMistake(f"start={self.start!r}: choose 'question' or 'fixed'")
+        if self.branch_scale is not None and not self.branch_scale > 0:
+            raise UserMistake(f"branch_scale={self.branch_scale}: must be above 0, or None for free branches")
         if not 0 <= self.dropout < 1:
             raise UserMistake(f"dropout={self.dropout}: must be in [0, 1)")
 
