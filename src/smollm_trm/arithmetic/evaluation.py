@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from smollm_trm.arithmetic.batches import encode_sums

@@ -18,23 +18,24 @@ logger = logging.getLogger(__name__)
 
 
 class GSM8KDataset(Dataset):
-    """Rows `{question, answer}` as token ids; above `max_length` tokens, latents included, they are dropped."""
+    """Rows `{question, answer}` as token ids; of more than `max_length` tokens beside the latents they are dropped."""
 
     def __init__(
         self, rows: Sequence[Mapping[str, str]], *, encoder: PromptEncoder, max_length: int | None = None
     ) -> None:
         encoded = [encoder.encode(row) for row in rows]
         self.encoder = encoder
-        self.examples = [example for example in encoded if max_length is None or len(example) <= max_length]
+        window = None if max_length is None else max_length + encoder.num_latents
+        self.examples = [example for example in encoded if window is None or len(example) <= window]
         self.dropped = len(encoded) - len(self.examples)
         if not self.examples:
-            shortest = min(map(len, encoded), default=0)
+            shortest = min(map(len, encoded), default=0) - encoder.num_latents
             raise UserMistake(
-                f"no row fits max_length={max_length}: the shortest of {len(encoded)} has {shortest} tokens, "
-                f"{encoder.num_latents} latents included; raise max_length or lower num_latents"
+                f"no row fits max_length={max_length}: the shortest of {len(encoded)} has {shortest} tokens "
+                f"beside its {encoder.num_latents} latents; raise max_length"
             )
         if self.dropped:
-            logger.warning("dropped %d of %d rows longer than %d tokens", self.dropped, len(encoded), max_length)
+            logger.warning("dropped %d of %d rows with more than %d tokens", self.dropped, len(encoded), max_length)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -73,11 +73,12 @@ def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
             parameter.data = parameter.data.float()
 
 
-def merge_adapter(decoder: PreTrainedModel) -> bool:
-    """Add the adapter's updates into the base's weights and take it off; False where there was none."""
+def take_off_adapter(decoder: PreTrainedModel, *, merge: bool = False) -> bool:
+    """Take the adapter off, its updates added into the base's weights (`merge`) or lost; False where there was none."""
     layers = adapter_layers(decoder)
     for name, layer in layers.items():
-        layer.merge(safe_merge=True)
+        if merge:
+            layer.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
         setattr(decoder.get_submodule(parent), last, layer.get_base_layer())
     if layers:

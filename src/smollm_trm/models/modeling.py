@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from smollm_trm.models.adapters import merge_adapter
+from smollm_trm.models.adapters import take_off_adapter
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.prompt import Prompt, positions_of
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
+from smollm_trm.models.residual import decoder_pass
 from smollm_trm.models.span import fill_slots, given_slots, whole_spans
 from smollm_trm.records import UserMistake
 
@@ -108,7 +109,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
 
     def merge_and_unload(self) -> "LatentReasoningModel":
         """Add the adapter into the base's weights, which are saved with the model from then on."""
-        if merge_adapter(self.language_model):
+        if take_off_adapter(self.language_model, merge=True):
             self.config.base_training, self.config.base_model = "full", ""
         return self
 
@@ -191,5 +192,6 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = positions_of(attention_mask)[:, -inputs_embeds.shape[1] :]
         kwargs |= {"position_ids": position_ids, "past_key_values": past_key_values}
-        output = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        output = decoder_pass(self.language_model, **given, **kwargs)
         return LatentModelOutput(**output, latents=latents, halting_logit=halting_logit)

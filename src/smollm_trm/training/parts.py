@@ -12,7 +12,7 @@ from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, split_gsm8k
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
-from smollm_trm.models.loading import base_config, default_dtype
+from smollm_trm.models.loading import BaseAndTokenizer, base_config, default_dtype
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
@@ -20,7 +20,7 @@ from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.run import Run, build_run_trainer
 from smollm_trm.training.settings import TrainSettings
-from smollm_trm.training.watch import CollapseWarning
+from smollm_trm.training.watch import CollapseWarning, SampleAnswers
 
 Rows = Sequence[Mapping[str, str]]
 FITTED_ON = 64
@@ -31,7 +31,8 @@ OUT_OF_MEMORY = (
     "num_latents or max_length"
 )
 NOT_FINITE = (
-    "lower learning_rate or trm_learning_rate, or train with precision='32-true' (or 'bf16-mixed' where the GPU has it)"
+    "lower learning_rate or trm_learning_rate, or train with precision='bf16-mixed' (slower on a GPU without bf16, "
+    "such as a T4, but it fits; '32-true' needs twice the memory)"
 )
 
 
@@ -39,9 +40,7 @@ def check_fits(settings: TrainSettings) -> None:
     """Refuse a reasoner that cannot be, by one line, before anything is loaded but the base's configuration."""
     if not settings.use_trm:
         return
-    num_latents, max_length = settings.num_latents, settings.max_length
-    if num_latents >= max_length:
-        raise UserMistake(f"num_latents={num_latents}: max_length={max_length} leaves no room for more")
+    num_latents = settings.num_latents
     size, depth = TINY_HIDDEN_SIZE, TINY_DEPTH
     if settings.model_name != "tiny":
         config = base_config(settings.model_name)
@@ -85,12 +84,17 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
 
 
 def build_module(
-    settings: TrainSettings, splits: GSM8KSplits, dtype: torch.dtype, **options: Any
+    settings: TrainSettings,
+    splits: GSM8KSplits,
+    dtype: torch.dtype,
+    *,
+    base: BaseAndTokenizer | None = None,
+    **options: Any,
 ) -> SmolLMTRMLightningModule:
-    """The model with a fresh adapter and reasoner, ready to train. What is trained is fp32."""
+    """The model with a fresh adapter and reasoner, on a loaded base or one loaded here. What is trained is fp32."""
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in splits.gsm8k_train[:4000]]
     model = SmolLMv3WithTRM.from_base(
-        settings.model_name,
+        base or settings.model_name,
         lora=settings.lora_settings(),
         dtype=torch.float32 if settings.base_training == "full" else dtype,
         tiny_texts=texts,
@@ -151,7 +155,7 @@ def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batche
     return build_run_trainer(
         run,
         first_step=first_step,
-        callbacks=[CollapseWarning()],
+        callbacks=[CollapseWarning(), SampleAnswers(settings.sample_answers)],
         precision=precision,
         max_epochs=settings.num_epochs,
         gradient_clip_val=settings.gradient_clip,

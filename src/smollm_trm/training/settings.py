@@ -76,7 +76,7 @@ class TrainSettings:
     strategy: str = "auto"
     """Lightning's strategy; "auto" takes DDP for several devices."""
     max_length: int = 512
-    """Window in tokens, latents included; longer rows are dropped with a count."""
+    """Tokens of question and solution, the latents on top; longer rows are dropped with a count."""
     max_samples: int | None = None
     """Train on so many rows only; None for all."""
     max_dev_samples: int | None = None
@@ -100,6 +100,8 @@ class TrainSettings:
     """Of new weights, order and dropout."""
     split_seed: int = 42
     """Of the split into train and dev: the same for every seed, so that runs can be compared."""
+    sample_answers: int = 0
+    """Dev problems that are answered, for the log, at every validation."""
     progress: bool = True
     """Show a progress bar with the time that is left."""
 
