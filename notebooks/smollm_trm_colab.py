@@ -206,7 +206,7 @@ RUNS = {
 }  # fmt: skip
 AROUND = {  # what surrounds the training
     "smoke": {
-        "word_problems": 40_000, "base_steps": 1000, "dev": 256, "compared": 600, "at_once": 128,
+        "word_problems": 40_000, "base_steps": 1000, "dev": 256, "compared": 1000, "at_once": 128,
         "lora_alone": {"learning_rate": 3e-3, "warmup_fraction": 0.1},  # its own best, docs/log.md
     },
     "quick": {"dev": 256, "compared": 300, "at_once": 32},

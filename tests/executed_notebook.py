@@ -52,7 +52,7 @@ FEWER = {
     '"save_every_n_steps": 400': '"save_every_n_steps": 2',
     '"base_steps": 1000': '"base_steps": 4',
     '"word_problems": 40_000': '"word_problems": 200',
-    '"dev": 256, "compared": 600': '"dev": 8, "compared": 4',
+    '"dev": 256, "compared": 1000': '"dev": 8, "compared": 4',
     "test=300": "test=4",
 }
 """Changes that cut the smoke run down to seconds; nothing is learnt then."""
@@ -111,7 +111,7 @@ class ExecutedNotebook:
         """What the cell with this text printed, the first time or when run again."""
         cells = self.again if again else self.cells
         run_cells = [cell for cell in cells if cell.cell_type == "code" and not cell.source.startswith("#@title")]
-        [cell] = [cell for cell in run_cells if inside in cell.source]
+        cell = next(cell for cell in run_cells if inside in cell.source)
         return "".join(
             one.get("text", "") or one.get("data", {}).get("text/html", "")
             for one in cell.outputs

@@ -109,7 +109,7 @@ def plot_halting(
 
 def plot_attention(words: Sequence[str], shares: Sequence[Sequence[float]], path: str | Path | None = None) -> Figure:
     """Which words of a question each latent reads, `(M, words)`, and what all of them read together. `path`: a PNG."""
-    rows = [list(row) for row in shares]
+    rows = [[float(share) for share in row] for row in shares]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     size = (max(5.0, 1.2 + 0.3 * len(words)), 2.6 + 0.2 * min(len(rows), 32))
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
