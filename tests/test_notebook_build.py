@@ -18,6 +18,7 @@ import build  # noqa: E402
 from guide_tables import sections_of, structure_table  # noqa: E402
 from library import BuildError, imports_of, python_of  # noqa: E402
 from names import CodeCell, name_problems  # noqa: E402
+from needs_table import answering_minutes, training_minutes  # noqa: E402
 
 SHAPES = '''"""Shapes and their areas.
 
@@ -568,9 +569,27 @@ def test_the_table_of_needs_holds_the_last_measurement_and_says_how_each_figure_
     assert "| plain | none | 4 | 10.2, in training | 4-6 min | 3-5 min |" in guide
     assert "| with TRM | 64 | 4 | 11.3, in training | 6-11 min | twice 3-5 min |" in guide
     assert "| small batch | 64 | 1 | 9.4, in training |  |  |" in guide
-    assert "(**estimated**): `quick` 28-48 min, `full` 6.2-10.2 h." in guide
+    assert "(**estimated**): `quick` 27-46 min, `full` 6.2-10.1 h." in guide
     [shown] = [cell.source for cell in built(repo).cells if "needs" in cell.source and cell.cell_type == "markdown"]
     assert "| with TRM | 64 " in shown and "small batch" not in shown
+
+
+def test_answers_that_are_given_at_once_take_less_time_but_the_base_writes_its_steps():
+    run = {"num_latents": 16, "num_epochs": 1, "dev": 200, "compared": 300}
+    at_once = {**run, "target": "answer"}
+    assert training_minutes(at_once, 16)[1] < 0.7 * training_minutes(run, 16)[1]
+    assert answering_minutes(at_once)[1] < 0.2 * answering_minutes(run)[1]
+    assert answering_minutes(at_once, base=True) == answering_minutes(run)
+    often = {**at_once, "val_check_interval": 0.2}
+    assert training_minutes(often, 16)[0] > training_minutes(at_once, 16)[0]
+
+
+def test_the_settings_of_every_run_stand_in_a_table(repo, measured):
+    measured({"plain": traced(10.25, use_trm=False)})
+    edit(repo / "notebooks/demo_colab.py", "# <!-- needs -->", "# <!-- runs -->\n#\n# <!-- needs -->")
+    [shown] = [cell.source for cell in built(repo).cells if "| setting |" in cell.source]
+    assert "| setting | `quick` | `full` |" in shown and "| `num_latents` | 64 | 256 |" in shown
+    assert "| `max_samples` | 1000 |  |" in shown
 
 
 def test_needs_that_were_not_measured_or_with_other_settings_are_refused(repo, measured):

@@ -111,6 +111,8 @@ class TrainSettings:
                      "max_dev_samples"):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.sample_answers < 0:
+            raise UserMistake(f"sample_answers={self.sample_answers}: must be at least 0")
         if self.use_trm and self.num_latents < 1:
             raise UserMistake(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
         choices = {
