@@ -32,7 +32,8 @@
 # The first cell installs what is missing (on Colab: PyTorch Lightning) and leaves torch and numpy as they are, so no
 # restart is needed.
 
-# %%
+# %% cellView="form"
+# @title Install what is missing
 import os
 import subprocess
 import sys
@@ -135,7 +136,8 @@ from transformers import TextStreamer
 # %% [markdown]
 # ### GPU check
 
-# %%
+# %% cellView="form"
+# @title Is there a GPU?
 logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
 logging.getLogger(__name__).setLevel(logging.INFO)  # the library below: sample answers, warnings, where a run goes on
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -182,7 +184,8 @@ elif RUN != "smoke":
 # All numbers of the three runs stand here and nowhere else. Memory decides most of them on a T4: the base in fp16,
 # gradient checkpointing, small batches.
 
-# %%
+# %% cellView="form"
+# @title The numbers of the three runs
 RUNS = {
     "smoke": {
         "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 800, "num_epochs": 1000,
@@ -215,10 +218,12 @@ AROUND = {  # what surrounds the training
 SEED = 42
 
 
-def of_the_form(value):
-    """What a field says, read as Python where it is Python; None where it leaves the setting to RUN."""
+def of_the_form(name, value):
+    """What a field says, numbers and dictionaries read as Python; None where it leaves the setting to RUN."""
     if value in ("", "default"):
         return None
+    if name in ("model_name", "dataset_path", "wandb_project", "wandb_name"):
+        return value
     try:
         return ast.literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError):
@@ -233,7 +238,7 @@ form = {
     "val_check_interval": val_check_interval, "precision": precision, "devices": devices,
     "wandb_project": wandb_project, "wandb_name": wandb_name,
 }  # fmt: skip
-given = {name: of_the_form(value) for name, value in form.items() if of_the_form(value) is not None}
+given = {name: said for name, value in form.items() if (said := of_the_form(name, value)) is not None}
 chosen = {**RUNS[RUN], **given}
 if reasoner != "trm" and "trm_kwargs" not in given:
     chosen.pop("trm_kwargs", None)  # those of RUN are the TRM's
@@ -264,7 +269,8 @@ print(f"RUN = {RUN!r}, results in {FOLDER}")
 # missing, and nothing asks.
 
 
-# %%
+# %% cellView="form"
+# @title Keys, if there are any
 def secret(name: str) -> str | None:
     """An environment variable or a Colab secret; None where there is neither."""
     if os.environ.get(name) or not IN_COLAB:
@@ -428,7 +434,8 @@ print(textwrap.fill("As usual: " + ", ".join(f"{name} {value}" for name, value i
 # First the base as it is, then LoRA alone, then LoRA + TRM, all on the same problems, all around one base that is loaded
 # once.
 
-# %%
+# %% cellView="form"
+# @title What will be trained and judged, and where it lies
 rows = {name: config.get(name) for name in ("train_dataset", "test_dataset")}
 settings = {name: value for name, value in config.items() if name not in rows}
 checked = settings_from(TrainSettings, settings, "config")
@@ -558,7 +565,8 @@ print(gpu_memory())
 # ### Parameters by part
 
 
-# %%
+# %% cellView="form"
+# @title Count
 def count(part: nn.Module | None) -> str:
     """Parameters, and how many of them are trained."""
     parameters = list(part.parameters()) if part is not None else []
