@@ -1,14 +1,16 @@
 """How much GPU memory the notebook's runs need on a T4, found without one.
 
-    python benchmarks/t4_memory.py               trace the runs at SmolLM3-3B's real shapes (half an hour on one core)
+    python benchmarks/t4_memory.py               trace the runs at SmolLM3-3B's real shapes (ten minutes on one core)
     python benchmarks/t4_memory.py --validate    compare the tracer with the allocator on a small model
+    python benchmarks/t4_memory.py --whole       one run at the full depth, beside what two smaller depths say of it
 
 With `--record`, the guide's table is made from the figures by the next `make notebook`.
 
 The model, its reasoner, LoRA, optimizer and average are built as the notebook builds them, of fake tensors: they have
 shape, dtype and lifetime but no data. One training step, one validation batch and one batch of generation run on them,
 and every storage is counted from its first use to its release. Batches are the worst that GSM8K has: every row as long
-as its longest (84 tokens of question, 361 of solution, the latents between).
+as its longest (84 tokens of question, 361 of solution, the latents between; where the answer is given at once, the
+longest question). Every block of SmolLM3 needs the same, so two small depths are traced and a line is drawn to 36.
 
 Not seen: CUDA's context (about 0.5 GiB), workspaces and fragmentation. The peak has 10% added for the last two.
 Attention is traced as the plain matrix product, which keeps all its scores: other kernels need less.
@@ -19,8 +21,10 @@ import ast
 import gc
 import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,7 +54,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks/smollm_trm_colab.py"
 PHASES = ("weights", "training", "validation", "generation")
 QUESTION, SOLUTION = 84, 361  # tokens of GSM8K's longest training row with SmolLM3's tokenizer
-LONGEST_QUESTION = 240
+LONGEST_QUESTION, AT_ONCE = 240, 12  # tokens of the longest question, and of an answer without its steps
+DEPTHS = (4, 8)  # traced
 SPARE = 16
 SMOLLM3 = {  # HuggingFaceTB/SmolLM3-3B, config.json
     "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
@@ -92,13 +97,8 @@ TRACED: dict[str, tuple[str, dict[str, object]]] = {
     "`quick`, LoRA + TRM": ("quick", {}),
     "`full`, LoRA alone": ("full", {"use_trm": False}),
     "`full`, LoRA + TRM": ("full", {}),
-    "`full`, more recursion": (
-        "full", {"trm": {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 8}}
-    ),
     "`full`, `num_latents = 128`": ("full", {"num_latents": 128}),
-    "`full`, `num_latents = 512`": ("full", {"num_latents": 512}),
     "`full`, less memory": ("full", {"batch_size": 1}),
-    "`full`, without checkpointing": ("full", {"gradient_checkpointing": False}),
 }  # fmt: skip
 """The runs of the guide's table: `quick`, `full` and the recipes; name -> run and what it changes."""
 
@@ -190,7 +190,9 @@ def build_fake(run: Run, shapes: Mapping, dtype: torch.dtype) -> SmolLMv3WithTRM
 def batch_of(model: SmolLMv3WithTRM, rows: int) -> dict[str, Tensor]:
     """Real ids, masks and labels of the longest rows."""
     span = [model.config.slot_token_id] * model.num_latents
-    row = EncodedExample(prompt=[7] * (QUESTION - 1) + span + [8], completion=[9] * SOLUTION)
+    at_once = model.config.target == "answer"
+    question, solution = (LONGEST_QUESTION, AT_ONCE) if at_once else (QUESTION, SOLUTION)
+    row = EncodedExample(prompt=[7] * (question - 1) + span + [8], completion=[9] * solution)
     return collate_examples([row] * rows, 0)
 
 
@@ -228,7 +230,8 @@ def generate_once(model: SmolLMv3WithTRM, run: Run) -> None:
     cache = DynamicCache(config=model.config.text_config)
     options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     model(input_ids=ids, attention_mask=mask, latents=latents, **options)
-    more = torch.full((run.at_once, SOLUTION + SPARE), 9)
+    longest = SOLUTION if run.target == "steps" else AT_ONCE
+    more = torch.full((run.at_once, longest + SPARE), 9)
     whole = torch.ones(run.at_once, ids.shape[1] + more.shape[1], dtype=torch.long)
     model(input_ids=more, attention_mask=whole, **options)
 
@@ -304,7 +307,9 @@ def main() -> None:
     parser.add_argument(
         "--validate", action="store_true", help="compare the tracer with the allocator on a small model"
     )
+    parser.add_argument("--processes", type=int, default=1, help="runs traced at once")
     parser.add_argument("--only", help="trace only the runs whose name holds this text")
+    parser.add_argument("--whole", action="store_true", help="check the line through two depths at the full depth")
     options = parser.parse_args()
     if options.record and options.only:
         parser.error("--record wants all runs, for they make one table: leave --only out")
@@ -324,19 +329,33 @@ def main() -> None:
         print_table(["one training step", "traced MiB", "allocated MiB", "error"], rows)
         record("t4_memory_validation", figures, seed=0, keep=options.record)
         return
-    figures = {}
-    for name, (start, changes) in TRACED.items():
-        if not options.only or options.only in name:
-            run = notebook_run(start, changes)
-            figures[name] = {"run": start, "changes": changes, "settings": asdict(run), **needed(run)}
-            print(f"{name}: {figures[name]['peak']:.2f} GiB, {figures[name]['gib']}", flush=True)
+    if options.whole:
+        run = notebook_run("quick", {})
+        traced = peaks_of(run, SMOLLM3, fake=True, dtype=torch.float16)
+        said = needed(run)["gib"]
+        figures = {phase: {"whole": round(traced[phase], 3), "line": said[phase]} for phase in PHASES}
+        print_table(
+            ["phase", "GiB at 36 blocks", "GiB by the line"], [[p, *map(str, f.values())] for p, f in figures.items()]
+        )
+        record("t4_memory_depth", figures, keep=options.record)
+        return
+    chosen = {name: (*one, notebook_run(*one)) for name, one in TRACED.items() if (options.only or "") in name}
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as processes:
+        found = processes.map(needed, (run for _, _, run in chosen.values()))
+        figures = {
+            name: {"run": start, "changes": changes, "settings": asdict(run), **peaks}
+            for (name, (start, changes, run)), peaks in zip(chosen.items(), found, strict=True)
+        }
     print_table(["run", *PHASES, "peak + 10%"], [row_of(name, figure) for name, figure in figures.items()])
     record("t4_memory", figures, keep=options.record)
 
 
 def needed(run: Run) -> dict[str, object]:
     """GiB by phase, the peak with 10% added, and the phase it stands in."""
-    gib = {phase: round(peak, 2) for phase, peak in peaks_of(run, SMOLLM3, fake=True, dtype=torch.float16).items()}
+    modeling.fill_slots = filled_wholly
+    few, more = (peaks_of(run, {**SMOLLM3, "num_hidden_layers": n}, fake=True, dtype=torch.float16) for n in DEPTHS)
+    stretch = (SMOLLM3["num_hidden_layers"] - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    gib = {phase: round(peak + stretch * (more[phase] - peak), 2) for phase, peak in few.items()}
     where = max(PHASES, key=lambda phase: gib[phase])
     return {"gib": gib, "peak": round(1.1 * gib[where], 2), "where": where}
 

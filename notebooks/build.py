@@ -5,14 +5,16 @@
                                          would write, or a library module breaks a rule of inlining
 
 A source is `notebooks/<name>_colab.py` in jupytext's percent format; it becomes `<name>_colab.ipynb` at the
-top of the repository. Prose and run cells are taken as they are. Two kinds of marker are replaced:
+top of the repository. Prose and run cells are taken as they are. Two markers are replaced:
 
-    # %% [imports]                                   the imports of all inlined modules and those below it
-    # %% [inline] smollm_trm.models.blocks: A, b     these definitions of a library module
-    # %% [inline] smollm_trm.models.blocks           its docstring, then all definitions that are not there yet
+    # %% [imports]      the imports of all inlined modules and those below it
+    # %% [library]      all of the library that the run cells reach: a folded section a subpackage, a cell a module
+    # data: sentence    (below it) what stands under a section's heading
 
-Cell numbers in the guides stand between markers of their own (`guide_tables.py`), and so does the table of what
-each run needs in memory and time (`needs_table.py`).
+In the prose, `<!-- contents -->` becomes a linked list of the sections, `<!-- map -->` of the library's parts,
+`<!-- badge -->` an "Open in Colab" badge, and `<!-- runs -->` the table of the notebook's `RUNS`. Cell numbers in the
+guides stand between markers of their own (`guide_tables.py`), and so does the table of what each run needs in memory
+and time (`needs_table.py`).
 
 The same input gives the same bytes: cell ids come from the cells' content, and nothing has been run.
 """
@@ -25,13 +27,14 @@ import os
 import re
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import jupytext
 import nbformat
-from guide_tables import filled_guide
-from inlining import Inlining, Namespace, imports_text
+from guide_tables import HEADING, filled_guide
+from inlining import LibraryCell, Namespace, imports_text, library_parts, names_in
 from library import (
     PACKAGE,
     BuildError,
@@ -45,10 +48,10 @@ from library import (
 from names import CodeCell, name_problems
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from needs_table import filled_needs
+from needs_table import filled_needs, runs_table
 
 ROOT = Path(__file__).resolve().parent.parent
-INLINE = re.compile(rf"\[inline\]\s+({PACKAGE}(?:\.\w+)+)(?:\s*:\s*(\w+(?:\s*,\s*\w+)*))?")
+MARKERS = ("[imports]", "[library]")
 RESULTS = "benchmarks/results.jsonl"
 LARGEST = 385_000  # bytes
 KEPT_METADATA = ("cellView", "tags")
@@ -120,34 +123,83 @@ def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
         BuildError: a marker is malformed, a module cannot be inlined, a run cell imports the library, or a
             name is used before it is bound.
     """
-    inlining = Inlining(root)
+    place, names = source.name, Namespace()
+    read = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells
+    marked = {cell.metadata.get("title", ""): cell for cell in read if cell.cell_type == "code"}
+    for marker in MARKERS:
+        if [cell.metadata.get("title", "") for cell in read].count(marker) != 1:
+            raise BuildError(f"{place}: exactly one '# %% {marker}' is needed")
+    for marker in marked:
+        if marker.startswith("[") and marker not in MARKERS:
+            raise BuildError(f"{place}: '# %% {marker}' is no marker; write one of {', '.join(MARKERS)}")
+    for one in _extra_imports(marked["[imports]"].source, place):
+        names.collect(one, place)
+    live = [cell for cell in read if cell.cell_type == "code" and not cell.metadata.get("title", "").startswith("[")]
+    parts = library_parts(root, set().union(*(names_in(python_of(cell.source)) for cell in live)), names)
     cells: list[NotebookNode] = []
-    imports_cell, kinds = None, {}
-    for cell in jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells:
+    kinds, folded = {}, []
+    for cell in read:
         marker = cell.metadata.get("title", "")
         if cell.cell_type != "code":
             cells.append(new_markdown_cell(cell.source))
         elif marker == "[imports]":
-            for one in _extra_imports(cell.source, source.name):
-                inlining.names.collect(one, source.name)
-            imports_cell = imports_cell or _library_cell("")
-            cells.append(imports_cell)
+            imports = imports_text(one for one, _ in names.imports.values())
+            cells.append(_library_cell(f"#@title Imports\n{imports}"))
             kinds[len(cells)] = "the imports cell"
-        elif marker.startswith("["):
-            for made in _inlined(marker, cell.source, inlining, source.name):
-                cells.append(_library_cell(made.source) if made.is_code else new_markdown_cell(made.source))
-                kinds[len(cells)] = made.source.partition("\n")[0].removeprefix("#@title ")
+        elif marker == "[library]":
+            for name, modules in parts.items():
+                cells.append(new_markdown_cell(_part_heading(name, cell.source)))
+                folded.append(cells[-1])
+                for module in modules:
+                    cells.append(_library_cell(module.source))
+                    kinds[len(cells)] = module.path
         else:
             metadata = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
             cells.append(new_code_cell(cell.source, metadata=metadata))
-    if imports_cell is None or cells.count(imports_cell) != 1:
-        raise BuildError(f"{source.name}: exactly one '# %% [imports]' is needed, above the first [inline]")
-    imports_cell.source = "#@title Imports\n" + imports_text(one for one, _ in inlining.names.imports.values())
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            cell.source = filled_needs(cell.source, {None: cells}, root / RESULTS)
-    _refuse_bad_names(cells, kinds, source.name)
-    return _finished(cells)
+    _refuse_bad_names(cells, kinds, place)
+    _fill_prose(cells, parts, root, f"{source.stem}.ipynb")
+    return _finished(cells, folded)
+
+
+def _part_heading(name: str, sentences: str) -> str:
+    """The heading of a part of the library, with the sentence that the source has for it."""
+    said = re.search(rf"^# {name}: (.+)$", sentences, re.MULTILINE)
+    return f"### The library: {name}" + (f"\n\n{said[1]}" if said else "")
+
+
+def _fill_prose(cells: list[NotebookNode], parts: dict[str, list[LibraryCell]], root: Path, name: str) -> None:
+    """Give every section an anchor, and write what the prose's markers stand for."""
+    prose = [cell for cell in cells if cell.cell_type == "markdown"]
+    headings = {cell.source: HEADING.match(cell.source) for cell in prose}
+    sections = [found[2].strip() for found in headings.values() if found and len(found[1]) == 2]
+    contents = " · ".join(f"[{heading}](#{_anchor(heading)})" for heading in sections)
+    parts_map = "\n".join(
+        f"- [{part}](#{_anchor(f'The library: {part}')}): {', '.join(f'`{one.path}`' for one in modules)}"
+        for part, modules in parts.items()
+    )
+    for cell in prose:
+        if headings[cell.source]:
+            first, _, rest = cell.source.partition("\n")
+            cell.source = f'{first}\n<a name="{_anchor(headings[cell.source][2])}"></a>\n{rest}'.rstrip("\n")
+        cell.source = filled_needs(cell.source, {None: cells}, root / RESULTS)
+        for marker, text in (("contents", contents), ("map", parts_map), ("badge", _badge(root, name))):
+            cell.source = cell.source.replace(f"<!-- {marker} -->", text)
+        if "<!-- runs -->" in cell.source:
+            cell.source = cell.source.replace("<!-- runs -->", runs_table(cells))
+
+
+def _anchor(heading: str) -> str:
+    return "-".join(re.findall(r"\w+", heading.lower()))
+
+
+def _badge(root: Path, name: str) -> str:
+    """A badge that opens the notebook in Colab, from the repository that pyproject.toml names, else Colab's start."""
+    path = root / "pyproject.toml"
+    project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {}) if path.is_file() else {}
+    repository = project.get("urls", {}).get("Repository", "").removeprefix("https://github.com/").rstrip("/")
+    target = f"github/{repository}/blob/main/{name}" if repository else ""
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({image})](https://colab.research.google.com/{target})"
 
 
 def package_problems(root: Path = ROOT) -> list[str]:
@@ -169,15 +221,6 @@ def package_problems(root: Path = ROOT) -> list[str]:
         except BuildError as error:
             problems.append(str(error))
     return problems
-
-
-def _inlined(marker: str, body: str, inlining: Inlining, place: str) -> list:
-    match = INLINE.fullmatch(marker.strip())
-    if not match:
-        raise BuildError(f"{place}: '# %% {marker}' is no marker; write '[inline] {PACKAGE}.x.y: Name' or '[imports]'")
-    if body.strip():
-        raise BuildError(f"{place}: the cell '# %% {marker}' must be empty; put '# %%' above what follows it")
-    return inlining.add(match[1], tuple(re.findall(r"\w+", match[2] or "")))
 
 
 def _extra_imports(body: str, place: str) -> list[Import]:
@@ -213,14 +256,17 @@ def _first_line(source: str) -> str:
     return source.lstrip().partition("\n")[0][:50]
 
 
-def _finished(cells: list[NotebookNode]) -> NotebookNode:
-    """A valid notebook whose cell ids follow from the cells' content."""
+def _finished(cells: list[NotebookNode], folded: list[NotebookNode]) -> NotebookNode:
+    """A valid notebook whose cell ids follow from the cells' content; sections to be folded begin with these cells."""
     seen: Counter[str] = Counter()
     for cell in cells:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
         seen[digest] += 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-    notebook = new_notebook(cells=cells, metadata=METADATA)
+    for cell in folded:  # by its id in Colab, by a flag in JupyterLab
+        cell.metadata |= {"id": cell.id, "jp-MarkdownHeadingCollapsed": True}
+    colab = {**METADATA["colab"], "collapsed_sections": [cell.id for cell in folded]}
+    notebook = new_notebook(cells=cells, metadata={**METADATA, "colab": colab})
     notebook.nbformat_minor = 5
     nbformat.validate(notebook)
     return notebook

@@ -1,29 +1,42 @@
-"""Library modules as notebook cells: a module's docstring becomes prose, its definitions become code cells.
+"""The library as notebook cells: what a notebook calls, and all that this calls in turn, one cell a module.
 
-A definition gets a cell of its own; small neighbours (constants, helpers, dataclasses) that read as one share
-a cell, and constants go with what follows them. All imports are collected for the one imports cell.
+The parts are the library's subpackages, the modules in them stand in the order of their imports, and what nothing in
+the notebook reaches stays out. Definitions are taken as they are written, but of a docstring only its first paragraph:
+the rest is at home in the source. All imports are collected for the one imports cell.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-from library import BuildError, Definition, Import, LibraryModule, read_module
+from library import PACKAGE, BuildError, Definition, Import, LibraryModule, package_modules, read_module
 
-SMALL = 40  # lines up to which a definition may share a cell
-SHARED = 100  # lines up to which a shared cell may grow
 WIDE = 110  # characters up to which an import stays on one line
-LIST_ITEM = re.compile(r"\s*([-*+]|\d+[.)])\s")
+GROUND, WHOLE = "ground", "all of it in one call"
 
 
 @dataclass(frozen=True)
 class LibraryCell:
-    """A cell made from library text."""
+    """What a notebook takes of one module."""
 
-    source: str
-    is_code: bool
+    module: LibraryModule
+    taken: tuple[Definition, ...]
+
+    @property
+    def path(self) -> str:
+        """As the title shows it: `models/blocks.py`."""
+        return self.module.place.removeprefix(f"src/{PACKAGE}/")
+
+    @property
+    def source(self) -> str:
+        """A title, shown by Colab in place of folded code, and the definitions."""
+        text = "".join(f"{first_paragraphs(one.text)}\n" for one in self.taken).strip("\n")
+        title = self.module.docstring.partition("\n\n")[0].replace("\n", " ").rstrip(".")
+        return f"#@title {self.path} · {title}\n{text}"
 
 
 @dataclass
@@ -66,109 +79,116 @@ class Namespace:
             raise BuildError(f"{place}: {name} is {wanted.origin} here and {known.origin} in {where}; rename one")
 
 
-@dataclass
-class Inlining:
-    """What one notebook has taken from the library so far."""
+def names_in(source: str) -> set[str]:
+    """Every name that some code mentions; none where it is no Python, which is refused elsewhere, by its place."""
+    try:
+        return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    except SyntaxError:
+        return set()
 
-    root: Path
-    inlined: dict[str, set[str]] = field(default_factory=dict)
-    """Module name -> the names that stand in the notebook."""
-    names: Namespace = field(default_factory=Namespace)
 
-    def add(self, name: str, only: tuple[str, ...] = ()) -> list[LibraryCell]:
-        """The cells of one module.
+def library_parts(root: Path, wanted: set[str], names: Namespace) -> dict[str, list[LibraryCell]]:
+    """The cells of everything that these names reach, by part; their imports go into `names`.
 
-        Args:
-            name: the module's dotted name.
-            only: the top-level names to take, without the prose; empty for all that are not there yet.
-
-        Raises:
-            BuildError: the module breaks a rule of inlining, has no such name, clashes with what is in the
-                notebook already, or needs an own module that is not there yet.
-        """
-        module = read_module(self.root, name)
+    Raises:
+        BuildError: a module breaks a rule of inlining, or a name means two things.
+    """
+    modules = in_reading_order({name: read_module(root, name) for name in package_modules(root)})
+    reached = reached_definitions(modules, wanted)
+    parts: dict[str, list[LibraryCell]] = {}
+    for name, module in modules.items():
+        taken = [one for one in module.definitions if one in reached[name]]
+        if not taken:
+            continue
         if module.problems:
             raise BuildError("\n".join(module.problems))
-        if unknown := sorted(set(only) - set(module.names)):
-            raise BuildError(f"{module.place} defines no {', '.join(unknown)}; correct its [inline] marker")
-        there = self.inlined.setdefault(name, set())
-        wanted = set(only) or set(module.names) - there
-        taken = [one for one in module.definitions if set(one.names) & wanted]
         text = "\n".join(one.text for one in taken)
         for one in module.imports:
-            if only and not re.search(rf"\b{one.binds}\b", text):
-                continue
-            place = f"{module.place}:{one.line}"
-            if not one.own:
-                self.names.collect(one, place)
-            elif one.name not in self.inlined.get(one.module, ()):
-                raise BuildError(
-                    f"{place} needs {one.name}, which is not in the notebook yet: "
-                    f"put '# %% [inline] {one.module}' above that of {module.name}"
-                )
-        there.update(bound for one in taken for bound in one.names)
-        new = [one for one in taken if self.names.define(one, f"{module.place}:{one.line}")]
-        prose = [] if only else [LibraryCell(prose_of(module), is_code=False)]
-        return prose + [LibraryCell(code_of(group, module), is_code=True) for group in grouped(new)]
+            if not one.own and re.search(rf"\b{one.binds}\b", text):
+                names.collect(one, f"{module.place}:{one.line}")
+        new = tuple(one for one in taken if names.define(one, f"{module.place}:{one.line}"))
+        if new:
+            parts.setdefault(part_of(module), []).append(LibraryCell(module, new))
+    return parts
 
 
-def grouped(definitions: Iterable[Definition]) -> list[list[Definition]]:
-    """Definitions by cell, in their order."""
-    cells: list[list[Definition]] = []
-    for definition in definitions:
-        group = cells[-1] if cells else []
-        shared = [*group, definition]
-        small = all(one.height <= SMALL for one in shared) and sum(one.height for one in shared) <= SHARED
-        alike = all(one.kind == definition.kind for one in group)
-        if group and ((small and alike) or all(one.kind == "constant" for one in group)):
-            group.append(definition)
-        else:
-            cells.append([definition])
-    return cells
+def part_of(module: LibraryModule) -> str:
+    """The subpackage of a module; beside them stands what all of them stand on, and what stands on all of them."""
+    if module.name.count(".") > 1:
+        return module.name.split(".")[1]
+    return WHOLE if any(one.own and (one.module or "").count(".") > 1 for one in module.imports) else GROUND
 
 
-def code_of(group: list[Definition], module: LibraryModule) -> str:
-    """The text of a library cell: a title, shown by Colab in place of folded code, and the source."""
-    speaking = [one for one in group if one.kind != "constant"] or group
-    names = [name for one in speaking for name in one.names]
-    shown = ([name for name in names if not name.startswith("_")] or names)[:4]
-    text = "".join(f"{one.text}\n" for one in group).strip("\n")
-    return f"#@title {', '.join(shown)} · {module.place.removeprefix('src/')}\n{text}"
+def in_reading_order(modules: dict[str, LibraryModule]) -> dict[str, LibraryModule]:
+    """Modules behind all that they import, those of a subpackage together.
 
-
-def prose_of(module: LibraryModule) -> str:
-    """The markdown above a module's cells: its docstring, the first line as heading."""
-    title, _, body = module.docstring.partition("\n")
-    if body.split("\n")[0].strip():  # the first line is not a summary of its own
-        title, body = module.name.rpartition(".")[2].replace("_", " ").capitalize(), module.docstring
-    parts = (
-        f"### {_markdown(title.rstrip('.'))}",
-        _markdown(body.strip("\n")),
-        f"*Source: `{module.place}`*",
-    )
-    return "\n\n".join(part for part in parts if part)
-
-
-def _markdown(docstring: str) -> str:
-    """A docstring so that markdown shows what it says: `<think>`, `$18` and `#### 72` are text there.
-
-    Indented blocks stay as they are (markdown shows them as code), and get the blank line they need above.
+    Raises:
+        BuildError: two modules import each other.
     """
-    lines: list[str] = []
-    for line in docstring.split("\n"):
-        above = lines[-1] if lines else ""
-        if line.startswith("    ") and above.rstrip().endswith(":") and not LIST_ITEM.match(above):
-            lines.append("")
-        code = line.startswith("    ") and not any(LIST_ITEM.match(before) for before in lines[-3:])
-        lines.append(line if code else _escaped(line))
+    own = {name: {one.module for one in module.imports if one.own} & modules.keys() for name, module in modules.items()}
+    try:
+        rooms: dict[str, set[str]] = {}
+        for name, imported in own.items():
+            room = name.split(".")[1]
+            rooms.setdefault(room, set()).update({one.split(".")[1] for one in imported} - {room})
+        room_rank = {room: rank for rank, room in enumerate(sorted_by_need(rooms))}
+        module_rank = {name: rank for rank, name in enumerate(sorted_by_need(own))}
+    except ValueError as error:
+        raise BuildError(f"modules that import each other cannot be put in an order: {error.args[1]}") from None
+
+    def place(name: str) -> tuple[int, int, int]:
+        part = part_of(modules[name])
+        return (part == WHOLE) - (part == GROUND), room_rank[name.split(".")[1]], module_rank[name]
+
+    return {name: modules[name] for name in sorted(modules, key=place)}
+
+
+def sorted_by_need(needs: dict[str, set[str]]) -> list[str]:
+    """Every key behind what it needs, otherwise by the alphabet."""
+    sorter, ordered = TopologicalSorter(needs), []
+    sorter.prepare()
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        ordered += ready
+        sorter.done(*ready)
+    return ordered
+
+
+def reached_definitions(modules: dict[str, LibraryModule], wanted: set[str]) -> dict[str, list[Definition]]:
+    """Module -> the definitions that these names mention, directly or through other definitions."""
+    owners: dict[str, list[tuple[str, Definition]]] = {}
+    for module in modules.values():
+        for one in module.definitions:
+            for name in one.names:  # two owners are refused later, by name
+                owners.setdefault(name, []).append((module.name, one))
+    reached: dict[str, list[Definition]] = {name: [] for name in modules}
+    new = wanted & owners.keys()
+    while new:
+        mentioned: set[str] = set()
+        for module, one in (owner for name in sorted(new) for owner in owners[name]):
+            if one not in reached[module]:
+                reached[module].append(one)
+                mentioned |= names_in(one.text)
+        done = {name for found in reached.values() for one in found for name in one.names}
+        new = (mentioned & owners.keys()) - done
+    return reached
+
+
+def first_paragraphs(text: str) -> str:
+    """Some code with every docstring cut to its first paragraph."""
+    lines, cut = text.split("\n"), {}
+    for node in ast.walk(ast.parse(text)):
+        for one in getattr(node, "body", None) if isinstance(getattr(node, "body", None), list) else ():
+            is_text = isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
+            if is_text and isinstance(one.value.value, str) and one.end_lineno > one.lineno:
+                cut[one.lineno - 1] = one.end_lineno
+    for start, end in sorted(cut.items(), reverse=True):
+        blank = next((at for at in range(start, end) if not lines[at].strip()), None)
+        closing = lines[end - 1].strip()
+        last = blank if blank is not None else end - 1 if closing == '"""' else None
+        if last is not None:
+            lines[start:end] = [*lines[start : last - 1], lines[last - 1] + '"""']
     return "\n".join(lines)
-
-
-def _escaped(line: str) -> str:
-    """One line of prose, with what markdown would take for itself escaped outside of `code`."""
-    parts = re.split(r"(`+[^`]*`+)", line)
-    parts[::2] = [re.sub(r"\$", r"\\$", part.replace("<", "&lt;")) for part in parts[::2]]
-    return re.sub(r"^(\s*)#", r"\1\\#", "".join(parts))
 
 
 def imports_text(imports: Iterable[Import]) -> str:

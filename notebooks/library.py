@@ -128,7 +128,7 @@ def read_module(root: Path, name: str) -> LibraryModule:
     path = root.joinpath("src", *name.split(".")).with_suffix(".py")
     place = path.relative_to(root).as_posix()
     if not path.is_file():
-        raise BuildError(f"{place}: no such module; correct the [inline] marker that names {name}")
+        raise BuildError(f"{place}: no such module; no notebook can inline it")
     source = path.read_text(encoding="utf-8")
     try:
         tree = ast.parse(source)

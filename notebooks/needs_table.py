@@ -21,9 +21,10 @@ from nbformat import NotebookNode
 NEEDS = re.compile(r"(<!-- needs(?:: (\S+))? -->\n).*?(<!-- /needs -->)", re.DOTALL)
 TRAINED = (750, 450)  # tokens/s of a 3B model with LoRA and checkpointing
 ANSWERED = (0.9, 1.4)  # seconds a problem: 230-320 tokens/s in batches of 32
-AROUND_IT = (6, 12)  # minutes: installing, downloading 6 GB, loading four times
+AROUND_IT = (5, 10)  # minutes: installing, downloading 6 GB, loading
 TRAIN_ROWS, DEV_ROWS = 5978, 1495
 ROW, QUESTION = 163, 57  # mean tokens of a training row, and of its question
+AT_ONCE = 12  # tokens of a row that are no question, where the answer is given at once
 FORWARD = 1 / 3  # cost of a pass without gradient beside one with it
 HALTING = 4 / 16  # such passes a batch, for the halting head: 4 of them every 16th batch
 REMEDY = "run 'python benchmarks/t4_memory.py --record', then 'make notebook'"
@@ -91,15 +92,35 @@ def needs_row(name: str, traced: dict, now: dict) -> tuple[str, ...]:
     )
 
 
+def runs_table(cells: list[NotebookNode]) -> str:
+    """The settings of `RUNS`, a row a setting, a column a run."""
+    runs = _tables(cells)["RUNS"]
+    names = dict.fromkeys(name for values in runs.values() for name in values)
+    lines = [("setting", *(f"`{run}`" for run in runs)), ("---",) * (1 + len(runs))]
+    lines += [(f"`{name}`", *(_shown(values.get(name)) for values in runs.values())) for name in names]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(value: object) -> str:
+    """A setting's value in a table; nothing where a run leaves it as the library has it."""
+    return "" if value is None else str(value).rpartition("/")[2]
+
+
 def settings_of(cells: list[NotebookNode]) -> dict[str, dict]:
     """`RUNS` and `AROUND` of a notebook, together by run."""
+    tables = _tables(cells)
+    return {run: {**values, **tables["AROUND"][run]} for run, values in tables["RUNS"].items()}
+
+
+def _tables(cells: list[NotebookNode]) -> dict[str, dict]:
+    """`RUNS` and `AROUND` as they are written."""
     tables: dict[str, dict] = {}
     for cell in cells:
         if cell.cell_type == "code" and "\nAROUND = {" in cell.source:
             for node in ast.parse(cell.source).body:
                 if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("RUNS", "AROUND"):
                     tables[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
-    return {run: {**values, **tables["AROUND"][run]} for run, values in tables["RUNS"].items()}
+    return tables
 
 
 def recorded(results: Path) -> dict[str, dict]:
@@ -113,27 +134,31 @@ def recorded(results: Path) -> dict[str, dict]:
 
 def training_minutes(settings: dict, latents: int) -> tuple[float, float]:
     """Of one arm: all tokens that pass, those without gradient counted as a third."""
-    row, reading = ROW + latents, QUESTION if latents else 0
-    halting = FORWARD * HALTING if latents else 0
+    at_once = settings.get("target") == "answer"
+    row, reading = (QUESTION + AT_ONCE if at_once else ROW) + latents, QUESTION if latents else 0
+    halting = FORWARD * HALTING if latents and not at_once else 0
     trained = min(settings.get("max_samples", TRAIN_ROWS), TRAIN_ROWS) * (row * (1 + halting) + reading * FORWARD)
-    validated = (settings["dev"] or DEV_ROWS) * (row + reading) * FORWARD
+    validated = (settings["dev"] or DEV_ROWS) * (row + reading) * FORWARD / settings.get("val_check_interval", 1)
     tokens = settings["num_epochs"] * (trained + validated)
     return tokens / TRAINED[0] / 60, tokens / TRAINED[1] / 60
 
 
-def answering_minutes(settings: dict) -> tuple[float, float]:
-    """Of one arm."""
+def answering_minutes(settings: dict, *, base: bool = False) -> tuple[float, float]:
+    """Of one arm; what is answered at once takes as long as a tenth of a solution. The base writes its steps."""
     problems = settings["compared"] or DEV_ROWS
-    return problems * ANSWERED[0] / 60, problems * ANSWERED[1] / 60
+    share = 1 if base or settings.get("target") != "answer" else AT_ONCE / (ROW - QUESTION)
+    return share * problems * ANSWERED[0] / 60, share * problems * ANSWERED[1] / 60
 
 
 def whole_minutes(settings: dict) -> tuple[float, float]:
     """Both arms trained; base, LoRA, LoRA + TRM and its shuffled control answered; and everything around it."""
     parts = [training_minutes(settings, 0), training_minutes(settings, settings["num_latents"]), AROUND_IT]
-    parts += 4 * [answering_minutes(settings)]
+    parts += [answering_minutes(settings, base=True)] + 3 * [answering_minutes(settings)]
     return sum(least for least, _ in parts), sum(most for _, most in parts)
 
 
 def span(least: float, most: float) -> str:
     """Minutes as `4-7 min` or `1.5-2.5 h`."""
+    if round(least) == round(most):
+        return f"{most:.0f} min"
     return f"{least:.0f}-{most:.0f} min" if most < 100 else f"{least / 60:.1f}-{most / 60:.1f} h"

@@ -44,10 +44,10 @@ def save_tiny_base(folder: Path) -> str:
     return str(folder)
 
 
-def train_tiny(base: str, output_dir: Path, **changes: Any):
+def train_tiny(model_name: str, output_dir: Path, **changes: Any):
     """`train_gsm8k` with the settings above; 5 batches and 3 optimizer steps an epoch."""
     given = {"train_dataset": TRAIN_ROWS, "test_dataset": DEV_ROWS, **TINY_RUN, **changes}
-    return train_gsm8k(model_name=base, output_dir=str(output_dir), **given)
+    return train_gsm8k(model_name=model_name, output_dir=str(output_dir), **given)
 
 
 def bend_dev_loss(patch: pytest.MonkeyPatch, *, best_step: int) -> None:

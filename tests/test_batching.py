@@ -112,17 +112,17 @@ def test_padding_on_the_left():
 
 def test_rows_too_long_are_dropped_with_a_count_and_none_is_cut(caplog):
     lengths = sorted(len(ENCODER.encode(row)) for row in ROWS)
-    window = lengths[-1] - 1
+    window = lengths[-1] - ENCODER.num_latents - 1  # latents come on top
     dataset = GSM8KDataset(ROWS, encoder=ENCODER, max_length=window)
-    over = sum(length > window for length in lengths)
+    over = sum(length - ENCODER.num_latents > window for length in lengths)
     assert dataset.dropped == over > 0 and len(dataset) == len(ROWS) - over
-    assert caplog.messages == [f"dropped {over} of {len(ROWS)} rows longer than {window} tokens"]
+    assert caplog.messages == [f"dropped {over} of {len(ROWS)} rows with more than {window} tokens"]
     assert sorted(dataset.lengths) == lengths[: len(dataset)]
     assert GSM8KDataset(ROWS, encoder=ENCODER).dropped == 0
 
 
 def test_a_window_that_no_row_fits_is_one_clear_line():
-    with pytest.raises(ValueError, match="no row fits max_length=5: the shortest of 60 has .* lower num_latents"):
+    with pytest.raises(ValueError, match="no row fits max_length=5: the shortest of 60 has .* raise max_length"):
         GSM8KDataset(ROWS, encoder=ENCODER, max_length=5)
 
 

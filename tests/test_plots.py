@@ -8,7 +8,7 @@ import pytest
 from test_compare import ARMS
 
 from smollm_trm.evaluation.compare import compare_arms
-from smollm_trm.evaluation.plots import plot_comparison, plot_losses
+from smollm_trm.evaluation.plots import plot_attention, plot_comparison, plot_halting, plot_losses
 from smollm_trm.records import UserMistake
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -88,3 +88,33 @@ def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path):
     plot_losses({"a": write_metrics(tmp_path / "a.csv")}, tmp_path / "losses.png")
     assert dict(matplotlib.rcParams) == before
     assert "pyplot" not in Path(inspect.getfile(plot_losses)).read_text()
+
+
+def test_the_loss_is_drawn_from_its_first_step_on(tmp_path):
+    losses = plot_losses({"a": write_metrics(tmp_path / "a.csv")}).axes[0]
+    low, high = losses.get_ylim()
+    drawn = [value for line in losses.lines for value in line.get_ydata()]
+    assert low <= min(drawn) and 3.5 <= max(drawn) <= high
+
+
+def test_the_halting_picture_tells_right_answers_from_wrong_ones(tmp_path):
+    chances = [[0.9, 0.8], [0.7, 0.95], [0.1, 0.2], [0.05, 0.1]]
+    (axes,) = plot_halting(chances, [True, True, False, False], tmp_path / "halting.png").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["answered right (2)", "answered wrong (2)"]
+    medians = [
+        line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2
+    ]
+    assert {0.8, 0.875} <= {round(float(value), 4) for value in medians}
+    assert (tmp_path / "halting.png").read_bytes().startswith(PNG)
+    plot_halting([[0.5]], [False])
+    with pytest.raises(UserMistake, match="no halting head"):
+        plot_halting([], [])
+
+
+def test_the_reading_picture_has_a_column_a_word_and_takes_dollars_as_text(tmp_path):
+    words, shares = ["He", "pays", "$5", "and", "$6."], [[0.1, 0.2, 0.4, 0.2, 0.1], [0.0, 0.0, 0.5, 0.0, 0.5]]
+    together, each, _ = plot_attention(words, shares, tmp_path / "reading.png").axes
+    assert [label.get_text() for label in each.get_xticklabels()] == words
+    assert [bar.get_height() for bar in together.patches] == pytest.approx([5, 10, 45, 10, 30])
+    assert each.images[0].get_array().tolist() == shares
+    assert (tmp_path / "reading.png").read_bytes().startswith(PNG)

@@ -185,7 +185,7 @@ class Screen(io.StringIO):
 def shown_by(folder: Path, monkeypatch, *, terminal: bool = False, wait: float = 10.0, **changes) -> str:
     screen = Screen(terminal=terminal)
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr("smollm_trm.training.progress.SECONDS_ON_A_TERMINAL", 0.0)
+    monkeypatch.setattr("smollm_trm.training.progress.SECONDS_WHERE_WATCHED", 0.0)
     build = "smollm_trm.training.run.RunProgress"
     monkeypatch.setattr(build, lambda **options: RunProgress(**options, seconds_between_lines=wait))
     fit_line(folder, progress=True, **changes)

@@ -8,10 +8,10 @@ SRC = Path(__file__).parents[1] / "src" / "smollm_trm"
 MAY_KNOW = {
     "data": {"records"},
     "models": {"records", "data"},
-    "training": {"records", "data", "models"},
-    "evaluation": {"records", "data", "models"},
-    "arithmetic": {"records", "data", "models", "training", "evaluation"},
-    "finetune": {"records", "data", "models", "training", "evaluation"},
+    "training": {"records", "bars", "data", "models"},
+    "evaluation": {"records", "bars", "data", "models"},
+    "arithmetic": {"records", "bars", "data", "models", "training", "evaluation"},
+    "finetune": {"records", "bars", "data", "models", "training", "evaluation"},
 }
 
 

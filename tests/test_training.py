@@ -433,7 +433,7 @@ def test_steps_with_gradients_that_are_not_finite_are_left_out_and_counted(base,
 def test_a_loss_that_stays_nan_ends_the_run_with_advice(base, tmp_path, monkeypatch):
     spoil(monkeypatch, range(4, 10_000))
     monkeypatch.setitem(NonFiniteGuard.__init__.__kwdefaults__, "limit", 3)
-    with pytest.raises(FloatingPointError, match="3 steps in a row.*lower learning_rate.*32-true") as caught:
+    with pytest.raises(FloatingPointError, match="3 steps in a row.*lower learning_rate.*bf16-mixed") as caught:
         train_tiny(base, tmp_path, num_epochs=3)
     assert "\n" not in str(caught.value)
 
@@ -507,7 +507,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half_written(base, t
         ({"trm_kwargs": {"dim": 100}}, "must divide the width 100|width 100|dim 100|100"),
         ({"trm_kwargs": {**TINY_TRM, "compression_heads": 3}}, "heads"),
         ({"reasoner": "compressor", "trm_kwargs": {"compression_heads": 7}}, "heads"),
-        ({"num_latents": 512}, "num_latents=512: max_length=512 leaves no room for more"),
     ],
 )
 @pytest.mark.parametrize("place", ["base", "tiny"])

@@ -3,6 +3,7 @@
 It stands above `training` and `evaluation`, which do not know each other: `trainer.test` answers as `evaluate` does.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
-from smollm_trm.models.loading import device_and_precision
+from smollm_trm.models.loading import BaseAndTokenizer, device_and_precision
 from smollm_trm.models.storage import CONFIG_FILE, read_config
 from smollm_trm.records import UserMistake, run_record, settings_from, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
@@ -39,19 +40,33 @@ logger = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
-    *("gradient_checkpointing", "eval_batch_size", "patience"),
+    *("gradient_checkpointing", "eval_batch_size", "patience", "sample_answers"),
 )
 ONLY_WITH_TRM = ("reasoner", "num_latents", "latents_per_step", "trm_kwargs", "trm_learning_rate", "supervise")
 
 
 def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:
     """The checkpoint that `resume` asks for; a run begun with other settings or rows (`split`) is refused."""
-    may_change = MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
-    return begin_run(run, {**asdict(settings), "split": split}, may_change=may_change)
+    return begin_run(run, {**asdict(settings), "split": split}, may_change=uncounted(settings))
+
+
+def uncounted(settings: TrainSettings) -> tuple[str, ...]:
+    """Settings that may differ between the sessions of one run."""
+    return MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
+
+
+def run_identity(settings: TrainSettings, *, split: str) -> str:
+    """Eight characters that two runs share where one may go on as the other: a good end for a folder's name."""
+    counted = {name: value for name, value in asdict(settings).items() if name not in uncounted(settings)}
+    return hashlib.sha256(json.dumps([counted, split], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def train_gsm8k(
-    *, train_dataset: Rows | None = None, test_dataset: Rows | None = None, **config: Any
+    *,
+    train_dataset: Rows | None = None,
+    test_dataset: Rows | None = None,
+    base: BaseAndTokenizer | None = None,
+    **config: Any,
 ) -> tuple[Trainer, SmolLMTRMLightningModule]:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise.
 
@@ -60,6 +75,8 @@ def train_gsm8k(
     Args:
         train_dataset: rows `{question, answer}` to train on, in place of GSM8K.
         test_dataset: the dev part: it is validated on and may pick a checkpoint. Reports call it "dev".
+        base: `model_name` as it is loaded already, with its tokenizer and without an adapter (`model.unload()`); it is
+            taken over, so that several trainings need one load.
         config: fields of `TrainSettings`.
 
     Returns:
@@ -81,7 +98,7 @@ def train_gsm8k(
         checkpoint = checkpoint_to_resume(run, settings, split=splits.fingerprint)
         first_step = steps_done(checkpoint)
         precision, dtype = pick_precision(settings.precision)
-        module = build_module(settings, splits, dtype, answer_test=answer_test)
+        module = build_module(settings, splits, dtype, base=base, answer_test=answer_test)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
         trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)

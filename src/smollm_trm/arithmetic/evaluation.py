@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from smollm_trm.arithmetic.data_set import SumFile

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class GSM8KDataset(Dataset):
-    """Rows `{question, answer}` as token ids; above `max_length` tokens, latents included, they are dropped.
+    """Rows `{question, answer}` as token ids; of more than `max_length` tokens beside the latents they are dropped.
 
     Under a curriculum they are those of its first stage until `enter_stage`; a row that is too long with all steps and
     all latents is in no stage, so that every epoch has the same rows.
@@ -45,17 +45,18 @@ class GSM8KDataset(Dataset):
         self.latents_per_step = latents_per_step
         """Latents that are asked for the result of a step; 0 asks nothing."""
         encoded = [encoder.encode(row) for row in rows]
-        kept = [at for at, example in enumerate(encoded) if max_length is None or len(example) <= max_length]
+        window = None if max_length is None else max_length + encoder.num_latents
+        kept = [at for at, example in enumerate(encoded) if window is None or len(example) <= window]
         self.rows, self.examples = [rows[at] for at in kept], [encoded[at] for at in kept]
         self.dropped = len(encoded) - len(kept)
         if not self.examples:
-            shortest = min(map(len, encoded), default=0)
+            shortest = min(map(len, encoded), default=0) - encoder.num_latents
             raise UserMistake(
-                f"no row fits max_length={max_length}: the shortest of {len(encoded)} has {shortest} tokens, "
-                f"{encoder.num_latents} latents included; raise max_length or lower num_latents"
+                f"no row fits max_length={max_length}: the shortest of {len(encoded)} has {shortest} tokens "
+                f"beside its {encoder.num_latents} latents; raise max_length"
             )
         if self.dropped:
-            logger.warning("dropped %d of %d rows longer than %d tokens", self.dropped, len(encoded), max_length)
+            logger.warning("dropped %d of %d rows with more than %d tokens", self.dropped, len(encoded), max_length)
         self.lengths = [len(example) for example in self.examples]
         """Tokens of each row."""
         self.entered: tuple[int, int | None] | None = None

@@ -6,7 +6,6 @@ problem is answered from another problem's latents: if the score stays the same,
 """
 
 import random
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from transformers import GenerationMixin
 
+from smollm_trm.bars import KeepMoving, is_watched, progress_bar
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.data.reasoning_dataset import row_with_final_mark
 from smollm_trm.data.rows import check_row
@@ -92,8 +92,11 @@ def evaluate_gsm8k(
     if overwrite and predictions_path is not None:
         remove_path(Path(predictions_path))
     file = PredictionFile(settings=settings, path=predictions_path, rows=rows)
-    interval = 0.1 if sys.stderr.isatty() else 10  # seconds; a log keeps every state of the bar
-    bar = tqdm(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress, mininterval=interval)
+    style = {"unit": "problem", "disable": not progress, "mininterval": 0.1 if is_watched() else 10}  # seconds
+    bar = progress_bar(total=len(rows), initial=len(file.by_index), **style)
+    written = dict(options)
+    if isinstance(model, GenerationMixin):
+        written["stopping_criteria"] = [KeepMoving(bar)]
     with bar, _evaluating(model):
         for batch in _batches(rows, max(1, batch_size // samples_per_problem)):
             if all(index in file.by_index for index in batch):
@@ -101,7 +104,7 @@ def evaluate_gsm8k(
             with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=sampled):
                 if sampled:
                     torch.manual_seed(seed + batch[0])
-                file.add(_answer(model, rows, batch, donors, samples_per_problem, options, before))
+                file.add(_answer(model, rows, batch, donors, samples_per_problem, written, before))
             right = sum(line["correct"] for line in file.by_index.values())
             bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right", refresh=False)
             bar.update(len(file.by_index) - bar.n)

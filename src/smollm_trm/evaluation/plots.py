@@ -1,17 +1,18 @@
-"""Two pictures: how training went, and which arm is better.
+"""Pictures: how training went, which arm is better, when a model would stop thinking, what its latents read.
 
 Drawn on figures of their own, without matplotlib's global state or its display. Colours are Okabe and Ito's, which
 colour-blind readers can tell apart; arms and runs differ in more than colour.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from smollm_trm.evaluation.compare import Comparison
 from smollm_trm.records import UserMistake, write_whole
@@ -63,7 +64,10 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
             panels[0].plot(list(dev), list(dev.values()), label=f"{name}, dev", **style)
         _draw_smoothed(panels[-1], curves["latent_variation"], colour, name)
     panels[0].set_ylabel("loss (nats per supervised token)")
-    panels[0].set_ylim(0, 1.4 * _largest_after_the_start(metrics))
+    panels[0].set_yscale("log")  # from the first step on, without pressing the rest flat
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter(NullFormatter())
     if with_latents:
         panels[1].set_ylabel("variation of latents\nacross problems (std / rms)")
         panels[1].set_ylim(bottom=0)
@@ -74,11 +78,51 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
     return _saved(figure, path)
 
 
-def _largest_after_the_start(metrics: Mapping[str, Curves]) -> float:
-    """The largest loss after the first tenth of the longest run, whose fall would press everything else flat."""
-    losses = [pair for curves in metrics.values() for name in CURVES[:2] for pair in curves[name].items()]
-    last = max(step for step, _ in losses)
-    return max(loss for step, loss in losses if step >= last / 10)
+def plot_halting(
+    chances: Sequence[Sequence[float]], was_right: Sequence[bool], path: str | Path | None = None
+) -> Figure:
+    """The halting head's probability after every supervision step, of problems answered right and of the others.
+
+    `chances`: a row a problem, see `halting_probabilities`. `path`: a PNG.
+    """
+    if not chances:
+        raise UserMistake("no halting probabilities to draw: this model has no halting head")
+    steps = len(chances[0])
+    figure = Figure(figsize=(max(4.5, 2 + 1.2 * steps), 3.4), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    for answered, colour, shift, name in ((True, COLOURS[0], -0.18, "right"), (False, COLOURS[1], 0.18, "wrong")):
+        rows = [row for row, right in zip(chances, was_right, strict=True) if bool(right) is answered]
+        if rows:
+            places = [step + shift for step in range(1, steps + 1)]
+            drawn = axes.boxplot(list(zip(*rows, strict=True)), positions=places, widths=0.3, showfliers=False)
+            for part in (line for lines in drawn.values() for line in lines):
+                part.set(color=colour, linewidth=1.5)
+            axes.plot([], [], color=colour, linewidth=3, label=f"answered {name} ({len(rows)})")
+    axes.axhline(0.5, color="0.35", linestyle=":", linewidth=1.2)
+    axes.set_xticks(range(1, steps + 1), range(1, steps + 1))
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("supervision step")
+    axes.set_ylabel("halting probability\n(dotted: it would stop above)")
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return _saved(figure, path)
+
+
+def plot_attention(words: Sequence[str], shares: Sequence[Sequence[float]], path: str | Path | None = None) -> Figure:
+    """Which words of a question each latent reads, `(M, words)`, and what all of them read together. `path`: a PNG."""
+    rows = [[float(share) for share in row] for row in shares]
+    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    size = (max(5.0, 1.2 + 0.3 * len(words)), 2.6 + 0.2 * min(len(rows), 32))
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+    together, each = figure.subplots(2, 1, sharex=True, height_ratios=[1, max(1.0, 0.15 * min(len(rows), 32))])
+    together.bar(range(len(words)), [100 * share for share in mean], color=COLOURS[0])
+    together.set_ylabel("mean (%)")
+    image = each.imshow(rows, aspect="auto", cmap="cividis", vmin=0)
+    each.set_ylabel("latent")
+    each.set_yticks(range(len(rows)) if len(rows) <= 16 else [0, len(rows) - 1])
+    each.set_yticklabels([str(1 + int(tick)) for tick in each.get_yticks()])
+    each.set_xticks(range(len(words)), words, rotation=60, ha="right", fontsize=8, parse_math=False)
+    figure.colorbar(image, ax=each, label="share of attention", fraction=0.03)
+    return _saved(figure, path)
 
 
 def _draw_smoothed(axes: Axes, curve: Mapping[int, float], colour: str, label: str) -> None:

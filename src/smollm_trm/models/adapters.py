@@ -82,11 +82,11 @@ def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
             parameter.data = parameter.data.float()
 
 
-def merge_adapter(decoder: PreTrainedModel, *, keep: bool = True) -> bool:
-    """Add the adapter's updates (if they are to be kept) into the base's weights and take it off; False without one."""
+def take_off_adapter(decoder: PreTrainedModel, *, merge: bool = False) -> bool:
+    """Take the adapter off, its updates added into the base's weights (`merge`) or lost; False where there was none."""
     layers = adapter_layers(decoder)
     for name, layer in layers.items():
-        if keep:
+        if merge:
             layer.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
         setattr(decoder.get_submodule(parent), last, layer.get_base_layer())

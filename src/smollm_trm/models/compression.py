@@ -43,5 +43,12 @@ class LatentAttentionCompressor(nn.Module):
         content = rms_norm(self.out(attended.transpose(1, 2).flatten(2)))
         return rms_norm(content + self.query_scale * self.queries)
 
+    def attention(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Where each latent looks, `(B, M, L)`: shares of the attention, the mean over heads."""
+        query = self._heads(self.to_query(self.queries).expand(states.shape[0], -1, -1))
+        key = self._heads(self.to_key_value(states).chunk(2, dim=-1)[0])
+        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5  # (B, H, M, L)
+        return scores.masked_fill(~mask[:, None, None, :].bool(), float("-inf")).softmax(-1).mean(1)
+
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

@@ -165,7 +165,8 @@ def load_base(
         tiny_texts, seed: of "tiny": what its tokenizer is trained on, and of its weights.
     """
     if not isinstance(model_name, str):
-        return take_apart(*model_name, model_name[0].config.name_or_path)
+        given = model_name[0].config  # one of ours knows where its base lies
+        return take_apart(*model_name, getattr(given, "base_model", "") or given.name_or_path)
     if model_name == "tiny":
         if not tiny_texts:
             raise UserMistake("model_name='tiny' makes its tokenizer from the training texts: pass a dataset")

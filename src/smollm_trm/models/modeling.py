@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from smollm_trm.models.adapters import merge_adapter
+from smollm_trm.models.adapters import take_off_adapter
 from smollm_trm.models.blocks import refuse_too_large
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.prompt import Prompt, positions_of
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
+from smollm_trm.models.residual import decoder_pass
 from smollm_trm.models.span import fill_slots, given_slots, whole_spans
 from smollm_trm.records import UserMistake
 
@@ -120,7 +121,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
 
     def merge_and_unload(self) -> "LatentReasoningModel":
         """Add the adapter into the base's weights, which are saved with the model from then on."""
-        if merge_adapter(self.language_model):
+        if take_off_adapter(self.language_model, merge=True):
             self.config.base_training, self.config.base_model = "full", ""
         return self
 
@@ -227,6 +228,7 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
             position_ids = (columns if position_ids is None else position_ids)[:, begin:]
             inputs_embeds, past_key_values = inputs_embeds[:, begin:], thought.cache
         kwargs |= {"position_ids": position_ids, "past_key_values": past_key_values}
-        output = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        output = decoder_pass(self.language_model, **given, **kwargs)
         halting_logit = None if thought is None else thought.halting_logit
         return LatentModelOutput(**output, latents=latents, halting_logit=halting_logit)

@@ -23,6 +23,7 @@ from smollm_trm.models.adapters import (
     add_adapter,
     load_adapter,
     save_adapter,
+    take_off_adapter,
 )
 from smollm_trm.models.configuration import LatentReasoningConfig, readable, refuse_unknown_names
 from smollm_trm.models.hub import model_card, push_model
@@ -283,6 +284,11 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """Add the adapter into the base's weights, which are saved with the model from then on."""
         self.model.merge_and_unload()
         return self
+
+    def unload(self) -> BaseAndTokenizer:
+        """Take the adapter off, its updates lost, and hand this base on: `from_base` and `train_gsm8k` take it."""
+        take_off_adapter(self.model.language_model)
+        return self, self.tokenizer
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
         """PEFT's `add_adapter`, on the base only; the adapter is fp32, and there is one, "default"."""

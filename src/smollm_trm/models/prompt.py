@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from smollm_trm.models.residual import decoder_pass
+
 
 def positions_of(mask: Tensor) -> Tensor:
     """Position ids `(B, L)` of left- or right-padded rows: real tokens count from 0, padding gets what is near."""
@@ -27,7 +29,7 @@ def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> lis
     inner = [layers[k] for k in depths if k < len(layers)]
     hooks = [layer.register_forward_pre_hook(lambda _, given: states.append(given[0])) for layer in inner]
     try:
-        last = decoder(**inputs).last_hidden_state
+        last = decoder_pass(decoder, **inputs).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()
@@ -93,7 +95,8 @@ class Prompt:
             begin = cache.get_seq_length()
         extra = begin + given.shape[1] - self.mask.shape[1]
         mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), extra)], dim=1)
-        output = self.decoder(
+        output = decoder_pass(
+            self.decoder,
             inputs_embeds=given,
             attention_mask=mask.long(),
             position_ids=positions_of(mask)[:, begin:],

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Cache, GenerationConfig, Generati
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import padding_token_id
-from smollm_trm.models.adapters import merge_adapter
+from smollm_trm.models.adapters import take_off_adapter
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.generation import Completion, chosen_latents, generate_completions
 from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel, registered_for
@@ -53,7 +53,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
 
     def delete_adapter(self, adapter_names: str | list[str] = "default") -> None:
         """Take the adapter off, its updates with it; the base is as it was, and frozen."""
-        if adapter_names not in ("default", ["default"]) or not merge_adapter(self.model.language_model, keep=False):
+        if adapter_names not in ("default", ["default"]) or not take_off_adapter(self.model.language_model):
             raise UserMistake(f"adapter_names={adapter_names!r}: a model has one adapter at most, called 'default'")
         self.config.base_training = "frozen"
         self.freeze_base()

@@ -13,7 +13,7 @@ from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint, sp
 from smollm_trm.data.reasoning_dataset import ReasoningDataset
 from smollm_trm.data.rows import normalize_question
 from smollm_trm.models.blocks import refuse_too_large
-from smollm_trm.models.loading import base_config, default_dtype
+from smollm_trm.models.loading import BaseAndTokenizer, base_config, default_dtype
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import read_config, saved_model_folder
@@ -23,7 +23,7 @@ from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.run import Run, build_run_trainer
 from smollm_trm.training.settings import PRECISIONS, TrainSettings
 from smollm_trm.training.stages import Stages
-from smollm_trm.training.watch import CollapseWarning
+from smollm_trm.training.watch import CollapseWarning, SampleAnswers
 
 Rows = Sequence[Mapping[str, str]]
 FITTED_ON = 64
@@ -34,17 +34,16 @@ OUT_OF_MEMORY = (
     "num_latents or max_length"
 )
 NOT_FINITE = (
-    "lower learning_rate or trm_learning_rate, or train with precision='32-true' (or 'bf16-mixed' where the GPU has it)"
+    "lower learning_rate or trm_learning_rate, or train with precision='bf16-mixed' (slower on a GPU without bf16, "
+    "such as a T4, but it fits; '32-true' needs twice the memory)"
 )
 
 
 def check_fits(settings: TrainSettings) -> None:
     """Refuse a reasoner that cannot be, by one line, before anything is loaded but the base's configuration."""
-    num_latents, max_length = settings.most_latents, settings.max_length
+    num_latents = settings.most_latents
     if not num_latents:
         return
-    if num_latents >= max_length:
-        raise UserMistake(f"num_latents={num_latents}: max_length={max_length} leaves no room for more")
     size, depth = TINY_HIDDEN_SIZE, TINY_DEPTH
     if settings.load_model_path is not None:
         config = read_config(saved_model_folder(settings.load_model_path))
@@ -97,9 +96,14 @@ def pick_precision(precision: str) -> tuple[str, torch.dtype]:
 
 
 def build_module(
-    settings: TrainSettings, splits: GSM8KSplits, dtype: torch.dtype, **options: Any
+    settings: TrainSettings,
+    splits: GSM8KSplits,
+    dtype: torch.dtype,
+    *,
+    base: BaseAndTokenizer | None = None,
+    **options: Any,
 ) -> SmolLMTRMLightningModule:
-    """The model with a fresh adapter and reasoner, ready to train. What is trained is fp32."""
+    """The model with a fresh adapter and reasoner, on a loaded base or one loaded here. What is trained is fp32."""
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in splits.gsm8k_train[:4000]]
     dtype = torch.float32 if settings.wants_fp32_base else dtype
     earlier, goes_on = settings.load_model_path, False
@@ -107,7 +111,7 @@ def build_module(
         earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu")
         goes_on = earlier.config.reasoner == settings.model_config()["reasoner"]
     model = SmolLMv3WithTRM.from_base(
-        earlier or settings.model_name,
+        base or earlier or settings.model_name,
         lora=settings.lora_settings(),
         dtype=dtype,
         tiny_texts=texts,
@@ -178,7 +182,7 @@ def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batche
     return build_run_trainer(
         run,
         first_step=first_step,
-        callbacks=[CollapseWarning(), *stages],
+        callbacks=[CollapseWarning(), SampleAnswers(settings.sample_answers), *stages],
         precision=precision,
         max_epochs=settings.num_epochs,
         gradient_clip_val=settings.gradient_clip,

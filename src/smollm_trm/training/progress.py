@@ -1,6 +1,6 @@
 """The progress of a whole run: optimizer steps done and left, losses, and the time that is left.
 
-On a terminal (and in a notebook that has widgets) a bar; anywhere else, such as a log file, a line every few seconds.
+On a terminal and in a notebook a bar; anywhere else, such as a log file, a line every few seconds.
 Lightning's own bar counts an epoch, whatever ends the run, and writes a line a step where it cannot go back.
 """
 
@@ -10,10 +10,11 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
-from tqdm.auto import tqdm
-from tqdm.notebook import tqdm_notebook
+from tqdm import tqdm
 
-SECONDS_ON_A_TERMINAL = 0.2
+from smollm_trm.bars import is_watched, progress_bar
+
+SECONDS_WHERE_WATCHED = 0.2
 
 
 class RunProgress(ProgressBar):
@@ -33,9 +34,9 @@ class RunProgress(ProgressBar):
         """Count the run's steps: by its epochs, or fewer where `max_steps` ends it."""
         self.total, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
         self.started, self.shown = time.perf_counter(), 0.0
-        if self.enabled and (sys.stderr.isatty() or issubclass(tqdm, tqdm_notebook)):
+        if self.enabled and is_watched():
             style = {"unit": "step", "dynamic_ncols": True, "smoothing": 0, "file": sys.stderr}
-            self.bar = tqdm(total=self.total, initial=self.first, **style)
+            self.bar = progress_bar(total=self.total, initial=self.first, **style)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Show the step, unless something was shown just now."""
@@ -66,7 +67,7 @@ class RunProgress(ProgressBar):
     def show(self, trainer: Trainer, doing: str, *, always: bool = False) -> None:
         """Draw the bar again or write a line, if that is due."""
         now = time.perf_counter()
-        wait = SECONDS_ON_A_TERMINAL if self.bar is not None else self.seconds_between_lines
+        wait = SECONDS_WHERE_WATCHED if self.bar is not None else self.seconds_between_lines
         if not (self.enabled and (always or now - self.shown >= wait)):
             return
         self.shown = now

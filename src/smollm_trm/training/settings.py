@@ -94,7 +94,7 @@ class TrainSettings(Curriculum):
     strategy: str = "auto"
     """Lightning's strategy; "auto" takes DDP for several devices."""
     max_length: int = 512
-    """Window in tokens, latents included; longer rows are dropped with a count."""
+    """Tokens of question and solution, the latents on top; longer rows are dropped with a count."""
     max_samples: int | None = None
     """Train on so many rows only; None for all."""
     max_dev_samples: int | None = None
@@ -118,6 +118,8 @@ class TrainSettings(Curriculum):
     """Of new weights, order and dropout."""
     split_seed: int = 42
     """Of the split into train and dev: the same for every seed, so that runs can be compared."""
+    sample_answers: int = 0
+    """Dev problems that are answered, for the log, at every validation."""
     progress: bool = True
     """Show a progress bar with the time that is left."""
 
@@ -128,6 +130,8 @@ class TrainSettings(Curriculum):
                      "max_dev_samples"):  # fmt: skip
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.sample_answers < 0:
+            raise UserMistake(f"sample_answers={self.sample_answers}: must be at least 0")
         if self.use_trm and self.num_latents < 1:
             raise UserMistake(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
         choices = {

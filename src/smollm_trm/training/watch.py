@@ -1,4 +1,4 @@
-"""Callbacks that watch a run: time, speed and memory, gradients that are not finite, latents that collapse."""
+"""Callbacks that watch a run: gradients that are not finite, latents that collapse, sample answers, time and memory."""
 
 import logging
 import time
@@ -8,6 +8,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
+
+from smollm_trm.data.answers import gold_answer, is_correct
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,29 @@ class CollapseWarning(Callback):
         told = f"the latents hardly differ between problems (variation {variation:.5f} at step {trainer.global_step})"
         advice = "lower trm_learning_rate or lengthen warmup_fraction (with the TRM also lower trm_kwargs branch_scale)"
         logger.warning("%s and act as a soft prompt: %s", told, advice)
+
+
+class SampleAnswers(Callback):
+    """Lets the model, with its averaged weights, answer the first dev problems at every validation, and logs them."""
+
+    def __init__(self, count: int, *, max_new_tokens: int = 200) -> None:
+        self.count = count
+        self.max_new_tokens = max_new_tokens
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer, before the average goes back."""
+        if not (self.count and trainer.state.fn == "fit" and trainer.is_global_zero):
+            return
+        rows = trainer.datamodule.splits.gsm8k_test[: self.count]
+        with torch.autocast(pl_module.device.type, enabled=False):  # as in an evaluation
+            texts = pl_module.model.generate_with_thinking(
+                [row["question"] for row in rows], max_new_tokens=self.max_new_tokens
+            )
+        for row, text in zip(rows, texts, strict=True):
+            mark, right = ("✓" if is_correct(text, row["answer"]) else "✗"), gold_answer(row["answer"])
+            written = " ".join(text.split())[:300]
+            step, asked = trainer.global_step, row["question"][:60]
+            logger.info("step %d %s %s … → %s (right: %s)", step, mark, asked, written, right)
 
 
 class Speedometer(Callback):

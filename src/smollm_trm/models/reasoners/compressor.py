@@ -87,6 +87,12 @@ class CompressedReader(Reasoner):
         """The question as M latents of the reasoner's width, `(B, M, d)`."""
         return self.compressor(self.standardize(hidden_states).to(self.to_embedding.weight.dtype), mask)
 
+    @torch.no_grad()
+    def attention(self, prompt: Prompt) -> Tensor:
+        """Which tokens of the question each latent reads, `(B, M, L)`."""
+        states = self.standardize(prompt.hidden_states(self.read_depths))
+        return self.compressor.attention(states.to(self.to_embedding.weight.dtype), prompt.mask)
+
     def to_latents(self, states: Tensor) -> Tensor:
         """Map `(B, M, d)` to latents `(B, M, D)`."""
         return self.scale(rms_norm(self.to_embedding(states)))
