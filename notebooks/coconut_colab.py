@@ -105,21 +105,22 @@ SEED = 42
 print(f"RUN = {RUN!r} on {device.type}, results in {FOLDER}")
 
 # %% [markdown]
+# ## Engine room
+#
+# All of the library that the cells below call, folded: a section for each of its subpackages.
+#
+# <!-- map -->
+
+# %% [library]
+# ground: What everything stands on: settings checked by name, files written whole, progress bars.
+# data: Problems, their curriculum, and batches of token ids. Knows no model.
+# models: The reasoners, and a decoder with a latent span. Knows no dataset.
+# training: The Lightning module, what watches a run, checkpoints, and how a run goes on.
+# evaluation: Answers graded, arms compared, pictures drawn.
+# all of it in one call: `train_gsm8k`.
+
+# %% [markdown]
 # ## Problems
-
-# %% [inline] smollm_trm.records
-
-# %% [inline] smollm_trm.data.answers
-
-# %% [inline] smollm_trm.data.rows
-
-# %% [inline] smollm_trm.data.gsm8k
-
-# %% [inline] smollm_trm.data.word_grammar
-
-# %% [inline] smollm_trm.data.word_stories
-
-# %% [inline] smollm_trm.data.word_problems
 
 # %%
 data_dir = None  # None: the folder in the environment variable GSM8K_DIR, else the Hub
@@ -132,64 +133,7 @@ shown = splits.gsm8k_train[0]
 print(f"{len(splits.gsm8k_train)} train, {len(splits.gsm8k_test)} dev\n\n{shown['question']}\n{shown['answer']}")
 
 # %% [markdown]
-# ## The model
-#
-# A reasoner fills the latent span of a prompt; Coconut is one of several.
-
-# %% [inline] smollm_trm.models.blocks
-
-# %% [inline] smollm_trm.models.compression
-
-# %% [inline] smollm_trm.models.recursion
-
-# %% [inline] smollm_trm.models.prompt
-
-# %% [inline] smollm_trm.models.reasoners.reasoner
-
-# %% [inline] smollm_trm.models.reasoners.compressor
-
-# %% [inline] smollm_trm.models.reasoners.trm
-
-# %% [inline] smollm_trm.models.reasoners.static
-
-# %% [inline] smollm_trm.models.reasoners.coconut
-
-# %% [inline] smollm_trm.models.reasoners.known
-
-# %% [markdown]
 # ## The curriculum
-
-# %% [inline] smollm_trm.data.curriculum
-
-# %% [inline] smollm_trm.data.prompts
-
-# %% [inline] smollm_trm.data.batching
-
-# %% [inline] smollm_trm.models.tiny
-
-# %% [inline] smollm_trm.models.configuration
-
-# %% [inline] smollm_trm.models.span
-
-# %% [inline] smollm_trm.models.adapters
-
-# %% [inline] smollm_trm.models.modeling
-
-# %% [inline] smollm_trm.models.loading
-
-# %% [inline] smollm_trm.models.storage
-
-# %% [inline] smollm_trm.models.hub
-
-# %% [inline] smollm_trm.models.pretrained
-
-# %% [inline] smollm_trm.models.generation
-
-# %% [inline] smollm_trm.models.smollm
-
-# %% [inline] smollm_trm.data.reasoning_dataset
-
-# %% [inline] smollm_trm.data.datamodule
 
 # %% [markdown]
 # ### One problem in every stage
@@ -210,45 +154,6 @@ for stage in range(max_latent_stage + 2):
     example.enter_stage(stage, epoch=stage)
     row = example[0]
     print(f"stage {stage}: {tokenizer.decode(row.prompt)!r} | {tokenizer.decode(row.completion)!r}\n")
-
-# %% [markdown]
-# ## Training and evaluation
-
-# %% [inline] smollm_trm.training.optim
-
-# %% [inline] smollm_trm.training.module
-
-# %% [inline] smollm_trm.training.watch
-
-# %% [inline] smollm_trm.training.checkpoints
-
-# %% [inline] smollm_trm.training.ema
-
-# %% [inline] smollm_trm.training.loggers
-
-# %% [inline] smollm_trm.training.progress
-
-# %% [inline] smollm_trm.training.run
-
-# %% [inline] smollm_trm.training.stages
-
-# %% [inline] smollm_trm.training.settings
-
-# %% [inline] smollm_trm.training.parts
-
-# %% [inline] smollm_trm.evaluation.statistics: wilson_interval, mcnemar_p, PairedDifference, paired_difference, corrected_phi
-
-# %% [inline] smollm_trm.evaluation.predictions
-
-# %% [inline] smollm_trm.evaluation.evaluate
-
-# %% [inline] smollm_trm.evaluation.compare
-
-# %% [inline] smollm_trm.evaluation.plots
-
-# %% [inline] smollm_trm.evaluation.arms
-
-# %% [inline] smollm_trm.finetune
 
 # %% [markdown]
 # ## First the chain
