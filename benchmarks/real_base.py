@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of problems, weights and order")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms to train")
     parser.add_argument("--num_latents", type=int, default=8, help="M")
-    parser.add_argument("--trm_learning_rate", type=float, default=5e-4, help="peak learning rate of the reasoners")
+    parser.add_argument("--trm_learning_rate", type=float, default=2e-3, help="see TrainSettings")
     parser.add_argument("--warmup_fraction", type=float, default=0.2, help="of every arm")
     parser.add_argument("--test_problems", type=int, default=500, help="held-out problems that every arm answers")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/real_base"), help="data, runs and results")

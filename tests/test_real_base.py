@@ -12,7 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from smollm_trm.data.batching import collate_examples, supervised_columns
 from smollm_trm.data.prompts import padding_token_id
+from smollm_trm.models.reasoners.reasoner import latent_variation
 from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.models.span import whole_spans
+from smollm_trm.training.optim import OptimizerSettings, build_optimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _smollm2 import smollm2_folder  # noqa: E402
@@ -100,3 +103,36 @@ def test_three_steps_lower_the_loss_and_a_saved_model_answers_as_before(plain, t
     saved = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert saved < 60e6, "a copy of the base was saved"
     assert SmolLMv3WithTRM.from_pretrained(tmp_path).generate_with_thinking(QUESTION, max_new_tokens=12) == answer
+
+
+def test_what_is_read_is_not_drowned_and_the_latents_stay_apart_through_the_first_steps(plain, tokenizer):
+    """A few dimensions hold nearly all of a real layer's energy; on a twin none does."""
+    model = SmolLMv3WithTRM.from_base((deepcopy(plain), tokenizer), num_latents=8, target="answer", seed=0)
+    model.fit_reasoner([row["question"] for row in ROWS[6:12]])
+    reasoner, batch = model.reasoner, make_batch(model, count=6)
+    slots = whole_spans(batch["input_ids"], model.config.slot_token_id)
+    with torch.no_grad():
+        prompt = model.model.prompt_before(batch["input_ids"], batch["attention_mask"], slots)
+        layers = prompt.hidden_states(reasoner.read_depths)
+        read = reasoner.standardize(layers)[prompt.mask]
+        assert share_of_five(layers[1][prompt.mask]) > 0.9 and share_of_five(read) < 0.05
+        assert latent_variation(reasoner.compress(layers, prompt.mask)) > 0.3
+    optimizer = build_optimizer(
+        base=[p for name, p in model.named_parameters() if ".reasoner." not in name],
+        reasoner=reasoner,
+        settings=OptimizerSettings(),
+    )
+    columns = supervised_columns(batch["labels"])
+    for _ in range(4):
+        output = model.train()(**batch, logits_to_keep=columns)
+        optimizer.zero_grad()
+        output.loss.backward()
+        assert all(float(p.grad.abs().sum()) > 0 for p in reasoner.compressor.parameters())
+        optimizer.step()
+    assert latent_variation(output.latents) > 0.1
+
+
+def share_of_five(states: torch.Tensor) -> float:
+    """The share of all energy that the five largest dimensions hold."""
+    energy = states.float().square().mean(0)
+    return float(energy.topk(5).values.sum() / energy.sum())

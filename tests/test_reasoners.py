@@ -257,6 +257,16 @@ def test_the_recursion_moves_slower_by_its_calls_with_gradient():
     assert sorted(grouped) == sorted(id(p) for p in reasoner.parameters())
 
 
+def test_a_wide_reasoner_moves_slower_by_its_width():
+    for name, slower in (("compressor", 1), ("trm", 3)):
+        for dim, factor in ((64, 1), (128, 1), (256, 2)):
+            settings = {"dim": dim} | ({"n_latent_steps": 2} if name == "trm" else {})
+            reasoner = build_reasoner(name, settings, num_latents=2, hidden_size=32, depth=2)
+            rates = {group.name: group.learning_rate for group in reasoner.parameter_groups(1e-3)}
+            assert rates["reasoner"] == pytest.approx(1e-3 / factor)
+            assert rates.get("recursion", 1e-3 / factor / slower) == pytest.approx(1e-3 / factor / slower)
+
+
 def test_the_papers_preset_is_trm_as_published():
     config = LatentReasoningConfig(reasoner_settings={"preset": "paper", "n_heads": 4})
     expected = {"n_latent_steps": 6, "n_deep_recursions": 3, "n_supervision_steps": 16, "branch_scale": None}

@@ -68,7 +68,8 @@ class TrainSettings(Curriculum):
     learning_rate: float = 2e-4
     """Peak learning rate of the adapter."""
     trm_learning_rate: float | None = None
-    """Peak learning rate of the reasoner; None takes five times learning_rate."""
+    """Peak learning rate of a reasoner up to 128 wide, divided by width / 128 for a wider one; None takes five times
+    learning_rate."""
     weight_decay: float = 0.01
     """AdamW's decay, on matrices only."""
     warmup_fraction: float = 0.1

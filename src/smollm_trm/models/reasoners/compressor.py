@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from smollm_trm.models.blocks import check_counts, lecun_linear, rms_norm
 from smollm_trm.models.compression import LatentAttentionCompressor
 from smollm_trm.models.prompt import Prompt
-from smollm_trm.models.reasoners.reasoner import LatentScale, Reasoner, ScaleSettings, Thought
+from smollm_trm.models.reasoners.reasoner import LatentScale, ParameterGroup, Reasoner, ScaleSettings, Thought
 
 CLAMPED_AT = 5.0
+TUNED_WIDTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,13 @@ class CompressedReader(Reasoner):
         """Which tokens of the question each latent reads, `(B, M, L)`."""
         states = self.standardize(prompt.hidden_states(self.read_depths))
         return self.compressor.attention(states.to(self.to_embedding.weight.dtype), prompt.mask)
+
+    def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
+        """The learning rate is that of a reasoner at most 128 wide; a wider one moves as far at less of it.
+
+        Adam moves every weight alike, so a sum over twice as many of them moves twice as far.
+        """
+        return super().parameter_groups(learning_rate / max(1.0, self.dim / TUNED_WIDTH))
 
     def to_latents(self, states: Tensor) -> Tensor:
         """Map `(B, M, d)` to latents `(B, M, D)`."""

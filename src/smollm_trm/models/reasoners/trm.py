@@ -87,7 +87,8 @@ class HiddenStateTRM(CompressedReader):
         Adam's step does not shrink with the gradient, so a network that is applied n + 1 times with the same weights
         moves the answer n + 1 times as far; at the full learning rate it learns to say the same to every problem.
         """
+        [(name, parameters, own_rate)] = super().parameter_groups(learning_rate)
         tied = list(self.recursion.parameters())
-        others = [one for one in self.parameters() if all(one is not other for other in tied)]
-        slower = learning_rate / (self.recursion.n_latent_steps + 1)
-        return [ParameterGroup("reasoner", others, learning_rate), ParameterGroup("recursion", tied, slower)]
+        others = [one for one in parameters if all(one is not other for other in tied)]
+        slower = own_rate / (self.recursion.n_latent_steps + 1)
+        return [ParameterGroup(name, others, own_rate), ParameterGroup("recursion", tied, slower)]
