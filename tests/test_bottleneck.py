@@ -15,13 +15,12 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 
 NAMES = ("Ann", "Ben", "Eva", "Leo", "Max", "Zoe")
-ENDINGS = ("How many is that?", "What is the sum?", "How many in all?", "Count them.")
 
 
 def easy_problem(rng: random.Random) -> dict[str, str]:
     """Two people with a number each; the answer is the sum."""
-    (one, two), first, second = rng.sample(NAMES, 2), rng.randrange(6), rng.randrange(6)
-    question = f"{one} has {first} and {two} has {second}. {rng.choice(ENDINGS)}"
+    (one, two), first, second = rng.sample(NAMES, 2), rng.randrange(4), rng.randrange(4)
+    question = f"{one} has {first} and {two} has {second}. How many is that?"
     return {"question": question, "answer": f"#### {first + second}"}
 
 
@@ -45,8 +44,8 @@ def share_right(model: SmolLMv3WithTRM, rows: list[dict[str, str]], *, shift: in
 def test_with_the_question_hidden_the_latents_answer_and_swapped_latents_do_not():
     torch.manual_seed(0)
     rng = random.Random(0)
-    rows = list({row["question"]: row for row in (easy_problem(rng) for _ in range(4000))}.values())
-    held_out, train = rows[:200], rows[200:]
+    rows = list({row["question"]: row for row in (easy_problem(rng) for _ in range(3000))}.values())
+    held_out, train = rows[:100], rows[100:]
     tokenizer = train_tiny_tokenizer([f"Question: {row['question']} Answer: {row['answer']}" for row in train])
     trm = {
         "n_layers": 1,
@@ -63,7 +62,7 @@ def test_with_the_question_hidden_the_latents_answer_and_swapped_latents_do_not(
         target="answer",
         reasoner_settings=trm,
     )
-    steps = 500
+    steps = 400
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     encoded = [model.encoder.encode(row) for row in train]
