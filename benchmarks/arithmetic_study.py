@@ -76,11 +76,11 @@ def encode_arm(arm: Arm, problems: list[list[int]], encoder: PromptEncoder) -> l
     return [EncodedExample(prompt, completion) for prompt, completion in pairs]
 
 
-def build(arm: Arm, seed: int) -> SmolLMv3WithTRM:
-    """The small decoder, trained whole, with the arm's reasoner."""
+def build(arm: Arm, seed: int, questions: list[str]) -> SmolLMv3WithTRM:
+    """The small decoder, trained whole, with the arm's reasoner, whose statistics are measured on some questions."""
     config = {
         "base_training": "full", "target": "answer", "prompt_format": "bare", "num_latents": NUM_LATENTS,
-        "reasoner": arm.reasoner, "reasoner_settings": TRM if arm.reasoner == "trm" else {},
+        "reasoner": arm.reasoner, "reasoner_settings": TRM if arm.reasoner == "trm" else {}, "calibration": questions,
     }  # fmt: skip
     base = build_arithmetic_model("tiny", seed=seed)
     return SmolLMv3WithTRM.from_base((base, build_arithmetic_tokenizer()), seed=seed, **config)
@@ -168,7 +168,8 @@ def run_arm(name: str, options: argparse.Namespace) -> dict:
     problems = draw_data_set(SumSettings(max_digits=arm.max_digits, seed=1))
     longer = [p for p in draw_data_set(SumSettings(num_examples=20_000, max_digits=arm.max_digits + 1, seed=2))
         if len(str(max(p))) > arm.max_digits][: options.num_test]  # fmt: skip
-    model = build(arm, seed)
+    questions = ["+".join(map(str, operands)) + "=" for operands in problems[options.num_test :][:64]]
+    model = build(arm, seed, questions)
     encoded = encode_arm(arm, problems, model.encoder)
     took = train(model, arm, encoded[options.num_test :], options.tera_flops, seed)
     right = grade(model, encoded[: options.num_test])
