@@ -42,7 +42,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 unit: install real-base
-	$(BIN)/pytest -m "not notebook"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not notebook"
 
 # Kills, damage and absurd arguments, drawn from a seed that it prints: ten minutes, then a count.
 soak: install
