@@ -191,7 +191,8 @@ def compare(settings: CompareSettings) -> str:
         shown_first = {} if model.config.think else {"worked_examples": examples}
         found = evaluate_arm(name, model, rows, folder, **options, **shown_first)
         for arm, result in found.items() if (saved := local_model_folder(place)) else ():
-            add_evaluation(saved, settings.file_name + arm.removeprefix(name), {**result, "source": split["source"]})
+            asked = settings.problems + (f"-first-{settings.max_samples}" if settings.max_samples else "")
+            add_evaluation(saved, asked + arm.removeprefix(name), {**result, "source": split["source"]})
         results |= found
     baseline = settings.baseline or next(iter(models))
     shown = {name: without_local_paths(place) for name, place in models.items()}
