@@ -105,7 +105,7 @@ def test_a_plain_list_is_a_test_set(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_operands": 1}, "max_operands is 1, but min_operands is 2"),
+        ({"max_operands": 1}, "max_operands is 1, but must be at least 2"),
         ({"min_operands": 1}, "min_operands is 1, but must be at least 2"),
         ({"num_examples": -5}, "num_examples is -5, but must be at least 1"),
         ({"max_digits": 0}, "max_digits is 0, but must be at least 1"),

@@ -97,9 +97,9 @@ def test_half_precision_on_a_cpu_is_refused(capsys):
     [
         (BOMB.encode(), "aliases and more than 20 levels are refused"),
         (b"a: " + DEEP.encode(), "aliases and more than 20 levels are refused"),
-        (b"\xff\xfe\x00\x01", "settings.yaml: not YAML"),
-        (b"a: [", "settings.yaml: not YAML"),
-        (b"- 1\n", "Unexpected config"),
+        (b"\xff\xfe\x00\x01", "settings.yaml: not a YAML file that can be read"),
+        (b"a: [", "settings.yaml, line 1: not a YAML file that can be read"),
+        (b"- 1\n", "expected settings, one `name: value` a line, found list"),
         (b"a: !!python/object/apply:os.mkdir [ran]\n", "could not determine a constructor"),
         (b"num_latnets: 4\n", "Option 'num_latnets' is not accepted; did you mean num_latents?"),
     ],

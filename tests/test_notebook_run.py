@@ -405,7 +405,12 @@ def test_the_split_that_the_notebook_trains_on_is_the_one_it_shows_and_the_libra
 def loading(inlined: types.ModuleType, tiny_problems: list, weight: float, precision: str) -> dict:
     """The names that the loading cell needs, with a twin whose last block is as loud as told."""
     asked = {"reasoner": None, "base_training": "frozen", "tiny_texts": ["Question: Answer: #### 1"]}
-    _, dtype = inlined.pick_precision(precision)
+    dtypes = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "32-true": torch.float32}
+
+    def pick_precision(wanted: str) -> tuple[str, torch.dtype]:  # as on a GPU, which fp16 needs
+        return wanted, dtypes[wanted]
+
+    dtype = dtypes[precision]
     base = inlined.SmolLMv3WithTRM.from_base("tiny", dtype=dtype, **asked)
     with torch.no_grad():
         base.model.language_model.layers[0].mlp.down_proj.weight.fill_(weight)
@@ -420,7 +425,7 @@ def loading(inlined: types.ModuleType, tiny_problems: list, weight: float, preci
     checked = TrainSettings(model_name="x/a-base", num_latents=3, precision=precision)
     names = {**vars(inlined), "settings": {"model_name": "x/a-base"}, "checked": checked, "twin": False}
     names |= {"judged_on": tiny_problems, "device": torch.device("cpu"), "gpu_memory": str, "free_memory": lambda: None}
-    return {**names, "SmolLMv3WithTRM": twin_class}
+    return {**names, "SmolLMv3WithTRM": twin_class, "pick_precision": pick_precision}
 
 
 def test_a_base_that_overflows_even_so_computes_in_bf16(inlined, tiny_problems, capsys):

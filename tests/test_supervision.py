@@ -288,7 +288,8 @@ def test_what_latents_say_is_trained_where_a_reasoner_says_something(reasoner):
     if reasoner == "static":
         assert loss == pytest.approx(plain, abs=1e-6)
         return
-    logits = module.model.reasoner.words(thought.latents, module.model.lm_head)
+    with torch.no_grad():
+        logits = module.model.reasoner.words(thought.latents, module.model.lm_head)
     said = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / n_tokens
     assert loss == pytest.approx(plain + float(said), abs=1e-5) and float(said) > 0.1
     assert any("lora_B" in name for name in gradients)

@@ -60,7 +60,8 @@ def test_every_trainable_tensor_moves_under_bf16(base, tmp_path, monkeypatch, re
     monkeypatch.setattr(AverageWeights, "on_fit_start", see)
     options = {"precision": "bf16-mixed", "gradient_checkpointing": checkpointing, "max_steps": 4, "ema_decay": 0.0}
     _, module = train(base, tmp_path, reasoner, target="answer", num_epochs=4, **options)
-    assert module.model.base_model.language_model.embed_tokens.weight.dtype == torch.bfloat16
+    base_dtype = torch.float32 if reasoner == "coconut" else torch.bfloat16  # half-precision weights hurt Coconut
+    assert module.model.base_model.language_model.embed_tokens.weight.dtype == base_dtype
     end = trainable_weights(module)
     still = [name for name, weight in end.items() if torch.equal(weight, start[name])]
     assert end.keys() == start.keys() and still == []
@@ -69,7 +70,7 @@ def test_every_trainable_tensor_moves_under_bf16(base, tmp_path, monkeypatch, re
 
 @pytest.mark.parametrize("reasoner", ["static", "pause", "coconut"])
 def test_settings_of_another_reasoner_are_refused_by_name(reasoner):
-    with pytest.raises(ValueError, match="trm_kwargs: unknown setting 'n_layers'"):
+    with pytest.raises(ValueError, match="trm_kwargs of the reasoner '.*': unknown setting 'n_layers'"):
         TrainSettings(reasoner=reasoner, trm_kwargs={"n_layers": 1})
 
 

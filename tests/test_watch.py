@@ -93,7 +93,7 @@ def watch(variations: list[float | None], caplog) -> list[str]:
 
 def test_collapsed_latents_are_told_once_with_the_settings_that_help(caplog):
     messages = watch([0.0, 0.0, 0.5, 0.0005, 0.0], caplog)
-    assert len(messages) == 1 and "variation 0.00050 at step 3" in messages[0]
+    assert len(messages) == 1 and "variation 0.0005 at step 3" in messages[0]
     for setting in ("trm_learning_rate", "warmup_fraction", "branch_scale"):
         assert setting in messages[0]
 

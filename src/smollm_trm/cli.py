@@ -136,7 +136,10 @@ def refuse_traps(arguments: Sequence[str]) -> None:
                             f"{file}: aliases and more than {DEEPEST} levels are refused; write it plainly"
                         )
         except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-            raise UserMistake(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+            where = f"{file}, line {mark.line + 1}" if mark else file
+            told = f"{where}: not a YAML file that can be read ({' '.join(str(problem).split())})"
+            raise UserMistake(told) from error
     for argument in arguments:
         if argument.count("[") + argument.count("{") > 1000:
             raise UserMistake(f"{argument[:40]!r}...: more brackets than a setting has")

@@ -223,7 +223,7 @@ class PromptEncoder:
         None for latents that may say anything, such as all of a solution without annotations.
         """
         asked: list[int | None] = [None] * self.num_latents
-        results = [step.rpartition("=")[2] + "\n" for step in annotations_in(answer)]
+        results = [step.strip("<>").rpartition("=")[2] + "\n" for step in annotations_in(answer)]
         tokens = self.tokenizer(results, add_special_tokens=False)["input_ids"] if results else []
         for at, result in zip(range(0, self.num_latents, latents_per_step), tokens, strict=False):
             room = min(latents_per_step, self.num_latents - at)

@@ -106,7 +106,7 @@ def read_icot(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             steps, mark, final = solution.rpartition("####")
             if not bars or not mark:
                 form = f"iCoT text, `question||step step #### answer`; line {number} is not"
-                raise UserMistake(f"{path}: expected a .json, .jsonl or .csv file, or {form}.")
+                raise UserMistake(f"{path}: expected a .json, .jsonl, .csv or .parquet file, or {form}.")
             yield number, {"question": question.strip(), "answer": "\n".join([*steps.split(), f"#### {final.strip()}"])}
 
 

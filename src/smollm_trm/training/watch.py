@@ -64,7 +64,7 @@ class CollapseWarning(Callback):
         if self.warned or variation is None or trainer.global_step < self.after or not variation < self.threshold:
             return
         self.warned = True
-        told = f"the latents hardly differ between problems (variation {variation:.3f} at step {trainer.global_step})"
+        told = f"the latents hardly differ between problems (variation {variation:.2g} at step {trainer.global_step})"
         advice = "lower trm_learning_rate or lengthen warmup_fraction (with the TRM also lower trm_kwargs branch_scale)"
         logger.warning("%s and act as a soft prompt: %s", told, advice)
 
