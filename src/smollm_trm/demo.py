@@ -38,11 +38,11 @@ class DemoSize:
     """How much the demo does; the defaults take at most four minutes on two cores."""
 
     problems: WordProblemSettings = WordProblemSettings(max_steps=2, max_number=10, max_value=30, distractor_rate=0.0)
-    train_problems: int = 60_000  # before the 20% dev part is taken
+    train_problems: int = 46_000  # before the 20% dev part is taken
     test_problems: int = 2000  # held out; the arms answer all of them
     base_problems: int = 500  # of them, those that the base answers with its chain
-    base_steps: int = 1200  # training steps of the base from scratch
-    arm_steps: int = 800  # training steps of LoRA only and of LoRA + TRM
+    base_steps: int = 1100  # training steps of the base from scratch
+    arm_steps: int = 550  # training steps of LoRA only and of LoRA + TRM
     batch_size: int = 32  # rows per step
     num_latents: int = 8  # M
 
