@@ -8,20 +8,18 @@ thread each; run again, it goes on where it stopped. Word problems have one or t
 """
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from _record import benchmark_options, print_table, record
+from _record import benchmark_options, record
 from _smollm2 import real_gsm8k, smollm2_folder
-from study import percent, side_by_side, test_cells
+from study import figures_of, side_by_side
 
 from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.word_problems import write_word_problems
 from smollm_trm.data.word_stories import WordProblemSettings
 from smollm_trm.evaluation.arms import report_comparison
 from smollm_trm.evaluation.plots import plot_losses
-from smollm_trm.evaluation.statistics import paired_difference
 from smollm_trm.records import UserMistake
 
 SMALL_TRM = {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1, "dim": 256}
@@ -32,7 +30,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "TRM, answer only": {"learning_rate": 1e-3, "trm_kwargs": SMALL_TRM, "latents_per_step": 0},
 }
 """What each arm is; "answer only" asks nothing of its latents but the answer."""
-TESTED = "TRM"
 
 
 def parse() -> argparse.Namespace:
@@ -94,17 +91,7 @@ def main() -> None:
         {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}, folder / "losses.png"
     )
     print(report_comparison(results, folder, baseline=next(iter(jobs)), seed=options.seed), end="\n\n")
-    figures: dict[str, Any] = {
-        name: {key: result[key] for key in ("accuracy", "interval")} for name, result in results.items()
-    }
-    for name, arm in found.items():
-        figures[name]["training_seconds"] = arm["training_seconds"]
-    if TESTED in results:
-        grades = results[TESTED]["correct_by_problem"]
-        for name in figures.keys() - {TESTED}:
-            figures[name]["tested"] = asdict(paired_difference(grades, results[name]["correct_by_problem"]))
-    table = [[name, percent(arm["accuracy"]), *test_cells(arm.get("tested"))] for name, arm in figures.items()]
-    print_table(["arm", "accuracy", f"{TESTED} better by", "95%", "p"], table)
+    figures = figures_of(found)
     setup = {name: value for name, value in vars(options).items() if name not in ("record", "output_dir", "seed")}
     record("real_base", {"setup": setup, "arms": figures}, seed=options.seed, keep=options.record)
 

@@ -31,18 +31,21 @@ from smollm_trm.evaluation.statistics import mcnemar_p, paired_difference
 from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 
+STUDIED_TRM: dict[str, Any] = {
+    "reasoner": "trm",
+    "trm_kwargs": {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2},
+    "learning_rate": 2e-3,
+    "trm_learning_rate": 3e-3,
+}
 ARMS: dict[str, dict[str, Any]] = {
     "LoRA": {"use_trm": False, "learning_rate": 2e-3},
     "static latents": {"reasoner": "static", "learning_rate": 2e-3, "trm_learning_rate": 2e-3},
     "compressor": {"reasoner": "compressor", "learning_rate": 2e-3, "trm_learning_rate": 2e-3},
-    "TRM": {
-        "reasoner": "trm",
-        "trm_kwargs": {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2},
-        "learning_rate": 2e-3,
-        "trm_learning_rate": 3e-3,
-    },
+    "TRM, answer only": {**STUDIED_TRM, "latents_per_step": 0},
+    "TRM": STUDIED_TRM,
 }
-"""What each arm is, at its own learning rates: of LoRA, and of the reasoner."""
+"""What each arm is, at its own learning rates: of LoRA, and of the reasoner. "Answer only" asks its latents for no
+results of steps."""
 TESTED = "TRM"
 """The arm that all others are compared with."""
 AT_ONCE = 2
@@ -128,6 +131,13 @@ def study(folder: Path, size: DemoSize, arms: list[str], *, seed: int) -> dict[s
     curves = {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}
     plot_losses(curves, folder / "losses.png")
     print(report_comparison(results, folder, baseline=next(iter(jobs)), seed=seed), end="\n\n")
+    figures = figures_of(found)
+    return {"setup": setup_of(size), "base_chain": next(iter(chain.values()))["accuracy"], "arms": figures}
+
+
+def figures_of(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every arm's figures, and `TESTED` against each of them, paired by problem; printed as a table."""
+    results = {name: result for arm in found.values() for name, result in arm["results"].items()}
     figures: dict[str, Any] = {
         name: {key: result[key] for key in ("accuracy", "interval")} for name, result in results.items()
     }
@@ -139,7 +149,7 @@ def study(folder: Path, size: DemoSize, arms: list[str], *, seed: int) -> dict[s
             figures[name]["tested"] = asdict(paired_difference(grades, results[name]["correct_by_problem"]))
     table = [[name, percent(arm["accuracy"]), *test_cells(arm.get("tested"))] for name, arm in figures.items()]
     print_table(["arm", "accuracy", f"{TESTED} better by", "95%", "p"], table)
-    return {"setup": setup_of(size), "base_chain": next(iter(chain.values()))["accuracy"], "arms": figures}
+    return figures
 
 
 def percent(share: float, sign: str = "") -> str:
