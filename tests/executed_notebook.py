@@ -58,6 +58,9 @@ FEWER = {
 """Changes that cut the smoke run down to seconds; nothing is learnt then."""
 
 
+SHOWN = ("text/html", "text/markdown")
+
+
 class ExecutedNotebook:
     """A run of the notebook and what it left behind."""
 
@@ -120,7 +123,7 @@ class ExecutedNotebook:
         run_cells = [cell for cell in cells if cell.cell_type == "code" and not cell.source.startswith("#@title")]
         cell = next(cell for cell in run_cells if inside in cell.source)
         return "".join(
-            one.get("text", "") or one.get("data", {}).get("text/html", "")
+            one.get("text", "") or next((data[kind] for kind in SHOWN if kind in (data := one.get("data", {}))), "")
             for one in cell.outputs
             if one.get("name") != "stderr"
         )
