@@ -55,7 +55,7 @@ notebook-check: install
 	$(BIN)/python notebooks/build.py --check
 
 notebook-run: install
-	$(BIN)/pytest -m notebook
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m notebook
 
 # Every cell under the versions that Colab's image had when this was written: only what differs, found before the rest.
 .venv-colab/installed: Makefile | install

