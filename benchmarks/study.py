@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,13 +108,13 @@ def train_and_evaluate(name: str, settings: dict[str, Any], rows: list[dict[str,
     return {"results": results, "halting": halting, "training_seconds": seconds}
 
 
-def side_by_side(jobs: dict[str, dict[str, Any]], rows: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+def side_by_side(
+    jobs: dict[str, Any], rows: list[dict[str, str]], *, arm: Callable = train_and_evaluate, at_once: int = AT_ONCE
+) -> dict[str, dict[str, Any]]:
     """Every arm in a process of its own with one thread, two at a time; the slowest first."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(AT_ONCE, mp_context=multiprocessing.get_context("spawn")) as processes:
-        running: dict[str, Future] = {
-            name: processes.submit(train_and_evaluate, name, jobs[name], rows) for name in reversed(jobs)
-        }
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as processes:
+        running: dict[str, Future] = {name: processes.submit(arm, name, jobs[name], rows) for name in reversed(jobs)}
         return {name: running[name].result() for name in jobs}
 
 

@@ -38,6 +38,11 @@ COMMANDS = {
         "training.settings:TrainSettings",
         "training.reference_keys:read_config_file",
     ),
+    "pretrain": Command(
+        "commands:pretrain",
+        "Train a reasoner alone, for `train --load_model_path`; target and base_training are given.",
+        "training.settings:TrainSettings",
+    ),
     "queue": Command("commands:queue", "Train by several YAML files, one after the other; one that fails stops none."),
     "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),

@@ -32,6 +32,7 @@ from smollm_trm.training.parts import (
     gather_splits,
     pick_precision,
 )
+from smollm_trm.training.reasoner_first import ReasonerFirstModule
 from smollm_trm.training.run import Run, begin_run, fit_run, load_average, steps_done
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
@@ -66,6 +67,7 @@ def train_gsm8k(
     train_dataset: Rows | None = None,
     test_dataset: Rows | None = None,
     base: BaseAndTokenizer | None = None,
+    module_class: type[SmolLMTRMLightningModule] = SmolLMTRMLightningModule,
     **config: Any,
 ) -> tuple[Trainer, SmolLMTRMLightningModule]:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise.
@@ -77,6 +79,7 @@ def train_gsm8k(
         test_dataset: the dev part: it is validated on and may pick a checkpoint. Reports call it "dev".
         base: `model_name` as it is loaded already, with its tokenizer and without an adapter (`model.unload()`); it is
             taken over, so that several trainings need one load.
+        module_class: what is trained on, where another loss is wanted.
         config: fields of `TrainSettings`.
 
     Returns:
@@ -98,7 +101,7 @@ def train_gsm8k(
         checkpoint = checkpoint_to_resume(run, settings, split=splits.fingerprint)
         first_step = steps_done(checkpoint)
         precision, dtype = pick_precision(settings.precision)
-        module = build_module(settings, splits, dtype, base=base, answer_test=answer_test)
+        module = build_module(settings, splits, dtype, base=base, module_class=module_class, answer_test=answer_test)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
         trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
@@ -113,6 +116,26 @@ def train_gsm8k(
             logger.warning("%s: this run ended at step %d; nothing was trained", run.folder, first_step)
         finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
     return trainer, module
+
+
+def train_reasoner(**config: Any) -> tuple[Trainer, SmolLMTRMLightningModule]:
+    """Train the reasoner alone to say the results of a solution's steps, on a base that stays as it is.
+
+        train_reasoner(data_dir="gsm8k", batch_size=32, output_dir="outputs/reasoner")
+        train_gsm8k(data_dir="gsm8k", target="answer", load_model_path="outputs/reasoner", ...)
+
+    A fresh reasoner has more to learn than LoRA; begun with alone, it says something when LoRA begins to listen. The
+    rows need GSM8K's calculator annotations. Every question is read once; its states lie in a file beside the run.
+
+    Args:
+        config: as for `train_gsm8k`; `target="answer"` and a frozen base are given.
+    """
+    given = {"target": "answer", "base_training": "frozen", "use_trm": True}
+    if wrong := [name for name, value in given.items() if config.get(name, value) != value]:
+        raise UserMistake(f"train_reasoner: {wrong[0]} is {given[wrong[0]]!r} here; leave it out")
+    if config.get("latents_per_step") == 0 or config.get("mode") is not None:
+        raise UserMistake("train_reasoner asks latents for results: leave latents_per_step=0 and mode out")
+    return train_gsm8k(**{**config, **given}, module_class=ReasonerFirstModule)
 
 
 def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, str]], batch_idx: int) -> float:

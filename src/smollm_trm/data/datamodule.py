@@ -187,8 +187,8 @@ class GSM8KDataModule(LightningDataModule):
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if stage in ("fit", "validate", None) and self.train_set is None:
             options = {"encoder": self.encoder, "max_length": self.max_length, "curriculum": self.curriculum}
-            asked = {"seed": self.seed, "latents_per_step": self.latents_per_step}
-            self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], **options, **asked)
+            options["latents_per_step"] = self.latents_per_step
+            self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], seed=self.seed, **options)
             self.dev_set = GSM8KDataset(self.splits.gsm8k_test[: self.max_dev_samples], **options)
             if self.curriculum is not None:
                 self.curriculum.check_steps(max(len(self.encoder.steps(row["answer"])) for row in self.train_set.rows))

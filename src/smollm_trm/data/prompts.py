@@ -16,6 +16,7 @@ template is saved with the model's tokenizer: whoever asks by it (`pipeline`, TR
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -219,13 +220,14 @@ class PromptEncoder:
         return "".join(self.completion_parts(answer))
 
     def results_for_latents(self, answer: str, latents_per_step: int) -> list[int | None]:
-        """What each latent is to say: a solution's results in order, each in its own latents and ended by a newline;
-        None for latents that may say anything, such as all of a solution without annotations.
+        """What each latent is to say: a solution's results in order, each in its own latents and ended by a newline,
+        the last of them once more in all that are left; None for latents that may say anything.
         """
         asked: list[int | None] = [None] * self.num_latents
         results = [step.strip("<>").rpartition("=")[2] + "\n" for step in annotations_in(answer)]
-        tokens = self.tokenizer(results, add_special_tokens=False)["input_ids"] if results else []
-        for at, result in zip(range(0, self.num_latents, latents_per_step), tokens, strict=False):
+        tokens = self.tokenizer(results, add_special_tokens=False)["input_ids"] if results else [[]]
+        places = range(0, self.num_latents, latents_per_step)
+        for at, result in zip(places, chain(tokens, repeat(tokens[-1])), strict=False):
             room = min(latents_per_step, self.num_latents - at)
             asked[at : at + room] = [*result, *[None] * room][:room]
         return asked

@@ -101,6 +101,7 @@ def build_module(
     dtype: torch.dtype,
     *,
     base: BaseAndTokenizer | None = None,
+    module_class: type[SmolLMTRMLightningModule] = SmolLMTRMLightningModule,
     **options: Any,
 ) -> SmolLMTRMLightningModule:
     """The model with a fresh adapter and reasoner, on a loaded base or one loaded here. What is trained is fp32."""
@@ -121,7 +122,7 @@ def build_module(
     )
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return SmolLMTRMLightningModule(
+    return module_class(
         model=model.train(),
         optimizer_settings=settings.optimizer_settings(),
         supervise=settings.supervise,

@@ -10,6 +10,7 @@ and what is worth logging about it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -63,6 +64,8 @@ class Reasoner(nn.Module, ABC):
     Settings: ClassVar[type] = ScaleSettings
     """A frozen dataclass; what a user may set."""
     n_supervision_steps: int = 1
+    read_depths: Sequence[int] = ()
+    """Layers of the base whose hidden states `think` reads; none where it reads nothing."""
     wants_fp32_base: ClassVar[bool] = False
     """Whether the base's weights have to be fp32, under autocast where training is to be in half precision."""
 

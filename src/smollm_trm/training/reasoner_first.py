@@ -1,0 +1,144 @@
+"""The reasoner before the adapter: it learns to say the results of the steps from what an untouched base reads.
+
+A fresh reasoner has arithmetic to learn and LoRA has not, so side by side LoRA learns the task around latents that say
+nothing yet (docs/log.md). Alone a step costs a fraction: nothing is written, and the base stands still, so every
+question is read once and its hidden states are kept in a file.
+"""
+
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smollm_trm.data.answers import annotations_in
+from smollm_trm.data.batching import IGNORED_LABEL, pad_left
+from smollm_trm.data.prompts import EncodedExample
+from smollm_trm.models.prompt import Prompt
+from smollm_trm.models.reasoners.reasoner import Thought
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.records import UserMistake
+from smollm_trm.training.module import SmolLMTRMLightningModule
+
+READ_AT_ONCE = 32
+
+
+class KeptPrompt(Prompt):
+    """Prompts whose hidden states `(B, L, D)` are known already, a tensor for each layer that the reasoner reads."""
+
+    def __init__(self, states: list[Tensor], mask: Tensor, prompt: Prompt) -> None:
+        super().__init__(decoder=prompt.decoder, embeddings=prompt.embeddings, mask=mask, n_slots=prompt.n_slots)
+        self.states = states
+
+    def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
+        """What was kept."""
+        return self.states
+
+
+class KeptStates:
+    """Hidden states of questions, read once by a frozen base and kept in bf16 in a memory-mapped file.
+
+    Args:
+        model: whose base reads, and whose reasoner says which layers.
+        questions: ids of each prompt up to its first slot; the same ones twice are read once.
+        path: the file, written anew; `n_read_layers * D * 2` bytes a token.
+    """
+
+    def __init__(self, model: SmolLMv3WithTRM, questions: Sequence[tuple[int, ...]], path: Path) -> None:
+        self.depths = model.reasoner.read_depths
+        questions = sorted(set(questions), key=lambda ids: (len(ids), ids))
+        n_tokens, width = sum(map(len, questions)), len(self.depths) * model.config.hidden_size
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 2 * n_tokens * width)  # a full disk is told of here
+        kept = torch.from_file(str(path), shared=True, size=n_tokens * width, dtype=torch.bfloat16)
+        self.states = kept.view(n_tokens, width)
+        begins = accumulate(map(len, questions), initial=0)
+        self.places = {ids: slice(at, at + len(ids)) for ids, at in zip(questions, begins, strict=False)}
+        for at in range(0, len(questions), READ_AT_ONCE):
+            self._read(model, questions[at : at + READ_AT_ONCE])
+
+    @torch.no_grad()
+    def _read(self, model: SmolLMv3WithTRM, questions: list[tuple[int, ...]]) -> None:
+        ids, mask = pad_left(questions, 0)
+        mask = mask.bool().to(model.device)
+        embeddings = model.get_input_embeddings()(ids.to(model.device))
+        prompt = Prompt(decoder=model.model.language_model, embeddings=embeddings, mask=mask, n_slots=mask.sum(1))
+        layers = torch.cat(prompt.hidden_states(self.depths), dim=-1)
+        for row, question in zip(layers, questions, strict=True):
+            self.states[self.places[question]] = row[-len(question) :].to("cpu", torch.bfloat16)
+
+    def prompt(self, prompt: Prompt, questions: Sequence[tuple[int, ...]]) -> KeptPrompt:
+        """The same prompts, left-padded, with what was kept of them."""
+        batch, length, size = prompt.embeddings.shape
+        states = torch.zeros(batch, length, self.states.shape[1], dtype=torch.bfloat16)
+        for row, question in enumerate(questions):
+            states[row, length - len(question) :] = self.states[self.places[question]]
+        layers = states.to(prompt.embeddings.device).split(size, dim=-1)
+        return KeptPrompt(list(layers), prompt.mask, prompt)
+
+
+class ReasonerFirstModule(SmolLMTRMLightningModule):
+    """Trains the reasoner alone, on what `latents_per_step` asks of its latents; see `train_reasoner`."""
+
+    def on_fit_start(self) -> None:
+        """Read every question of both parts, once."""
+        super().on_fit_start()
+        data, reasoner = self.trainer.datamodule, self.model.reasoner
+        if not reasoner.read_depths:
+            raise UserMistake(f"reasoner={self.model.config.reasoner!r} reads nothing: choose 'trm' or 'compressor'")
+        if not any(annotations_in(row["answer"]) for row in data.train_set.rows):
+            raise UserMistake("no row has a calculator annotation <<...>>, whose results the latents are asked for")
+        examples = [example for part in (data.train_set, data.dev_set) for example in part.examples]
+        path = Path(self.trainer.default_root_dir) / f"states-{self.global_rank}.bin"
+        self.model.eval()
+        self.kept = KeptStates(self.model, [question_of(example) for example in examples], path)
+        self.model.train()
+
+    def on_fit_end(self) -> None:
+        """The states are of no use any more."""
+        Path(self.trainer.default_root_dir, f"states-{self.global_rank}.bin").unlink(missing_ok=True)
+
+    def thoughts(self, batch: dict[str, Tensor], **options) -> list[Thought]:
+        """What the reasoner thinks about a batch's questions, whose states are kept."""
+        ids, mask, slots = (
+            batch["input_ids"],
+            batch["attention_mask"].bool(),
+            self.model.model.spans(batch["input_ids"]),
+        )
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        before = mask & (columns < slots.int().argmax(1, keepdim=True))
+        questions = [tuple(row[real].tolist()) for row, real in zip(ids, before, strict=True)]
+        prompt = self.model.model.prompt_before(ids, batch["attention_mask"], slots)
+        return self.model.reasoner.think(self.kept.prompt(prompt, questions), **options)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of what latents say, per supervised token of an answer, as where both are trained."""
+        every = self.supervise == "all"
+        options = {"n_steps": None if every else self.draw_step(), "gradient_at_every_step": every}
+        thoughts = self.thoughts(batch, **options)[0 if every else -1 :]
+        losses = [self.latent_loss(thought.latents, batch["latent_labels"]) for thought in thoughts]
+        n_asked = (batch["latent_labels"] != IGNORED_LABEL).sum().clamp_min(1)
+        self.log("train_loss", losses[-1].detach() / n_asked, prog_bar=True, sync_dist=True)
+        for name, value in self.model.reasoner.logs(thoughts[-1]).items():
+            self.log(name, value)
+        return torch.stack(losses).mean() / self.step_totals(batch)[0]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss per result's token on the dev part, and the share of rows whose results are all right."""
+        labels = batch["latent_labels"]
+        asked = labels != IGNORED_LABEL
+        latents = self.thoughts(batch)[-1].latents
+        logits = self.model.reasoner.words(latents, self.model.lm_head)
+        loss = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
+        right = ((logits.argmax(-1) == labels) | ~asked).all(1)[asked.any(1)]
+        self.log_mean("dev_loss", loss / asked.sum().clamp_min(1), int(asked.sum()))
+        self.log_mean("dev_results_right", right.float().mean(), len(right))
+
+
+def question_of(example: EncodedExample) -> tuple[int, ...]:
+    """The ids of a row before its first slot."""
+    return tuple(example.prompt[: len(example.prompt) - example.n_behind])
