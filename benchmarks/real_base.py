@@ -1,6 +1,6 @@
 """Do latents carry on a real pretrained base? SmolLM2-135M, answering at once, on word problems or real GSM8K.
 
-    python benchmarks/real_base.py [--problems words] [--steps 150] [--seed 0] [--arms LoRA TRM] [--record]
+    python benchmarks/real_base.py [--problems words] [--steps 100] [--seed 0] [--arms LoRA TRM] [--record]
 
 A reasoner is trained alone first (`train_reasoner`), then LoRA and it together. LoRA alone gets the same number of
 steps of 16 problems, and as "LoRA, as long" as many as fit into the TRM's seconds, those alone included. All in bf16
@@ -28,12 +28,12 @@ from smollm_trm.evaluation.plots import plot_losses
 from smollm_trm.finetune import train_gsm8k, train_reasoner
 from smollm_trm.records import UserMistake
 
-SMALL_TRM = {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1, "dim": 256}
+SMALL_TRM = {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1, "dim": 256, "soft_words": True}
 AS_LONG = "LoRA, as long"
 ARMS: dict[str, dict[str, Any]] = {
     "LoRA": {"use_trm": False},
     AS_LONG: {"use_trm": False},
-    "compressor": {"reasoner": "compressor", "trm_kwargs": {"dim": 256}},
+    "compressor": {"reasoner": "compressor", "trm_kwargs": {"dim": 256, "soft_words": True}},
     "TRM": {"trm_kwargs": SMALL_TRM},
 }
 
@@ -42,8 +42,8 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = benchmark_options(__doc__)
     parser.add_argument("--problems", choices=("words", "gsm8k"), default="words", help="what is trained and asked")
-    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of LoRA, with or without a reasoner")
-    parser.add_argument("--reasoner_steps", type=int, default=1500, help="steps of 32 of the reasoner alone, before")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of LoRA, with or without a reasoner")
+    parser.add_argument("--reasoner_steps", type=int, default=1000, help="steps of 32 of the reasoner alone, before")
     parser.add_argument("--reasoner_rows", type=int, default=10_000, help="problems that these are of, each read once")
     parser.add_argument("--seed", type=int, default=0, help="of problems, weights and order")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms to train")

@@ -271,6 +271,22 @@ def test_a_latent_says_the_word_whose_embedding_it_is():
     assert (said.argmax(-1) == torch.arange(50)).float().mean() > 0.9
 
 
+def test_soft_words_are_mixtures_of_embeddings_by_what_is_said():
+    module = make_module(reasoner_settings={"soft_words": True})
+    model, batch = module.model, make_batch(module.model, ROWS[:4])
+    thought = model.think(batch["input_ids"], batch["attention_mask"])[-1]
+    table = model.get_input_embeddings().weight
+    expected = model.reasoner.words(thought.free, model.lm_head).softmax(-1) @ table
+    torch.testing.assert_close(thought.latents, expected)
+    labels = torch.full(thought.latents.shape[:2], 5)
+    logits = model.reasoner.words(thought.free, model.lm_head)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(module.latent_loss(thought, labels), loss)
+    module.on_train_batch_start(batch, 0)
+    _, gradients = loss_and_gradients(module, batch)
+    assert gradients["model.model.reasoner.to_embedding.weight"].abs().sum() > 0, "of the answer alone"
+
+
 @pytest.mark.parametrize("reasoner", ["trm", "compressor", "static"])
 def test_what_latents_say_is_trained_where_a_reasoner_says_something(reasoner):
     module = make_module(reasoner=reasoner)

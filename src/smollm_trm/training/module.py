@@ -120,7 +120,7 @@ class SmolLMTRMLightningModule(LightningModule):
             output = self.answer_from(batch, thought, num_items_in_batch=n_tokens)
             losses.append(output.loss)
             if thought is not None and "latent_labels" in batch:
-                said.append(self.latent_loss(thought.latents, batch["latent_labels"]) / n_tokens)
+                said.append(self.latent_loss(thought, batch["latent_labels"]) / n_tokens)
             if has_head:
                 halting.append(self.halting_part(thought, output.logits.detach(), batch["labels"], number, by_step))
         loss = torch.stack(losses).mean()
@@ -136,9 +136,10 @@ class SmolLMTRMLightningModule(LightningModule):
         given["logits_to_keep"] = supervised_columns(batch["labels"])
         return self.model(**given, use_cache=False, **options)
 
-    def latent_loss(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Summed loss of what latents `(B, M, D)` say against `(B, M)`, the results of the steps they stand for."""
+    def latent_loss(self, thought: Thought, labels: Tensor) -> Tensor:
+        """Summed loss of what a thought's M latents say against `(B, M)`, the results of the steps they stand for."""
         asked = labels != IGNORED_LABEL
+        latents = thought.latents if thought.free is None else thought.free
         logits = self.model.reasoner.words(latents[asked], self.model.lm_head) if bool(asked.any()) else None
         if logits is None:
             return 0.0 * latents.sum()

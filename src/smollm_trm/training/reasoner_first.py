@@ -120,7 +120,7 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
         every = self.supervise == "all"
         options = {"n_steps": None if every else self.draw_step(), "gradient_at_every_step": every}
         thoughts = self.thoughts(batch, **options)[0 if every else -1 :]
-        losses = [self.latent_loss(thought.latents, batch["latent_labels"]) for thought in thoughts]
+        losses = [self.latent_loss(thought, batch["latent_labels"]) for thought in thoughts]
         n_asked = (batch["latent_labels"] != IGNORED_LABEL).sum().clamp_min(1)
         self.log("train_loss", losses[-1].detach() / n_asked, prog_bar=True, sync_dist=True)
         for name, value in self.model.reasoner.logs(thoughts[-1]).items():
@@ -131,7 +131,8 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
         """Loss per result's token on the dev part, and the share of rows whose results are all right."""
         labels = batch["latent_labels"]
         asked = labels != IGNORED_LABEL
-        latents = self.thoughts(batch)[-1].latents
+        thought = self.thoughts(batch)[-1]
+        latents = thought.latents if thought.free is None else thought.free
         logits = self.model.reasoner.words(latents, self.model.lm_head)
         loss = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
         right = ((logits.argmax(-1) == labels) | ~asked).all(1)[asked.any(1)]

@@ -31,6 +31,9 @@ class CompressorSettings(ScaleSettings):
     """Width of the latents inside the reasoner; None takes the base's hidden size, at most 512."""
     n_read_layers: int = 3
     """Layers of the base that are read, evenly spaced and ending at the last."""
+    soft_words: bool = False
+    """Latents as mixtures of the base's token embeddings, by what they say, in place of free vectors: what a base knows
+    to read, where latents are asked for results."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +82,7 @@ class CompressedReader(Reasoner):
         )
         self.to_embedding = lecun_linear(self.dim, hidden_size)
         self.scale = LatentScale(hidden_size=hidden_size, gain=settings.gain)
+        self.soft_words = settings.soft_words
 
     def fit(self, prompt: Prompt) -> None:
         """Measure the statistics of the states that will be read."""
@@ -116,12 +120,16 @@ class CompressedReader(Reasoner):
     def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
         """One read pass of the base, then `reason`."""
         thoughts = self.reason(prompt.hidden_states(self.read_depths), prompt.mask, **options)
-        return [thought._replace(cache=prompt.cache) for thought in thoughts]
+        thoughts = [thought._replace(cache=prompt.cache) for thought in thoughts]
+        if not self.soft_words:
+            return thoughts
+        table = prompt.decoder.get_input_embeddings()
+        return [one._replace(latents=self.scale.soft_words(one.latents, table), free=one.latents) for one in thoughts]
 
     def forward(
         self, hidden_states: Tensor | list[Tensor], mask: Tensor, *, return_all_steps: bool = False
     ) -> Tensor | list[Tensor]:
-        """Latents `(B, M, D)` of the last step, or of every one; from layers read, `(B, L, D)`, mask `(B, L)`."""
+        """Free latents `(B, M, D)` of the last step, or of every one; from layers read, `(B, L, D)`, mask `(B, L)`."""
         layers = [hidden_states] if isinstance(hidden_states, Tensor) else hidden_states
         thoughts = self.reason(layers, mask.bool(), gradient_at_every_step=return_all_steps)
         return [thought.latents for thought in thoughts] if return_all_steps else thoughts[-1].latents

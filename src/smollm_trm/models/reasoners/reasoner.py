@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -33,6 +34,8 @@ class Thought(NamedTuple):
     """What the base has read, from which the answering pass goes on; None where the reasoner read nothing."""
     n_cached: int = 0
     """How many of the latents the cache holds behind the prompt."""
+    free: Tensor | None = None
+    """`(B, M, D)`, where latents are mixtures of words: the free latents that chose them, which `words` reads."""
 
 
 class ParameterGroup(NamedTuple):
@@ -132,10 +135,15 @@ class LatentScale(nn.Module):
         """Map `(..., D)` to `(..., D)`."""
         return self.anchor + self.gain * self.table_rms * states
 
-    def words(self, latents: Tensor, head: nn.Module) -> Tensor:
+    def words(self, latents: Tensor, head: nn.Linear | nn.Embedding) -> Tensor:
         """Logits `(..., V)` of the states behind latents, of deviation 4 where they point to no word."""
         states = (latents - self.anchor) / (self.gain * self.table_rms)
-        return head((4 * states / (self.table_rms * states.shape[-1] ** 0.5)).to(head.weight.dtype))
+        return F.linear((4 * states / (self.table_rms * states.shape[-1] ** 0.5)).to(head.weight.dtype), head.weight)
+
+    def soft_words(self, latents: Tensor, table: nn.Embedding) -> Tensor:
+        """The embeddings `(..., D)` of what latents say, each word by its probability."""
+        said = self.words(latents, table).float().softmax(-1)
+        return (said.to(table.weight.dtype) @ table.weight).to(latents.dtype)
 
 
 def latent_variation(latents: Tensor) -> Tensor:
