@@ -79,6 +79,16 @@ def test_an_adapter_is_trained_on_from_it(alone, tmp_path):
     assert module.model.config.base_training == "lora"
 
 
+def test_soft_words_say_the_last_result_to_the_end(base, tmp_path):
+    settings = {**ALONE, "model_name": base, "output_dir": str(tmp_path), "max_steps": 1}
+    settings |= {"num_latents": 6, "trm_kwargs": {**TINY_RUN["trm_kwargs"], "soft_words": True}}
+    trainer, _ = train_reasoner(**settings)
+    data = trainer.datamodule.dev_set
+    one_step = [at for at, row in enumerate(data.rows) if row["answer"].count("<<") == 1]
+    labels = data[one_step]["latent_labels"]
+    assert one_step and torch.equal(labels[:, :2], labels[:, 2:4]) and torch.equal(labels[:, :2], labels[:, 4:])
+
+
 def test_a_resumed_run_is_an_unbroken_one(alone, base, tmp_path):
     (_, unbroken), _ = alone
 

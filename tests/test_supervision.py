@@ -255,10 +255,12 @@ def test_latents_are_asked_for_each_steps_result_in_its_own_slots():
     ids = {text: encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("3\n", "28\n")}
     answer = "Ann has 7-4=<<7-4=3>>3.\nAnn needs 31-3=<<31-3=28>>28 more.\n#### 28"
     first, second = ([*ids[text], None, None, None, None][:3] for text in ("3\n", "28\n"))
-    assert encoder.results_for_latents(answer, 3) == [*first, *second, second[0]]  # the last one once more
+    assert encoder.results_for_latents(answer, 3) == [*first, *second, None]
+    assert encoder.results_for_latents(answer, 3, repeat_last=True) == [*first, *second, second[0]]
     wide = [[*ids[text], None, None][:4] for text in ("3\n", "28\n")]
     assert encoder.results_for_latents(answer, 4) == [*wide[0], *wide[1][:3]]
-    assert encoder.results_for_latents("It is 7-4=<<7-4=3>>3.\n#### 3", 3) == [*first, *first, first[0]]
+    one_step = "It is 7-4=<<7-4=3>>3.\n#### 3"
+    assert encoder.results_for_latents(one_step, 3, repeat_last=True) == [*first, *first, first[0]]
     assert encoder.results_for_latents("Seven less four.\n#### 3", 3) == [None] * 7
 
 

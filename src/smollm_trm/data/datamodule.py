@@ -37,6 +37,7 @@ class GSM8KDataset(Dataset):
         curriculum: Curriculum | None = None,
         seed: int | None = None,
         latents_per_step: int = 0,
+        repeat_last: bool = False,
     ) -> None:
         rows = annotated_rows(rows) if encoder.steps_from == "annotations" else rows
         self.encoder, self.curriculum = encoder, curriculum
@@ -44,6 +45,7 @@ class GSM8KDataset(Dataset):
         """Of drawn stages; None draws none."""
         self.latents_per_step = latents_per_step
         """Latents that are asked for the result of a step; 0 asks nothing."""
+        self.repeat_last = repeat_last
         encoded = [encoder.encode(row) for row in rows]
         window = None if max_length is None else max_length + encoder.num_latents
         kept = [at for at, example in enumerate(encoded) if window is None or len(example) <= window]
@@ -90,7 +92,8 @@ class GSM8KDataset(Dataset):
             return self.examples[index]
         batch = collate_examples([self.examples[i] for i in index or [0]], padding_token_id(self.encoder.tokenizer))
         if self.latents_per_step:
-            asked = (self.encoder.results_for_latents(self.rows[i]["answer"], self.latents_per_step) for i in index)
+            options = {"latents_per_step": self.latents_per_step, "repeat_last": self.repeat_last}
+            asked = (self.encoder.results_for_latents(self.rows[i]["answer"], **options) for i in index)
             labels = [[IGNORED_LABEL if one is None else one for one in row] for row in asked]
             batch["latent_labels"] = torch.tensor(labels or [[IGNORED_LABEL] * self.encoder.num_latents])
         if not index:
@@ -153,6 +156,7 @@ class GSM8KDataModule(LightningDataModule):
         seed: of the order of the training rows.
         curriculum: how much of a solution each stage writes; None writes what the encoder says.
         latents_per_step: latents that training asks for the result of each step of a solution; 0 asks nothing.
+        repeat_last: whether the latents behind the last result are asked for it again.
     """
 
     def __init__(
@@ -168,9 +172,10 @@ class GSM8KDataModule(LightningDataModule):
         seed: int = 0,
         curriculum: Curriculum | None = None,
         latents_per_step: int = 0,
+        repeat_last: bool = False,
     ) -> None:
         super().__init__()
-        self.latents_per_step = latents_per_step
+        self.asked = {"latents_per_step": latents_per_step, "repeat_last": repeat_last}
         self.encoder, self.splits = encoder, splits
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length = max_length
@@ -187,7 +192,7 @@ class GSM8KDataModule(LightningDataModule):
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if stage in ("fit", "validate", None) and self.train_set is None:
             options = {"encoder": self.encoder, "max_length": self.max_length, "curriculum": self.curriculum}
-            options["latents_per_step"] = self.latents_per_step
+            options |= self.asked
             self.train_set = GSM8KDataset(self.splits.gsm8k_train[: self.max_samples], seed=self.seed, **options)
             self.dev_set = GSM8KDataset(self.splits.gsm8k_test[: self.max_dev_samples], **options)
             if self.curriculum is not None:

@@ -219,15 +219,15 @@ class PromptEncoder:
         """What the model is to write behind the span, without the end of text."""
         return "".join(self.completion_parts(answer))
 
-    def results_for_latents(self, answer: str, latents_per_step: int) -> list[int | None]:
+    def results_for_latents(self, answer: str, latents_per_step: int, *, repeat_last: bool = False) -> list[int | None]:
         """What each latent is to say: a solution's results in order, each in its own latents and ended by a newline,
-        the last of them once more in all that are left; None for latents that may say anything.
+        the last, if asked for, once more in all that are left; None for latents that may say anything.
         """
         asked: list[int | None] = [None] * self.num_latents
         results = [step.strip("<>").rpartition("=")[2] + "\n" for step in annotations_in(answer)]
         tokens = self.tokenizer(results, add_special_tokens=False)["input_ids"] if results else [[]]
         places = range(0, self.num_latents, latents_per_step)
-        for at, result in zip(places, chain(tokens, repeat(tokens[-1])), strict=False):
+        for at, result in zip(places, chain(tokens, repeat(tokens[-1] if repeat_last else [])), strict=False):
             room = min(latents_per_step, self.num_latents - at)
             asked[at : at + room] = [*result, *[None] * room][:room]
         return asked

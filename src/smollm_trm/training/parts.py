@@ -138,6 +138,7 @@ def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLi
     options = {name: getattr(settings, name) for name in (*names, "curriculum")}
     if settings.use_trm and settings.target == "answer":  # elsewhere the model writes its steps
         options["latents_per_step"] = settings.latents_per_step
+        options["repeat_last"] = module.model.reasoner is not None and module.model.reasoner.repeats_last
     data = GSM8KDataModule(encoder=module.model.encoder, splits=splits, **options)
     data.setup("fit")
     return data

@@ -82,7 +82,7 @@ class CompressedReader(Reasoner):
         )
         self.to_embedding = lecun_linear(self.dim, hidden_size)
         self.scale = LatentScale(hidden_size=hidden_size, gain=settings.gain)
-        self.soft_words = settings.soft_words
+        self.soft_words = self.repeats_last = settings.soft_words  # a mixture of words always says something
 
     def fit(self, prompt: Prompt) -> None:
         """Measure the statistics of the states that will be read."""

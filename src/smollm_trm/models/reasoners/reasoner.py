@@ -69,6 +69,8 @@ class Reasoner(nn.Module, ABC):
     n_supervision_steps: int = 1
     read_depths: Sequence[int] = ()
     """Layers of the base whose hidden states `think` reads; none where it reads nothing."""
+    repeats_last: bool = False
+    """Whether latents that are asked for results say the last one again where steps are fewer than they."""
     wants_fp32_base: ClassVar[bool] = False
     """Whether the base's weights have to be fp32, under autocast where training is to be in half precision."""
 
