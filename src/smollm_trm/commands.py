@@ -49,6 +49,8 @@ class EvaluationSettings:
     """Worked examples, from GSM8K's training part, that an untuned base is shown first; the field reports 8."""
     precision: str = "auto"
     """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
+    trust_remote_code: bool = False
+    """Run code that an untuned base brings with it; without this word none is run."""
     overwrite: bool = False
     """Make predictions anew that were made before, with other settings or by a model that was trained again."""
     seed: int = 42
@@ -84,7 +86,7 @@ class EvaluationSettings:
 
     def of_base(self) -> dict[str, Any]:
         """What says how a model is loaded."""
-        return {name: getattr(self, name) for name in ("target", "prompt_format", "precision")}
+        return {name: getattr(self, name) for name in ("target", "prompt_format", "precision", "trust_remote_code")}
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ def ask(
     target: str | None = None,
     prompt_format: str | None = None,
     precision: str = "auto",
+    trust_remote_code: bool = False,
 ) -> str:
     """Answer one question, or, without one, every line that is typed, word by word.
 
@@ -221,12 +224,14 @@ def ask(
         target: what an untuned base is to write, "steps" (the default) or "answer".
         prompt_format: how an untuned base is asked, "plain" (the default) or "chat".
         precision: of the base's weights, "auto", "fp32", "bf16" or "fp16".
+        trust_remote_code: run code that an untuned base brings with it; without this word none is run.
     """
     if question is not None:
         check_question(question)
     if max_new_tokens < 1 or not 0 <= temperature < 100:
         raise UserMistake(f"max_new_tokens={max_new_tokens}, temperature={temperature}: at least 1, and 0 to 100")
-    settings = EvaluationSettings(target=target, prompt_format=prompt_format, precision=precision)
+    how = {"target": target, "prompt_format": prompt_format, "precision": precision}
+    settings = EvaluationSettings(**how, trust_remote_code=trust_remote_code)
     from smollm_trm.evaluation.loading import load_for_evaluation
 
     loaded = load_for_evaluation(model, **settings.of_base())

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
-    *("gradient_checkpointing", "eval_batch_size", "patience", "sample_answers"),
+    *("gradient_checkpointing", "eval_batch_size", "patience", "sample_answers", "trust_remote_code"),
 )
 ONLY_WITH_TRM = ("reasoner", "num_latents", "latents_per_step", "trm_kwargs", "trm_learning_rate", "supervise")
 
@@ -153,19 +153,24 @@ def finish_run(
     module.model.config.notes |= {"training": figures}
     write_whole(folder / "model", module.model.save_pretrained)
     figures |= {"settings": asdict(settings), **device_and_precision(module.model)}
-    write_json(folder / "results.json", {**figures, "model_files": exported_sizes(folder), **run_record()})
+    write_json(folder / "results.json", {**figures, "model_files": exported_files(folder), **run_record()})
 
 
-def exported_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file of a run's saved model, but for the two that evaluations write in."""
-    files = (path for path in (folder / "model").rglob("*") if path.is_file())
-    return {path.name: path.stat().st_size for path in files if path.name not in (CONFIG_FILE, "README.md")}
+def exported_files(folder: Path) -> dict[str, str]:
+    """Bytes and checksum (of its first 256 MiB) of each file of a run's saved model, but for the two that evaluations
+    write in."""
+    found = {}
+    for path in sorted((folder / "model").rglob("*")):
+        if path.is_file() and path.name not in (CONFIG_FILE, "README.md"):
+            with open(path, "rb") as file:
+                found[path.name] = f"{path.stat().st_size} {hashlib.sha256(file.read(2**28)).hexdigest()}"
+    return found
 
 
 def is_exported(folder: Path) -> bool:
     """Whether a finished run's results and its saved model are there and whole."""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return bool(read_config(folder / "model")) and results["model_files"] == exported_sizes(folder)
+        return bool(read_config(folder / "model")) and results["model_files"] == exported_files(folder)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False

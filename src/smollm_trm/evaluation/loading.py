@@ -34,15 +34,24 @@ def saved_or_downloaded(model: str) -> Path | None:
 
 
 def load_for_evaluation(
-    model: str, *, target: str | None = None, prompt_format: str | None = None, precision: str = "auto"
+    model: str,
+    *,
+    target: str | None = None,
+    prompt_format: str | None = None,
+    precision: str = "auto",
+    trust_remote_code: bool = False,
 ) -> SmolLMv3WithTRM:
     """A saved model or a training run (a folder, or a name on the Hub), or an untuned base, without a think block."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype, asked = dtypes.get(precision) or default_dtype(), {"target": target, "prompt_format": prompt_format}
     asked = {name: value for name, value in asked.items() if value is not None}
+    if trust_remote_code:
+        asked["trust_remote_code"] = True
     if (saved := saved_or_downloaded(model)) is not None:
         for name, value in asked.items():
-            raise UserMistake(f"{name}={value!r}: {model} is a saved model, which is asked as it was trained")
+            raise UserMistake(
+                f"{name}={value!r} is for an untuned base: {model} is a saved model, asked as it was trained"
+            )
         return SmolLMv3WithTRM.from_pretrained(saved, dtype=dtype)
     base = SmolLMv3WithTRM.from_base(model, base_training="frozen", reasoner=None, dtype=dtype, think=False, **asked)
     return base.to(default_device()).eval()

@@ -80,6 +80,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         tiny_texts: list[str] | None = None,
         seed: int = 0,
         calibration: Sequence[str] = CALIBRATION_QUESTIONS,
+        trust_remote_code: bool = False,
         **config: Any,
     ) -> Self:
         """A base with a fresh adapter and a fresh reasoner.
@@ -91,6 +92,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             tiny_texts: what the tokenizer of "tiny" is trained on.
             seed: of every new weight; the global random state is left as it was.
             calibration: questions that a fresh reasoner's statistics are measured on; none leaves it to training.
+            trust_remote_code: run code that the base brings with it; without this word none is run, and nothing asks.
             config: fields of `LatentReasoningConfig`, such as `reasoner`, `num_latents`, `target`.
         """
         refuse_unknown_names(config)
@@ -100,7 +102,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 earlier, base = model_name, model_name.as_base(with_adapter=training == "lora")
                 config.setdefault("base_model", "" if training == "full" else earlier.config.base_model)
             else:
-                base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
+                options = {"tiny_texts": tiny_texts, "seed": seed, "trust_remote_code": trust_remote_code}
+                base = load_base(model_name, dtype=dtype, **options)
             place = str(Path(base.name).expanduser().resolve()) if base.name and is_local(base.name) else base.name
             config.setdefault("base_model", "" if training == "full" else place)
             if config.get("reasoner", "trm") is not None:
@@ -149,6 +152,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         device: torch.device | str = "auto",
         attn_implementation: str | None = None,
         revision: str | None = None,
+        trust_remote_code: bool | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a saved model, on the base it names.
@@ -160,6 +164,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 the reasoner wants it.
             device: where to; "auto" is the GPU where there is one.
             attn_implementation: "sdpa", "eager", ...; transformers' choice when None.
+            trust_remote_code: run code that `model_name` brings; never that of a base which only the saved model names.
             kwargs: what transformers' own loading passes on; not used, as `args`.
 
         Raises:
@@ -168,6 +173,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         for name in ("device_map", "quantization_config", "load_in_4bit", "load_in_8bit"):
             if kwargs.get(name) is not None:
                 raise UserMistake(f"from_pretrained: {name} is not supported; choose device and dtype")
+        if trust_remote_code and not isinstance(model_name, str):
+            raise UserMistake("trust_remote_code=True: only the saved model names that base; name it by model_name")
         dtype = kwargs.get("torch_dtype") or dtype
         folder = saved_model_folder(pretrained_model_name_or_path, revision)
         config = read_config(folder)
@@ -181,7 +188,10 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             if model_name is None and not config.base_model:
                 model = cls._with_saved_base(folder, config, dtype)
             else:
-                model = cls._with_named_base(folder, config, dtype, model_name or config.base_model)
+                base = load_base(
+                    model_name or config.base_model, dtype=dtype, trust_remote_code=bool(trust_remote_code)
+                )
+                model = cls._with_named_base(folder, config, base)
             if config.base_training == "lora":
                 load_adapter(model.model.language_model, folder / ADAPTER_FOLDER)
         tokenizer = part_of_base(AutoTokenizer, str(folder))
@@ -207,11 +217,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         return model
 
     @classmethod
-    def _with_named_base(
-        cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype, model_name: str | BaseAndTokenizer
-    ) -> Self:
+    def _with_named_base(cls, folder: Path, config: LatentReasoningConfig, base: LoadedBase) -> Self:
         """A model on a base that lies elsewhere, with the reasoner from its folder."""
-        base = load_base(model_name, dtype=dtype)
         if config.reasoner is not None and config.prompt_format == "coconut":
             base = with_markers(base)
         base = with_rows(base, config.vocab_size)

@@ -49,7 +49,7 @@ def check_fits(settings: TrainSettings) -> None:
         config = read_config(saved_model_folder(settings.load_model_path))
         size, depth = config.hidden_size, config.num_hidden_layers
     elif settings.model_name != "tiny":
-        config = base_config(settings.model_name)
+        config = base_config(settings.model_name, trust_remote_code=settings.trust_remote_code)
         size, depth = config.hidden_size, config.num_hidden_layers
     shape = {"num_latents": num_latents, "hidden_size": size, "depth": depth}
     with torch.device("meta"):
@@ -117,6 +117,7 @@ def build_module(
         tiny_texts=texts,
         seed=settings.seed,
         calibration=(),
+        trust_remote_code=settings.trust_remote_code,
         **settings.model_config(),
     )
     if settings.gradient_checkpointing:

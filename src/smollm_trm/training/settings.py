@@ -27,6 +27,8 @@ class TrainSettings(Curriculum):
     """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
     model_name: str = "HuggingFaceTB/SmolLM3-3B"
     """Base model: a Hub name, a local folder, a GGUF file, or "tiny" (a small SmolLM3 with random weights)."""
+    trust_remote_code: bool = False
+    """Run code that model_name brings with it; without this word none is run."""
     load_model_path: str | None = None
     """Folder of an earlier run or saved model to start from: its base, its adapter and, where it is the same one, its
     reasoner. Without it, model_name."""
@@ -162,6 +164,8 @@ class TrainSettings(Curriculum):
                 raise UserMistake(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise UserMistake(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
+        if self.trust_remote_code and self.load_model_path is not None:
+            raise UserMistake("trust_remote_code=True is for model_name: leave it or load_model_path out")
         if self.dev_path is not None and self.dataset_path is None:
             raise UserMistake(f"dev_path={self.dev_path!r}: give dataset_path too, the rows to train on")
         if self.mode is not None and self.target != "steps":
