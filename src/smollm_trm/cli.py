@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from smollm_trm.records import UserMistake, first_line, installed_versions, name_hint, settings_from
+from smollm_trm.records import AboveBars, UserMistake, first_line, installed_versions, name_hint, settings_from
 
 DEEPEST = 20
 LONGEST_LINE = 1000
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The program: a mistake of the user's is one line on standard error and exit code 2, a bug has its traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=AboveBars())
     warnings.filterwarnings("ignore", category=FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -280,8 +280,7 @@ def train(settings: "TrainSettings") -> str:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise."""
     from smollm_trm.finetune import train_gsm8k
 
-    if settings.progress:
-        logging.getLogger("smollm_trm").setLevel(logging.INFO)  # what is trained, and from which step
+    logging.getLogger("smollm_trm").setLevel(logging.INFO)  # what is trained, from which step, in which stage
     trainer, _ = train_gsm8k(**vars(settings))
     folder = settings.output_dir
     return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""

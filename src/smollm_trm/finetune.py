@@ -32,7 +32,7 @@ from smollm_trm.training.parts import (
     gather_splits,
     pick_precision,
 )
-from smollm_trm.training.run import Run, begin_run, fit_run, load_average, steps_done
+from smollm_trm.training.run import begin_run, fit_run, load_average, steps_done
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
 
@@ -43,11 +43,6 @@ MAY_CHANGE = (
     *("gradient_checkpointing", "eval_batch_size", "patience", "sample_answers", "trust_remote_code"),
 )
 ONLY_WITH_TRM = ("reasoner", "num_latents", "latents_per_step", "trm_kwargs", "trm_learning_rate", "supervise")
-
-
-def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:
-    """The checkpoint that `resume` asks for; a run begun with other settings or rows (`split`) is refused."""
-    return begin_run(run, {**asdict(settings), "split": split}, may_change=uncounted(settings))
 
 
 def uncounted(settings: TrainSettings) -> tuple[str, ...]:
@@ -95,20 +90,21 @@ def train_gsm8k(
     pick_precision(settings.precision)
     splits = gather_splits(settings, train_dataset, test_dataset)
     with only_run_in(run.folder), quiet_lightning():
-        checkpoint = checkpoint_to_resume(run, settings, split=splits.fingerprint)
-        first_step = steps_done(checkpoint)
+        noted = {**asdict(settings), "split": splits.fingerprint}
+        start = begin_run(run, noted, may_change=uncounted(settings), may_rise=True)
+        first_step = steps_done(start.checkpoint)
         precision, dtype = pick_precision(settings.precision)
-        module = build_module(settings, splits, dtype, base=base, answer_test=answer_test)
+        module = build_module(settings, splits, dtype, base=base, answer_test=answer_test, begins_at=start.raised_at)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
-        trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
+        trainer = build_trainer(settings, run, start, precision=precision, n_batches=n_batches)
         parts, rows = list(module.parameters()), settings.batch_size * settings.accumulate_grad_batches
         trained, total = sum(p.numel() for p in parts if p.requires_grad), sum(p.numel() for p in parts)
         logger.info(
             f"training {trained:,} of {total:,} parameters on {len(data.train_set):,} examples, {rows} a step and "
             f"process, on {trainer.strategy.root_device} in {precision}, into {run.folder}"
         )
-        fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
+        fit_run(run, trainer, module, checkpoint=start.checkpoint, datamodule=data)
         if trainer.global_step == first_step:
             logger.warning("%s: this run ended at step %d; nothing was trained", run.folder, first_step)
         finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOBase
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -88,6 +89,17 @@ def without_local_paths(text: str) -> str:
     for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
         text = re.sub(rf"(?<![\w.~/-]){re.escape(str(folder))}(?![^/\s'\",])/?", short + "/", text)
     return re.sub(r"(?<![\w.~/-])/(?:[^\s'\",=/]+/)*(?=[\w.])", "", text)
+
+
+class AboveBars(TextIOBase):
+    """Standard error for messages: they stand above a progress bar, not behind it."""
+
+    def write(self, text: str) -> int:
+        """Clear what bars are drawn, write, draw them again."""
+        from tqdm import tqdm  # a command that says nothing does not wait for it
+
+        tqdm.write(text, file=sys.stderr, end="")
+        return len(text)
 
 
 def first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 
-from smollm_trm.bars import KeepMoving, is_watched, progress_bar
+from smollm_trm.bars import KeepMoving, progress_bar
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.data.reasoning_dataset import row_with_final_mark
 from smollm_trm.data.rows import check_row
@@ -92,11 +92,10 @@ def evaluate_gsm8k(
     if overwrite and predictions_path is not None:
         remove_path(Path(predictions_path))
     file = PredictionFile(settings=settings, path=predictions_path, rows=rows)
-    style = {"unit": "problem", "disable": not progress, "mininterval": 0.1 if is_watched() else 10}  # seconds
-    bar = progress_bar(total=len(rows), initial=len(file.by_index), **style)
-    written = dict(options)
+    bar = progress_bar(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress)
+    moving, written = KeepMoving(bar, at_most=options["max_new_tokens"]), dict(options)
     if isinstance(model, GenerationMixin):
-        written["stopping_criteria"] = [KeepMoving(bar)]
+        written["stopping_criteria"] = [moving]
     with bar, _evaluating(model):
         for batch in _batches(rows, max(1, batch_size // samples_per_problem)):
             if all(index in file.by_index for index in batch):
@@ -106,7 +105,7 @@ def evaluate_gsm8k(
                     torch.manual_seed(seed + batch[0])
                 file.add(_answer(model, rows, batch, donors, samples_per_problem, written, before))
             right = sum(line["correct"] for line in file.by_index.values())
-            bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right", refresh=False)
+            moving.show_score(f"{100 * right / len(file.by_index):.1f}% right")
             bar.update(len(file.by_index) - bar.n)
     return {**summarised_predictions(file.by_index.values(), file.settings), **device_and_precision(model)}
 

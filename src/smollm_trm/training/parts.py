@@ -20,7 +20,7 @@ from smollm_trm.models.storage import read_config, saved_model_folder
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
 from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
-from smollm_trm.training.run import Run, build_run_trainer
+from smollm_trm.training.run import Run, Start, build_run_trainer
 from smollm_trm.training.settings import PRECISIONS, TrainSettings
 from smollm_trm.training.stages import Stages
 from smollm_trm.training.watch import CollapseWarning, SampleAnswers
@@ -171,10 +171,12 @@ def describe_run(settings: TrainSettings) -> Run:
     )
 
 
-def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batches: int, first_step: int) -> Trainer:
-    """Lightning's trainer for the settings, given the batches of an epoch and the steps of earlier sessions."""
+def build_trainer(settings: TrainSettings, run: Run, start: Start, *, precision: str, n_batches: int) -> Trainer:
+    """Lightning's trainer for the settings, given the batches of an epoch."""
     names = ("devices", "num_nodes", "strategy", "max_steps", "accumulate_grad_batches")
     own = {name: getattr(settings, name) for name in names}
+    steps = -(-n_batches // settings.accumulate_grad_batches)  # an epoch's; a raised max_steps needs more of them
+    epochs = max(settings.num_epochs, -(-settings.max_steps // steps)) if start.raised_at else settings.num_epochs
     stages = []
     if settings.curriculum is not None:
         stages.append(Stages(reset_optimizer=settings.reset_optimizer))
@@ -182,10 +184,10 @@ def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batche
             own["strategy"] = "ddp_find_unused_parameters_true"  # in stage 0 nothing asks the reasoner
     return build_run_trainer(
         run,
-        first_step=first_step,
+        start,
         callbacks=[CollapseWarning(), SampleAnswers(settings.sample_answers), *stages],
         precision=precision,
-        max_epochs=settings.num_epochs,
+        max_epochs=epochs,
         gradient_clip_val=settings.gradient_clip,
         **pick_intervals(settings, n_batches),
         **own,

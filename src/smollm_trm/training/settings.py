@@ -66,7 +66,8 @@ class TrainSettings(Curriculum):
     num_epochs: int = 3
     """Passes over the training rows."""
     max_steps: int = -1
-    """Optimizer steps at most; -1 for no limit but the epochs."""
+    """Optimizer steps at most; -1 for no limit but the epochs. A run that has ended goes on where this is raised,
+    with a new warm-up and cosine."""
     learning_rate: float = 2e-4
     """Peak learning rate of the adapter."""
     trm_learning_rate: float | None = None
