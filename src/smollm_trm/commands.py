@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,6 +205,44 @@ def compare(settings: CompareSettings) -> str:
     return f"{settings.problems}{shots}\n{comparison}\nplot in {folder / 'comparison.png'}"
 
 
+@dataclass(frozen=True)
+class LmEvalSettings(EvaluationSettings):
+    """Settings of `smollm-trm lm-eval`."""
+
+    model: str
+    """Folder of a saved model or of a training run, or a base model by name or folder."""
+    tasks: str = "gsm8k_latent"
+    """Tasks of the harness by name, or YAML files of tasks, with commas between; "gsm8k_latent" is ours, of these
+    problems. A model with latents is asked the others by its chat template, which writes the span."""
+    output_dir: str = "outputs/lm-eval"
+    """Problems and results go here."""
+
+
+def lm_eval(settings: LmEvalSettings) -> str:
+    """Let EleutherAI's harness ask and grade a saved model or an untuned base."""
+    from smollm_trm.data.rows import write_jsonl
+    from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK, evaluate_tasks, evaluate_with_lm_eval, shown_tables
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, worked_examples
+
+    file = Path(settings.output_dir) / f"{settings.file_name}.jsonl"
+    tasks, found = [task.strip() for task in settings.tasks.split(",") if task.strip()], []
+    model = load_for_evaluation(settings.model, **settings.of_base())
+    if LM_EVAL_TASK in tasks:
+        rows, split = problems_of(**settings.of_data(), models=[settings.model])
+        write_jsonl(file, rows[: settings.max_samples])
+        shown = {"worked_examples": worked_examples(settings.shots, settings.data_dir, split)}
+        found.append(evaluate_with_lm_eval(model, file, batch_size=settings.batch_size, **shown))
+        tasks.remove(LM_EVAL_TASK)
+    if tasks:
+        chat = model.config.think or settings.prompt_format == "chat"
+        how = {"num_fewshot": settings.shots, "limit": settings.max_samples, "apply_chat_template": chat}
+        found.append(evaluate_tasks(model, tasks, batch_size=settings.batch_size, **how))
+    report = file.with_suffix(".json")
+    write_json(report, {"results": [one["results"] for one in found], **run_record()})
+    label = ", chat format" if settings.prompt_format == "chat" else ""
+    return f"{settings.problems}, {settings.shots}-shot{label}\n{shown_tables(found)}results in {report}"
+
+
 def ask(
     model: str,
     question: str | None = None,
@@ -214,7 +253,7 @@ def ask(
     precision: str = "auto",
     trust_remote_code: bool = False,
 ) -> str:
-    """Answer one question, or, without one, every line that is typed, word by word.
+    """Answer one question, or, without one, converse, word by word (what was said before counts in chat format).
 
     Args:
         model: folder of a saved model or of a training run, or a base model by name or folder.
@@ -242,13 +281,15 @@ def ask(
     from transformers import TextStreamer
 
     streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sys.stderr.write("type a question; an empty line ends\n" if sys.stdin.isatty() else "")
-    for line in map(str.strip, sys.stdin):
-        if not line and sys.stdin.isatty():
-            break
-        if line:
-            check_question(line)
-            loaded.generate_with_thinking(line, streamer=streamer, **options)
+    said: list[dict[str, str]] = []
+    sys.stderr.write("type a question; an empty line ends\n" if (typed := sys.stdin.isatty()) else "")
+    with suppress(EOFError):
+        while (line := input("> " if typed else "").strip()) or not typed:
+            if line:
+                check_question(line)
+                said = [*(said if loaded.config.prompt_format == "chat" else ()), {"role": "user", "content": line}]
+                [answer] = loaded.generate_with_thinking([said], streamer=streamer, **options)
+                said.append({"role": "assistant", "content": answer.strip()})
     return ""
 
 

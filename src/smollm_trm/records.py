@@ -76,9 +76,11 @@ def installed_versions() -> dict[str, str]:
 
 def run_record() -> dict[str, Any]:
     """Command, versions and machine, as plain values."""
-    given = [Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]
+    program, given = Path(sys.argv[0]), [*map(without_local_paths, sys.argv[1:])]
+    started = {"__main__.py": ["python", "-m", program.parent.name], "smollm-trm": ["smollm-trm"]}
+    script = ["python"] * (program.suffix == ".py") + [without_local_paths(str(program))]
     return {
-        "command": re.sub(r"'~/([\w./-]*)'", r"~/\1", shlex.join(given)),
+        "command": re.sub(r"'~/([\w./-]*)'", r"~/\1", shlex.join([*started.get(program.name, script), *given])),
         "versions": installed_versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }

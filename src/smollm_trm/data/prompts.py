@@ -180,12 +180,13 @@ class PromptEncoder:
         )
         return f"{head}{WITHOUT_COMPLETION}{CONVERSATION}{body}{SPAN}{span}{COMPLETION}"
 
-    def prompt_text(self, question: str) -> str:
-        """The whole prompt as text: question, slots, `</think>`. The slot's token in a question is left out."""
+    def prompt_text(self, question: str | list[dict[str, str]]) -> str:
+        """The whole prompt as text: question (or messages up to one), slots, `</think>`; no slot in a question."""
         if self.slot_token and self.slot_token in question:
             prompt_log.warning("left the latent slot's own token out of a question: %.60r", question)
             question = question.replace(self.slot_token, "")
-        chat, how = [{"role": "user", "content": question}], {"add_generation_prompt": True, "tokenize": False}
+        chat = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        how = {"add_generation_prompt": True, "tokenize": False}
         return self.tokenizer.apply_chat_template(chat, chat_template=self.template, **how)
 
     def encode_prompt(self, question: str) -> list[int]:

@@ -67,14 +67,11 @@ def evaluate_gsm8k(
     rows = [check_row(row, where=f"problem {at} of the dataset") for at, row in enumerate(rows)]
     if not rows:
         raise UserMistake("the dataset has no problems to evaluate on")
-    if worked_examples and model.config.think:
-        raise UserMistake("worked examples are for an untuned base: this model is asked as it was trained")
     options = {"do_sample": samples_per_problem > 1, **generation_kwargs}
     if samples_per_problem > 1:
         options.setdefault("temperature", VOTE_TEMPERATURE)
     options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
-    shown = [(row["question"], model.encoder.completion_text(row["answer"])) for row in worked_examples]
-    before = "".join(f"{question}\nAnswer:{solution}\n\nQuestion: " for question, solution in shown)
+    before = shown_first(model, worked_examples)
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
     sampled, precision = options["do_sample"], device_and_precision(model)["precision"]
     settings = {
@@ -88,6 +85,7 @@ def evaluate_gsm8k(
         "batch_size": None if precision in (None, "float32") and not sampled else batch_size,  # changes no text then
         "generation": dict(sorted(options.items())),
         **({"shots": len(worked_examples), "examples": split_fingerprint(worked_examples)} if before else {}),
+        **({"prompt_format": asked} if (asked := prompt_format_of(model)) != "plain" else {}),
     }
     if overwrite and predictions_path is not None:
         remove_path(Path(predictions_path))
@@ -108,6 +106,20 @@ def evaluate_gsm8k(
             moving.show_score(f"{100 * right / len(file.by_index):.1f}% right")
             bar.update(len(file.by_index) - bar.n)
     return {**summarised_predictions(file.by_index.values(), file.settings), **device_and_precision(model)}
+
+
+def prompt_format_of(model: Any) -> str:
+    """How a model is asked."""
+    config = getattr(model, "config", None)
+    return "plain" if getattr(config, "think", True) else config.prompt_format
+
+
+def shown_first(model: Any, worked_examples: Sequence[Mapping[str, str]]) -> str:
+    """Worked examples as they stand before a question, to an untuned base; nothing without any."""
+    if worked_examples and model.config.think:
+        raise UserMistake("worked examples are for an untuned base: this model is asked as it was trained")
+    shown = [(row["question"], model.encoder.completion_text(row["answer"])) for row in worked_examples]
+    return "".join(f"{question}\nAnswer:{solution}\n\nQuestion: " for question, solution in shown)
 
 
 def longest_completion(model: Any, rows: Sequence[Mapping[str, str]]) -> int:

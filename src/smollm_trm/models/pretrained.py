@@ -26,7 +26,7 @@ from smollm_trm.models.adapters import (
     take_off_adapter,
 )
 from smollm_trm.models.configuration import LatentReasoningConfig, readable, refuse_unknown_names
-from smollm_trm.models.hub import model_card, push_model
+from smollm_trm.models.hub import license_of, model_card, push_model
 from smollm_trm.models.loading import (
     BaseAndTokenizer,
     LoadedBase,
@@ -113,6 +113,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 base = with_rows(base, config["slot_token_id"] + 1)
             text_config = copy.deepcopy(base.decoder.config)
             text_config.name_or_path = ""
+            if base.name and is_local(base.name) and (license := license_of(base.name)):
+                config["notes"] = {"license": license, **(config.get("notes") or {})}  # the card may be far from it
             torch.manual_seed(seed)
             model = cls.assemble(base, LatentReasoningConfig(text_config=text_config, **config))
             if training == "lora" and not (earlier and adapter_layers(base.decoder)):

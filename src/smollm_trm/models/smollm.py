@@ -174,7 +174,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
 
     def generate_with_thinking(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str | list[dict[str, str]]],
         *,
         max_new_tokens: int | None = None,
         latents_from: Sequence[str] | None = None,
@@ -189,6 +189,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         If the model itself writes `<think>`, generation stops there, a span is appended and filled, and it goes on.
 
         Args:
+            prompts: a question, or several; one may be a whole conversation, messages that end in a user's.
             max_new_tokens: tokens to generate at most; 256 unless a `generation_config` says otherwise.
             latents_from: other questions whose latents are put in instead (the shuffled control).
             rethink: whether a `<think>` of the model's own gets a span; None: yes, except with beams or a streamer.

@@ -14,6 +14,20 @@ from smollm_trm.training.optim import OptimizerSettings
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """What everyone calls them, and what Lightning does."""
 
+HELP_GROUPS = (
+    {
+        "mode": "A curriculum over the steps of a solution",
+        "dataset_path": "Data",
+        "model_name": "Model",
+        "target": "What is asked and written",
+        "batch_size": "Training",
+        "precision": "Machine",
+        "val_check_interval": "Validation, checkpoints and logs",
+    },
+    {"trm_kwargs": reasoner_class("trm").Settings, "lora_kwargs": LoraSettings},
+)
+"""Headings of `train --help`, by the first option below each; options that hold fields, of the reasoner "trm" here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Curriculum):
@@ -25,6 +39,12 @@ class TrainSettings(Curriculum):
     """A file of its own for the dev part of dataset_path, all of which is trained on then."""
     data_dir: str | None = None
     """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
+    max_length: int = 512
+    """Tokens of question and solution, the latents on top; longer rows are dropped with a count."""
+    max_samples: int | None = None
+    """Train on so many rows only; None for all."""
+    max_dev_samples: int | None = None
+    """Validate on so many dev rows only; None for all."""
     model_name: str = "HuggingFaceTB/SmolLM3-3B"
     """Base model: a Hub name, a local folder, a GGUF file, or "tiny" (a small SmolLM3 with random weights)."""
     trust_remote_code: bool = False
@@ -40,8 +60,6 @@ class TrainSettings(Curriculum):
     """What fills the span: "trm", "coconut", or the controls "compressor", "static" and "pause"."""
     num_latents: int = 256
     """M, slots in the think block; under a curriculum c_thought * max_latent_stage."""
-    reset_optimizer: bool = False
-    """Begin every stage with a fresh optimizer."""
     latents_per_step: int = 4
     """Latents that training asks, besides the answer, for the result of each step that is not written (target="answer",
     rows with calculator annotations, reasoners "trm" and "compressor"); 0 asks nothing."""
@@ -79,6 +97,8 @@ class TrainSettings(Curriculum):
     """Share of the run in which the learning rates climb to their peak."""
     optimizer: str = "adamw"
     """"adamw", or "adamw_8bit" where bitsandbytes is installed."""
+    reset_optimizer: bool = False
+    """Begin every stage with a fresh optimizer."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     accumulate_grad_batches: int = 4
@@ -97,12 +117,6 @@ class TrainSettings(Curriculum):
     """Nodes."""
     strategy: str = "auto"
     """Lightning's strategy; "auto" takes DDP for several devices."""
-    max_length: int = 512
-    """Tokens of question and solution, the latents on top; longer rows are dropped with a count."""
-    max_samples: int | None = None
-    """Train on so many rows only; None for all."""
-    max_dev_samples: int | None = None
-    """Validate on so many dev rows only; None for all."""
     val_check_interval: float = 1.0
     """Share of an epoch between validations; above 1, a number of batches. They fall on optimizer steps; the run's end
     is validated in any case."""
