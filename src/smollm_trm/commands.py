@@ -21,10 +21,12 @@ CHOICES = {
     **{"part": ("dev", "test"), "target": ("steps", "answer"), "prompt_format": ("plain", "chat")},
     **{"precision": ("auto", "fp32", "bf16", "fp16"), "latents": ("own", "shuffled")},
 }
+COLUMNS = ("question_column", "answer_column")
 LEAST = {"max_samples": 1, "batch_size": 1, "shots": 0, "seed": 0, "max_new_tokens": 1, "samples_per_problem": 1}
 IN_NAMES = {
     **{"target": "{}", "prompt_format": "{}", "shots": "{}-shot", "max_samples": "first-{}", "latents": "{}"},
     **{"max_new_tokens": "{}-tokens", "samples_per_problem": "{}-votes", "precision": "{}", "seed": "seed-{}"},
+    "load_in_4bit": "4-bit",
 }
 
 
@@ -38,6 +40,10 @@ class EvaluationSettings:
     """Folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub."""
     dataset_path: str | None = None
     """Own data instead of GSM8K."""
+    question_column: str = "question"
+    """Its column or key with the questions; answer_column likewise."""
+    answer_column: str = "answer"
+    """Its column or key with the answers: solutions that end in `#### answer`, or answers alone, numbers or words."""
     max_samples: int | None = None
     """Only the first so many problems; None for all."""
     batch_size: int = 32
@@ -50,6 +56,8 @@ class EvaluationSettings:
     """Worked examples, from GSM8K's training part, that an untuned base is shown first; the field reports 8."""
     precision: str = "auto"
     """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
+    load_in_4bit: bool = False
+    """Keep a base's linear layers in 4 bits (bitsandbytes)."""
     trust_remote_code: bool = False
     """Run code that an untuned base brings with it; without this word none is run."""
     overwrite: bool = False
@@ -83,11 +91,12 @@ class EvaluationSettings:
 
     def of_data(self) -> dict[str, Any]:
         """What says which problems are asked."""
-        return {name: getattr(self, name) for name in ("part", "data_dir", "dataset_path", "seed")}
+        return {name: getattr(self, name) for name in ("part", "data_dir", "dataset_path", "seed", *COLUMNS)}
 
     def of_base(self) -> dict[str, Any]:
         """What says how a model is loaded."""
-        return {name: getattr(self, name) for name in ("target", "prompt_format", "precision", "trust_remote_code")}
+        names = ("target", "prompt_format", "precision", "trust_remote_code", "load_in_4bit")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,8 @@ def compare(settings: CompareSettings) -> str:
     for name, place in models.items():
         print(name)
         del model  # or two bases stand in memory at once
-        of_base = {"precision": settings.precision} if saved_or_downloaded(place) else settings.of_base()
+        of_saved = {name: getattr(settings, name) for name in ("precision", "load_in_4bit")}
+        of_base = of_saved if saved_or_downloaded(place) else settings.of_base()
         model = load_for_evaluation(place, **of_base)
         shown_first = {} if model.config.think else {"worked_examples": examples}
         found = evaluate_arm(name, model, rows, folder, **options, **shown_first)
@@ -252,6 +262,7 @@ def ask(
     prompt_format: str | None = None,
     precision: str = "auto",
     trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> str:
     """Answer one question, or, without one, converse, word by word (what was said before counts in chat format).
 
@@ -264,13 +275,14 @@ def ask(
         prompt_format: how an untuned base is asked, "plain" (the default) or "chat".
         precision: of the base's weights, "auto", "fp32", "bf16" or "fp16".
         trust_remote_code: run code that an untuned base brings with it; without this word none is run.
+        load_in_4bit: keep a base's linear layers in 4 bits (bitsandbytes).
     """
     if question is not None:
         check_question(question)
     if max_new_tokens < 1 or not 0 <= temperature < 100:
         raise UserMistake(f"max_new_tokens={max_new_tokens}, temperature={temperature}: at least 1, and 0 to 100")
     how = {"target": target, "prompt_format": prompt_format, "precision": precision}
-    settings = EvaluationSettings(**how, trust_remote_code=trust_remote_code)
+    settings = EvaluationSettings(**how, trust_remote_code=trust_remote_code, load_in_4bit=load_in_4bit)
     from smollm_trm.evaluation.loading import load_for_evaluation
 
     loaded = load_for_evaluation(model, **settings.of_base())

@@ -99,7 +99,8 @@ def train_gsm8k(
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
         trainer = build_trainer(settings, run, start, precision=precision, n_batches=n_batches)
         parts, rows = list(module.parameters()), settings.batch_size * settings.accumulate_grad_batches
-        trained, total = sum(p.numel() for p in parts if p.requires_grad), sum(p.numel() for p in parts)
+        trained = sum(p.numel() for p in parts if p.requires_grad)
+        total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in parts)  # two of 4 bits in a byte
         logger.info(
             f"training {trained:,} of {total:,} parameters on {len(data.train_set):,} examples, {rows} a step and "
             f"process, on {trainer.strategy.root_device} in {precision}, into {run.folder}"

@@ -64,7 +64,7 @@ def evaluate_gsm8k(
     counts = {"max_samples": max_samples, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     _check_settings(model, {**counts, "samples_per_problem": samples_per_problem}, latents, generation_kwargs)
     rows = [row_with_final_mark(row) for row in islice(dataset, max_samples)]
-    rows = [check_row(row, where=f"problem {at} of the dataset") for at, row in enumerate(rows)]
+    rows = [check_row(row, where=f"problem {at} of the dataset", words=True) for at, row in enumerate(rows)]
     if not rows:
         raise UserMistake("the dataset has no problems to evaluate on")
     options = {"do_sample": samples_per_problem > 1, **generation_kwargs}
@@ -111,7 +111,7 @@ def evaluate_gsm8k(
 def prompt_format_of(model: Any) -> str:
     """How a model is asked."""
     config = getattr(model, "config", None)
-    return "plain" if getattr(config, "think", True) else config.prompt_format
+    return "plain" if getattr(config, "think", True) else getattr(config, "prompt_format", "plain")
 
 
 def shown_first(model: Any, worked_examples: Sequence[Mapping[str, str]]) -> str:

@@ -81,6 +81,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         seed: int = 0,
         calibration: Sequence[str] = CALIBRATION_QUESTIONS,
         trust_remote_code: bool = False,
+        load_in_4bit: bool = False,
         **config: Any,
     ) -> Self:
         """A base with a fresh adapter and a fresh reasoner.
@@ -93,6 +94,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             seed: of every new weight; the global random state is left as it was.
             calibration: questions that a fresh reasoner's statistics are measured on; none leaves it to training.
             trust_remote_code: run code that the base brings with it; without this word none is run, and nothing asks.
+            load_in_4bit: keep the base's linear layers in 4 bits (bitsandbytes).
             config: fields of `LatentReasoningConfig`, such as `reasoner`, `num_latents`, `target`.
         """
         refuse_unknown_names(config)
@@ -102,8 +104,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 earlier, base = model_name, model_name.as_base(with_adapter=training == "lora")
                 config.setdefault("base_model", "" if training == "full" else earlier.config.base_model)
             else:
-                options = {"tiny_texts": tiny_texts, "seed": seed, "trust_remote_code": trust_remote_code}
-                base = load_base(model_name, dtype=dtype, **options)
+                options = {"trust_remote_code": trust_remote_code, "load_in_4bit": load_in_4bit}
+                base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed, **options)
             place = str(Path(base.name).expanduser().resolve()) if base.name and is_local(base.name) else base.name
             config.setdefault("base_model", "" if training == "full" else place)
             if config.get("reasoner", "trm") is not None:
@@ -155,6 +157,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         attn_implementation: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool | None = None,
+        load_in_4bit: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a saved model, on the base it names.
@@ -167,14 +170,15 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             device: where to; "auto" is the GPU where there is one.
             attn_implementation: "sdpa", "eager", ...; transformers' choice when None.
             trust_remote_code: run code that `model_name` brings; never that of a base which only the saved model names.
+            load_in_4bit: keep the linear layers of a base that lies elsewhere in 4 bits.
             kwargs: what transformers' own loading passes on; not used, as `args`.
 
         Raises:
             UserMistake: not such a folder, a tensor missing, unknown or of another shape.
         """
-        for name in ("device_map", "quantization_config", "load_in_4bit", "load_in_8bit"):
+        for name in ("device_map", "quantization_config", "load_in_8bit"):
             if kwargs.get(name) is not None:
-                raise UserMistake(f"from_pretrained: {name} is not supported; choose device and dtype")
+                raise UserMistake(f"from_pretrained: {name} is not supported; choose device, dtype and load_in_4bit")
         if trust_remote_code and not isinstance(model_name, str):
             raise UserMistake("trust_remote_code=True: only the saved model names that base; name it by model_name")
         dtype = kwargs.get("torch_dtype") or dtype
@@ -188,11 +192,12 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             raise UserMistake("dtype: choose 'auto', 'float32', 'bfloat16' or 'float16'")
         with own_random_state(), no_progress_bars():
             if model_name is None and not config.base_model:
+                if load_in_4bit:
+                    raise UserMistake(f"load_in_4bit=True: the base of {folder} was saved with it, whole")
                 model = cls._with_saved_base(folder, config, dtype)
             else:
-                base = load_base(
-                    model_name or config.base_model, dtype=dtype, trust_remote_code=bool(trust_remote_code)
-                )
+                options = {"trust_remote_code": bool(trust_remote_code), "load_in_4bit": load_in_4bit}
+                base = load_base(model_name or config.base_model, dtype=dtype, **options)
                 model = cls._with_named_base(folder, config, base)
             if config.base_training == "lora":
                 load_adapter(model.model.language_model, folder / ADAPTER_FOLDER)

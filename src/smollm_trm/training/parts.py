@@ -63,12 +63,13 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
         if test_dataset is not None:
             raise UserMistake("test_dataset was given without train_dataset: give both, or neither for GSM8K")
         return load_gsm8k(settings.data_dir, seed=settings.split_seed)
-    rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset))
+    columns = {name: getattr(settings, name) for name in ("question_column", "answer_column")}
+    rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset, **columns))
     test_dataset = settings.dev_path if test_dataset is None and train_dataset is None else test_dataset
     if test_dataset is None:
         train, dev = split_gsm8k(rows, seed=settings.split_seed)
     else:
-        dev = list(ReasoningDataset(test_dataset))
+        dev = list(ReasoningDataset(test_dataset, **columns))
         held_out = {normalize_question(row["question"]) for row in dev}
         train = [row for row in rows if normalize_question(row["question"]) not in held_out]
     if not train or not dev:
@@ -108,7 +109,8 @@ def build_module(
     dtype = torch.float32 if settings.wants_fp32_base else dtype
     earlier, goes_on = settings.load_model_path, False
     if earlier is not None:
-        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu")
+        options = {"load_in_4bit": settings.load_in_4bit}
+        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu", **options)
         goes_on = earlier.config.reasoner == settings.model_config()["reasoner"]
     model = SmolLMv3WithTRM.from_base(
         base or earlier or settings.model_name,
@@ -118,6 +120,7 @@ def build_module(
         seed=settings.seed,
         calibration=(),
         trust_remote_code=settings.trust_remote_code,
+        load_in_4bit=settings.load_in_4bit and not (base or earlier),
         **settings.model_config(),
     )
     if settings.gradient_checkpointing:

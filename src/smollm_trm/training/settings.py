@@ -34,7 +34,11 @@ class TrainSettings(Curriculum):
     """Settings of `train_gsm8k` and of `smollm-trm train`."""
 
     dataset_path: str | None = None
-    """Own data instead of GSM8K: a JSON, JSONL or CSV file, or a Hub name; 80% is trained on, the rest is dev."""
+    """Own data instead of GSM8K: a JSON, JSONL, CSV or Parquet file, or a Hub name; 80% is trained on, 20% is dev."""
+    question_column: str = "question"
+    """Its column or key with the questions; answer_column likewise."""
+    answer_column: str = "answer"
+    """Its column or key with the answers: solutions that end in `#### answer`, or answers alone, numbers or words."""
     dev_path: str | None = None
     """A file of its own for the dev part of dataset_path, all of which is trained on then."""
     data_dir: str | None = None
@@ -49,6 +53,8 @@ class TrainSettings(Curriculum):
     """Base model: a Hub name, a local folder, a GGUF file, or "tiny" (a small SmolLM3 with random weights)."""
     trust_remote_code: bool = False
     """Run code that model_name brings with it; without this word none is run."""
+    load_in_4bit: bool = False
+    """Keep the base's linear layers in 4 bits (NF4 of bitsandbytes: pip install 'smollm-trm[quantized]')."""
     load_model_path: str | None = None
     """Folder of an earlier run or saved model to start from: its base, its adapter and, where it is the same one, its
     reasoner. Without it, model_name."""
@@ -179,6 +185,8 @@ class TrainSettings(Curriculum):
                 raise UserMistake(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise UserMistake(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
+        if self.load_in_4bit and self.wants_fp32_base:
+            raise UserMistake("load_in_4bit=True: base_training='full' and reasoner='coconut' cannot do with 4 bits")
         if self.trust_remote_code and self.load_model_path is not None:
             raise UserMistake("trust_remote_code=True is for model_name: leave it or load_model_path out")
         if self.dev_path is not None and self.dataset_path is None:
