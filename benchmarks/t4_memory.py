@@ -104,7 +104,7 @@ class FourBitProduct(torch.autograd.Function):
 
 
 class FourBitLinear(nn.Module):
-    """The storage of a linear layer in 4 bits: two weights a byte, a byte of scale a block, a float for 256 of those."""
+    """The storage of a linear layer in 4 bits: two weights a byte, a byte of scale a block, a float for 256 blocks."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
