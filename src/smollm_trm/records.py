@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets")
 UNFINISHED = ".part"
+OTHER_RUN = "choose another output_dir, or resume='never' to start anew"
 Settings = TypeVar("Settings")
 
 
@@ -166,15 +167,17 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
+def noted_settings(path: Path) -> dict[str, Any]:
+    """What a run was begun with (JSON); nothing where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserMistake(f"{path} is damaged: {OTHER_RUN}") from error
+
+
 def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
     """Refuse to go on with a run that was begun with other settings (JSON at `path`), but for the ignored names."""
-    if not path.is_file():
-        return
-    advice = "choose another output_dir, or resume='never' to start anew"
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserMistake(f"{path} is damaged: {advice}") from error
+    before = noted_settings(path)
     for name, now in json.loads(json.dumps(settings)).items():
         if name not in ignored and name in before and before[name] != now:
-            raise UserMistake(f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now!r}: {advice}")
+            raise UserMistake(f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now!r}: {OTHER_RUN}")

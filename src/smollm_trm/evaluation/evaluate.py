@@ -71,7 +71,8 @@ def evaluate_gsm8k(
     if samples_per_problem > 1:
         options.setdefault("temperature", VOTE_TEMPERATURE)
     options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
-    before = shown_first(model, worked_examples)
+    before, config = shown_first(model, worked_examples), getattr(model, "config", None)
+    asked_by_chat = not getattr(config, "think", True) and getattr(config, "prompt_format", None) == "chat"
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
     sampled, precision = options["do_sample"], device_and_precision(model)["precision"]
     settings = {
@@ -85,7 +86,7 @@ def evaluate_gsm8k(
         "batch_size": None if precision in (None, "float32") and not sampled else batch_size,  # changes no text then
         "generation": dict(sorted(options.items())),
         **({"shots": len(worked_examples), "examples": split_fingerprint(worked_examples)} if before else {}),
-        **({"prompt_format": asked} if (asked := prompt_format_of(model)) != "plain" else {}),
+        **({"prompt_format": "chat"} if asked_by_chat else {}),
     }
     if overwrite and predictions_path is not None:
         remove_path(Path(predictions_path))
@@ -106,12 +107,6 @@ def evaluate_gsm8k(
             moving.show_score(f"{100 * right / len(file.by_index):.1f}% right")
             bar.update(len(file.by_index) - bar.n)
     return {**summarised_predictions(file.by_index.values(), file.settings), **device_and_precision(model)}
-
-
-def prompt_format_of(model: Any) -> str:
-    """How a model is asked."""
-    config = getattr(model, "config", None)
-    return "plain" if getattr(config, "think", True) else getattr(config, "prompt_format", "plain")
 
 
 def shown_first(model: Any, worked_examples: Sequence[Mapping[str, str]]) -> str:
@@ -141,6 +136,9 @@ def shuffled_donors(rows: Sequence[Mapping[str, str]], seed: int) -> list[int]:
 
 
 def _check_settings(model: Any, counts: Mapping[str, int | None], latents: str, options: Mapping[str, Any]) -> None:
+    if not callable(getattr(model, "generate_with_thinking", None)):
+        told = f"evaluate_gsm8k({type(model).__name__}, ...): it cannot be asked"
+        raise UserMistake(f"{told}; give SmolLMv3WithTRM.from_pretrained(folder), or the `.model` of a trained module")
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserMistake(f"{name}={value}: give at least 1")

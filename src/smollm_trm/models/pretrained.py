@@ -127,7 +127,10 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 if earlier and earlier.config.reasoner == model.config.reasoner:
                     model.take_reasoner(earlier)
                 elif calibration:
-                    model.fit_reasoner(calibration)
+                    try:
+                        model.fit_reasoner(calibration)
+                    except UserMistake as error:
+                        raise UserMistake(f"{error}; give questions of yours, calibration=[...]") from error
         return model
 
     def as_base(self, *, with_adapter: bool) -> LoadedBase:
@@ -176,9 +179,13 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         Raises:
             UserMistake: not such a folder, a tensor missing, unknown or of another shape.
         """
-        for name in ("device_map", "quantization_config", "load_in_8bit"):
-            if kwargs.get(name) is not None:
+        if isinstance(device_map := kwargs.pop("device_map", None), str | torch.device):
+            device, device_map = device_map, None  # "auto" is one GPU here
+        for name, value in (("device_map", device_map), *kwargs.items()):
+            if name in ("device_map", "quantization_config", "load_in_8bit") and value is not None:
                 raise UserMistake(f"from_pretrained: {name} is not supported; choose device, dtype and load_in_4bit")
+            if name in LatentReasoningConfig.__annotations__:
+                raise UserMistake(f"from_pretrained: {name} is what the saved model says; from_base takes another")
         if trust_remote_code and not isinstance(model_name, str):
             raise UserMistake("trust_remote_code=True: only the saved model names that base; name it by model_name")
         dtype = kwargs.get("torch_dtype") or dtype

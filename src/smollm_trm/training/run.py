@@ -8,11 +8,9 @@ The way of a run: `begin_run`, `build_run_trainer`, `fit_run`, and where an aver
 checkpoint.
 """
 
-import json
 import logging
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.utilities import rank_zero_only
 
-from smollm_trm.records import UserMistake, refuse_other_settings, remove_path, remove_unfinished, write_json
+from smollm_trm.records import (
+    UserMistake,
+    noted_settings,
+    refuse_other_settings,
+    remove_path,
+    remove_unfinished,
+    write_json,
+)
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, newest_good_checkpoint
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.loggers import build_loggers, finish_wandb
@@ -56,13 +61,6 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def noted_settings(run: Run) -> dict[str, Any]:
-    """What a run was begun with; nothing where that is not there or cannot be read."""
-    with suppress(OSError, ValueError, TypeError, RecursionError):
-        return dict(json.loads((run.folder / run.settings_file).read_text(encoding="utf-8")))
-    return {}
-
-
 class Start(NamedTuple):
     """Where a session of a run begins."""
 
@@ -78,7 +76,7 @@ def begin_run(
     begun = any(run.checkpoints.glob("*.ckpt")) or (run.folder / run.results_file).is_file()
     checkpoint = newest_good_checkpoint(run.checkpoints) if run.resume == "auto" else Path(run.resume)
     if begun and not anew:
-        before, most = noted_settings(run), settings.get("max_steps", -1)
+        before, most = noted_settings(run.folder / run.settings_file), settings.get("max_steps", -1)
         raised_at = before.get("raised_at", 0)
         if may_rise and run.resume == "auto" and checkpoint is not None and most != before.get("max_steps", most):
             found = WholeCheckpointIO().load_checkpoint(checkpoint, "meta")
@@ -126,11 +124,9 @@ class NewCourse(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first step is a new course's; the optimizer came back with the end of the old one."""
-        for one in trainer.lr_scheduler_configs:
-            schedule = one.scheduler
-            for group, peak, share in zip(
-                schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
-            ):
+        for schedule in [one.scheduler for one in trainer.lr_scheduler_configs]:
+            of_groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, peak, share in of_groups:
                 group["lr"] = peak * share(schedule.last_epoch)
 
 
