@@ -390,6 +390,16 @@ def test_only_the_command_line_starts_without_the_auto_classes(given, registers,
     assert done.returncode == (7 if registers else 0)
 
 
+def test_ctrl_c_before_a_command_begins_is_a_line(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("logging.basicConfig", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare"])
+    assert stop.value.code == 130 and capsys.readouterr().err.count("\n") == 1
+
+
 def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(tmp_path):
     (tmp_path / "yaml.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     places = [str(tmp_path), str(Path(cli.__file__).parents[1])]

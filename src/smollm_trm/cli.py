@@ -254,12 +254,12 @@ def told_of(error: BaseException) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: a mistake of the user's is one line on standard error and exit code 2, a bug has its traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=AboveBars())
-    warnings.filterwarnings("ignore", category=FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=AboveBars())
+        warnings.filterwarnings("ignore", category=FutureWarning)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         dispatch([argument for argument in given if argument != "--debug"])
