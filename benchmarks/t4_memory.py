@@ -2,7 +2,7 @@
 
     python benchmarks/t4_memory.py               trace the runs at SmolLM3-3B's real shapes (ten minutes on one core)
     python benchmarks/t4_memory.py --validate    compare the tracer with the allocator on a small model
-    python benchmarks/t4_memory.py --four-bits   the same model with its base in fp16 and in 4 bits
+    python benchmarks/t4_memory.py --four-bits   `quick` with its base in fp16 and in 4 bits
     python benchmarks/t4_memory.py --whole       one run at the full depth, beside what two smaller depths say of it
 
 With `--record`, the guide's table is made from the figures by the next `make notebook`.
@@ -378,11 +378,9 @@ def main() -> None:
         record("t4_memory_validation", figures, seed=0, keep=options.record)
         return
     if options.four_bits:
-        figures = {}
-        for name in ("quick", "full"):
-            run = notebook_run(name, {})
-            for words, one in (("fp16", run), ("4 bits", FourBitRun(**asdict(run)))):
-                figures[f"`{name}`, LoRA + TRM, base in {words}"] = {"settings": asdict(one), **needed(one)}
+        run = notebook_run("quick", {})
+        pair = {"fp16": run, "4 bits": FourBitRun(**asdict(run))}
+        figures = {f"base in {words}": {"settings": asdict(one), **needed(one)} for words, one in pair.items()}
         print_table(["run", *PHASES, "peak + 10%"], [row_of(name, figure) for name, figure in figures.items()])
         record("t4_memory_4bit", figures, keep=options.record)
         return

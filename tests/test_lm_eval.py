@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,3 +173,9 @@ def test_the_command_runs_our_task_and_others(problems, data_file, tmp_path, cap
     with pytest.raises(SystemExit):
         cli.main([*command, "--tasks", "no_such_task", "--output_dir", str(tmp_path / "out")])
     assert "lm-eval cannot load no_such_task" in capsys.readouterr().err
+
+
+def test_without_the_harness_the_command_says_what_to_install(model, data_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserMistake, match=r"not installed: pip install 'smollm-trm\[lm-eval\]'"):
+        evaluate_with_lm_eval(model, data_file)

@@ -6,6 +6,7 @@ us is a task whose prompt ends in the latent span, `gsm8k_latent.yaml` beside th
 own, by its filters: the strict one refuses `#### $18`, which our grader accepts.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -74,7 +75,8 @@ def evaluate_tasks(model: object, tasks: Sequence[str | dict], *, batch_size: in
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ImportError("lm-eval is not installed: pip install 'smollm-trm[lm-eval]'") from error
+        raise UserMistake("lm-eval is not installed: pip install 'smollm-trm[lm-eval]'") from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is given as an object
     yamls = [Path(task) for task in tasks if isinstance(task, str) and task.endswith(".yaml")]
     named = any(isinstance(task, str) and not task.endswith(".yaml") for task in tasks)
     try:
