@@ -228,7 +228,7 @@ def test_a_bases_own_code_runs_by_the_users_word_alone(whole, tmp_path, monkeypa
     ask, train = ["Why?", "--max_new_tokens", "1"], [*TRAIN, "--load_model_path", model]
     word = ["--trust_remote_code", "true"]
     assert "trust_remote_code=True is for an untuned base" in refusal(["ask", model, *ask, *word], capsys)
-    assert "trust_remote_code=True is for model_name" in refusal([*train, *word], capsys)
+    assert "trust_remote_code=True is for --model_name" in refusal([*train, *word], capsys)
     with pytest.raises(UserMistake, match="only the saved model names that base"):
         SmolLMv3WithTRM.from_pretrained(model, trust_remote_code=True)
     cli.main(["ask", base, *ask])

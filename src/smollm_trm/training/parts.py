@@ -109,8 +109,8 @@ def build_module(
     dtype = torch.float32 if settings.wants_fp32_base else dtype
     earlier, goes_on = settings.load_model_path, False
     if earlier is not None:
-        options = {"load_in_4bit": settings.load_in_4bit}
-        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu", **options)
+        four_bits = settings.load_in_4bit
+        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu", load_in_4bit=four_bits)
         goes_on = earlier.config.reasoner == settings.model_config()["reasoner"]
     model = SmolLMv3WithTRM.from_base(
         base or earlier or settings.model_name,
