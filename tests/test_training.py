@@ -126,6 +126,7 @@ def watched(base, tmp_path_factory) -> Watched:
     handler = logging.Handler()
     handler.emit = lambda record: run.messages.append(record.getMessage())
     talkers = [logging.getLogger(name) for name in (None, "pytorch_lightning", "lightning_fabric")]
+    logging.getLogger("smollm_trm").setLevel(logging.INFO)  # as the command has it
     with pytest.MonkeyPatch.context() as patch:
         bend_dev_loss(patch, best_step=BEST_STEP)
         patch.setattr(BestAndLatest, "on_fit_start", see_start)
