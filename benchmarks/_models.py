@@ -21,6 +21,7 @@ from smollm_trm.models.loading import BaseAndTokenizer, no_progress_bars
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.parts import build_data, build_module, build_trainer, describe_run
+from smollm_trm.training.run import Start
 from smollm_trm.training.settings import TrainSettings
 
 CHECKOUT = Path(__file__).parents[1]
@@ -144,7 +145,7 @@ def time_training(rows: Rows, **settings: Any) -> StepClock:
         module = build_module(chosen, splits, torch.float32)
         data = build_data(chosen, splits, module)
         n_batches = -(-len(data.train_set) // chosen.batch_size)
-        trainer = build_trainer(chosen, describe_run(chosen), precision="32-true", n_batches=n_batches, first_step=0)
+        trainer = build_trainer(chosen, describe_run(chosen), Start(), precision="32-true", n_batches=n_batches)
         clock = StepClock()
         trainer.callbacks.append(clock)
         trainer.fit(module, datamodule=data)

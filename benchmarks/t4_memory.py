@@ -2,6 +2,7 @@
 
     python benchmarks/t4_memory.py               trace the runs at SmolLM3-3B's real shapes (ten minutes on one core)
     python benchmarks/t4_memory.py --validate    compare the tracer with the allocator on a small model
+    python benchmarks/t4_memory.py --four-bits   `quick` with its base in fp16 and in 4 bits
     python benchmarks/t4_memory.py --whole       one run at the full depth, beside what two smaller depths say of it
 
 With `--record`, the guide's table is made from the figures by the next `make notebook`.
@@ -13,7 +14,9 @@ as its longest (84 tokens of question, 361 of solution, the latents between; whe
 longest question). Every block of SmolLM3 needs the same, so two small depths are traced and a line is drawn to 36.
 
 Not seen: CUDA's context (about 0.5 GiB), workspaces and fragmentation. The peak has 10% added for the last two.
-Attention is traced as the plain matrix product, which keeps all its scores: other kernels need less.
+Attention is traced as the plain matrix product, which keeps all its scores: other kernels need less. Linear layers in 4
+bits are stand-ins for those of bitsandbytes (NF4, block 64, double quantization), which have their storage and make one
+layer's fp16 weights at a time, forward and backward; its fused kernels need less.
 """
 
 import argparse
@@ -79,6 +82,48 @@ class Run:
     gradient_checkpointing: bool = False
     trm: Mapping[str, int] | None = None
     target: str = "steps"
+
+
+class FourBitRun(Run):
+    """The same with the base's linear layers in 4 bits."""
+
+
+class FourBitProduct(torch.autograd.Function):
+    """x W^T with weights that are there for the product only."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        """As `nn.functional.linear`."""
+        ctx.shape = shape
+        return x @ x.new_empty(shape).t()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        """The input's gradient."""
+        return gradient @ gradient.new_empty(ctx.shape), None
+
+
+class FourBitLinear(nn.Module):
+    """The storage of a linear layer in 4 bits: two weights a byte, a byte of scale a block, a float for 256 blocks."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.shape, n_weights = tuple(layer.weight.shape), layer.weight.numel()
+        self.register_buffer("weight", torch.empty(n_weights // 2, dtype=torch.uint8))
+        self.register_buffer("scales", torch.empty(n_weights // 64, dtype=torch.uint8))
+        self.register_buffer("scales_of_scales", torch.empty(n_weights // 64 // 256 + 1, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product, in half precision."""
+        return FourBitProduct.apply(x.half(), self.shape)
+
+
+def in_four_bits(model: SmolLMv3WithTRM) -> None:
+    """Every linear layer of the decoder's blocks, LoRA's own left out, as bitsandbytes has them."""
+    for name, module in [*model.model.language_model.named_modules()]:
+        if isinstance(module, nn.Linear) and "lora_" not in name:
+            parent, _, last = name.rpartition(".")
+            setattr(model.model.language_model.get_submodule(parent), last, FourBitLinear(module))
 
 
 def notebook_run(name: str, changes: Mapping[str, object]) -> Run:
@@ -165,6 +210,8 @@ def build(run: Run, shapes: Mapping, dtype: torch.dtype) -> SmolLMv3WithTRM:
     model = SmolLMv3WithTRM.assemble(take_apart(base, tokenizer, "traced"), config)
     add_adapter(model.model.language_model, LoraSettings().to_peft(base.config.model_type))
     model.freeze_base()
+    if isinstance(run, FourBitRun):
+        in_four_bits(model)
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
@@ -309,6 +356,7 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=1, help="runs traced at once")
     parser.add_argument("--only", help="trace only the runs whose name holds this text")
+    parser.add_argument("--four-bits", action="store_true", help="fp16 and 4 bits beside one another")
     parser.add_argument("--whole", action="store_true", help="check the line through two depths at the full depth")
     options = parser.parse_args()
     if options.record and options.only:
@@ -328,6 +376,13 @@ def main() -> None:
         ]
         print_table(["one training step", "traced MiB", "allocated MiB", "error"], rows)
         record("t4_memory_validation", figures, seed=0, keep=options.record)
+        return
+    if options.four_bits:
+        run = notebook_run("quick", {})
+        pair = {"fp16": run, "4 bits": FourBitRun(**asdict(run))}
+        figures = {f"base in {words}": {"settings": asdict(one), **needed(one)} for words, one in pair.items()}
+        print_table(["run", *PHASES, "peak + 10%"], [row_of(name, figure) for name, figure in figures.items()])
+        record("t4_memory_4bit", figures, keep=options.record)
         return
     if options.whole:
         run = notebook_run("quick", {})

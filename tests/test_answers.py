@@ -95,8 +95,25 @@ def test_gold_answer_is_a_plain_number():
 def test_a_solution_without_a_final_answer_is_refused():
     with pytest.raises(UserMistake, match="no final '#### <number>'"):
         gold_answer("He pays 5.")
-    with pytest.raises(UserMistake, match="holds no number"):
-        is_correct("5", "five")
+    with pytest.raises(UserMistake, match="is none; give 'n' or '#### n'"):
+        is_correct("5", "?")
+
+
+@pytest.mark.parametrize(
+    ("text", "flexible", "strict"),
+    [
+        ("It flows north.\n#### the nile!", True, True),
+        ("So the answer is Nile. It is long.", True, False),
+        ("Answer: the Nile\n\nQuestion: and the other?\nAnswer: Rhine", True, False),
+        ("It flows north.\nThe Nile.", True, False),
+        ("#### Nile delta", False, False),
+        ("The Nile is long.", False, False),
+        ("", False, False),
+    ],
+)
+def test_an_answer_in_words_is_compared_without_case_articles_and_punctuation(text, flexible, strict):
+    for gold in ("Nile", "#### The Nile", "A long river.\n#### Nile."):
+        assert (is_correct(text, gold), is_correct(text, gold, strict=True)) == (flexible, strict), gold
 
 
 def test_annotations_are_stripped_and_nothing_else():

@@ -17,12 +17,13 @@ from twins import ROWS, make_base, make_tokenizer
 
 from smollm_trm import cli, commands
 from smollm_trm.data.gsm8k import load_gsm8k, split_fingerprint, split_gsm8k
+from smollm_trm.data.prompts import PromptEncoder
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
 from smollm_trm.evaluation.predictions import model_fingerprint
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.records import UserMistake
-from smollm_trm.training.settings import TrainSettings
+from smollm_trm.training.settings import HELP_GROUPS, TrainSettings
 
 TINY_RUN = {
     "model_name": "tiny",
@@ -169,7 +170,7 @@ def test_the_format_that_was_named_reaches_the_base(monkeypatch, capsys):
         lambda *_, **how: asked.append(how) or SimpleNamespace(generate_with_thinking=lambda *_, **__: ""),
     )
     cli.main(["ask", "a model", "Why?", "--prompt_format", "chat"])
-    assert asked == [{"target": None, "prompt_format": "chat", "precision": "auto"}]
+    assert len(asked) == 1 and asked[0].items() >= {"prompt_format": "chat", "precision": "auto"}.items()
 
 
 def test_a_run_its_saved_model_and_a_base_are_all_loaded_by_their_folders(run, base, tmp_path):
@@ -220,6 +221,20 @@ def test_push_dry_run_writes_a_card_with_what_was_measured(run, capsys):
     assert "2 optimizer steps" in card and "dev loss" in card and "test-4-tokens: " in card
 
 
+def test_the_help_of_training_is_in_groups_and_shows_the_fields_of_its_parts(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    headings = [line for line in shown.splitlines() if line.endswith(":") and line[0].isalpha()]
+    assert headings[1:] == [
+        *(f"{one}:" for one in HELP_GROUPS[0].values()),
+        *(f"fields of --{n}:" for n in HELP_GROUPS[1]),
+    ]
+    for name in [*TrainSettings.__dataclass_fields__, "trm_kwargs.gain", "trm_kwargs.n_layers", "lora_kwargs.r"]:
+        assert shown.count(f"  --{name} ") == 1, name
+    assert shown.index("Data:") < shown.index("--dev_path") < shown.index("Model:") < shown.index("--num_latents")
+
+
 def test_every_training_option_can_be_given_and_is_read():
     parser = cli.command_parser("train")
     parsed = parser.parse_args(["--num_latents", "5", "--trm_kwargs.n_layers", "1", "--use_trm", "false"])
@@ -245,7 +260,11 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["train", "--num_latents", "0"], "num_latents=0: must be at least 1"),
         (["train", "--num_latents", "-3"], "num_latents=-3: must be at least 1"),
         (["train", "--num_latents", "many"], "num_latents"),
-        (["train", "--batch_size", "0"], "batch_size=0: must be at least 1"),
+        (["train", "--batch_size", "0"], "smollm-trm: --batch_size=0: must be at least 1"),
+        (
+            ["train", "--load_model_path", "x", "--trust_remote_code"],
+            "for --model_name: leave it or --load_model_path out",
+        ),
         (["train", "--trm_kwargs.n_layers", "two"], "trm_kwargs: n_layers='two' must be int, found str"),
         (["train", "--trm_kwargs.n_heads", "0"], "n_heads=0: must be at least 1"),
         (["train", "--trm_kwargs.preset", "papre"], "trm_kwargs: preset='papre': choose one of paper"),
@@ -414,9 +433,16 @@ def test_an_untuned_base_is_evaluated_beside_itself_and_shown_examples(base, dat
 
 
 def test_ask_without_a_question_answers_what_is_typed(base, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is 1 + 1?\n\nAnd 2 + 2?\n"))
-    cli.main(["ask", base, "--max_new_tokens", "3"])
-    assert capsys.readouterr().out.count("\n") == 2
+    asked: list = []
+    encode = PromptEncoder.encode_prompt
+    monkeypatch.setattr(PromptEncoder, "encode_prompt", lambda self, one: asked.append(one[:]) or encode(self, one))
+    for prompt_format, n_messages in (("plain", 1), ("chat", 3)):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What is 1 + 1?\n\nAnd 2 + 2?\n"))
+        cli.main(["ask", base, "--max_new_tokens", "3", "--prompt_format", prompt_format])
+        shown = capsys.readouterr().out
+        assert shown.count("\n") == 2
+        assert len(asked[-1]) == n_messages and asked[-1][-1] == {"role": "user", "content": "And 2 + 2?"}
+    assert asked[-1][0]["content"] == "What is 1 + 1?" and asked[-1][1]["content"] == shown.split("\n")[0].strip()
 
 
 @pytest.mark.parametrize(("temperature", "sampling"), [("0", {}), ("0.7", {"do_sample": True, "temperature": 0.7})])

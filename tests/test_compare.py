@@ -34,6 +34,13 @@ ARMS = {
 }
 
 
+def test_the_table_says_how_an_untuned_base_was_asked():
+    how = {"shots": 8, "prompt_format": "chat"}
+    asked = {**ARMS["base"], "settings": {**ARMS["base"]["settings"], **how}}
+    table = str(compare_arms({"base": asked, "LoRA": ARMS["LoRA"]}))
+    assert "| base (8-shot, chat format) |" in table and "| LoRA  " in table
+
+
 def test_differences_are_paired_against_the_baseline():
     comparison = compare_arms(ARMS, baseline="LoRA")
     arms = {arm.name: arm for arm in comparison.arms}

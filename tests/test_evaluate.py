@@ -15,8 +15,9 @@ from torch import nn
 
 from smollm_trm.data.reasoning_dataset import create_sample_dataset
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k, longest_completion, shuffled_donors
-from smollm_trm.evaluation.predictions import graded_prediction, load_predictions, model_fingerprint
+from smollm_trm.evaluation.predictions import graded_prediction, grades_of, load_predictions, model_fingerprint
 from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.generation import Completion
 from smollm_trm.records import UserMistake
 
 
@@ -352,7 +353,7 @@ def test_bad_settings_get_one_clear_line():
     with pytest.raises(UserMistake, match="no problems"):
         evaluate_gsm8k(model, [], progress=False)
     with pytest.raises(UserMistake, match="problem 1 of the dataset"):
-        evaluate_gsm8k(model, [rows[0], {"question": "Why?", "answer": "So."}], progress=False)
+        evaluate_gsm8k(model, [rows[0], {"question": "Why?", "answer": "1 or 2"}], progress=False)
     model.use_trm = False
     with pytest.raises(UserMistake, match="no latents"):
         evaluate_gsm8k(model, rows, latents="shuffled", progress=False)
@@ -432,3 +433,11 @@ def test_the_fingerprint_knows_how_a_model_is_asked_but_not_where_it_lies():
         model.config.num_latents = changed.get("num_latents", 0)
         prints.append(model_fingerprint(model))
     assert len(set(prints[:3])) == 3 and prints[3] == prints[4] == prints[0]
+
+
+def test_answers_in_words_are_graded_by_what_they_say():
+    row = {"question": "Which river?", "answer": "It flows north.\n#### The Nile"}
+    texts = ["#### nile.", "It is the Rhine", "The answer is the Nile."]
+    line = graded_prediction(0, row, [Completion(text, 3, False) for text in texts], seconds=1.0)
+    assert (line["gold"], line["answer"], line["correct"]) == ("The Nile", "nile", True)
+    assert line["strict_correct"] and grades_of({**line, "texts": texts[1:2]})["correct"] is False

@@ -159,6 +159,12 @@ def halve(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def nest(path: Path) -> None:
     path.write_text(DEEP)
 
@@ -176,7 +182,7 @@ def pickle_instead(path: Path) -> None:
         ("base/config.json", nest, "could not load the configuration of .*base'"),
         ("base/config.json", set_values(hidden_size="x"), "could not load the configuration of .*base'"),
         ("base/config.json", set_values(num_attention_heads=0), "could not load the weights of .*base'"),
-        ("base/config.json", set_values(model_type="odd", auto_map={"AutoConfig": "evil.A"}), "which is never run"),
+        ("base/config.json", set_values(model_type="odd", auto_map={"AutoConfig": "evil.A"}), "which is not run"),
         ("base/tokenizer.json", halve, "could not load the tokenizer of .*base'"),
         ("base/tokenizer_config.json", Path.unlink, "base.*tokenizer"),
         ("base/generation_config.json", nest, "could not load the weights of .*base'"),
@@ -207,7 +213,29 @@ def test_a_damaged_file_of_a_model_or_its_base_is_one_line(file, damage, line, w
 def test_how_a_base_is_asked_is_not_for_a_saved_model(name, whole, capsys):
     value = {"target": "answer", "prompt_format": "plain"}[name]
     error = refusal(["ask", str(whole / "model"), "Why?", f"--{name}", value], capsys)
-    assert f"{name}='{value}': " in error and "is a saved model, which is asked as it was trained" in error
+    assert f"{name}='{value}' is for an untuned base: " in error and "a saved model, asked as it was trained" in error
+
+
+def test_a_bases_own_code_runs_by_the_users_word_alone(whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole, tmp_path / "w")
+    base, model = str(tmp_path / "w" / "base"), str(tmp_path / "w" / "model")
+    set_values(auto_map={"AutoModelForCausalLM": "own.Own"})(tmp_path / "w" / "base" / "config.json")
+    own = "from transformers import SmolLM3ForCausalLM\nopen({!r}, 'w').close()\nclass Own(SmolLM3ForCausalLM): pass\n"
+    (tmp_path / "w" / "base" / "own.py").write_text(own.format(str(tmp_path / "ran")))
+    set_values(base_model=base)(tmp_path / "w" / "model" / "config.json")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    ask, train = ["Why?", "--max_new_tokens", "1"], [*TRAIN, "--load_model_path", model]
+    word = ["--trust_remote_code", "true"]
+    assert "trust_remote_code=True is for an untuned base" in refusal(["ask", model, *ask, *word], capsys)
+    assert "trust_remote_code=True is for --model_name" in refusal([*train, *word], capsys)
+    with pytest.raises(UserMistake, match="only the saved model names that base"):
+        SmolLMv3WithTRM.from_pretrained(model, trust_remote_code=True)
+    cli.main(["ask", base, *ask])
+    assert not (tmp_path / "ran").exists()
+    cli.main(["ask", base, *ask, *word])
+    assert (tmp_path / "ran").exists()
+    SmolLMv3WithTRM.from_pretrained(model, model_name=base, trust_remote_code=True)
 
 
 def test_a_copy_of_the_bases_shape_beside_the_reasoner_changes_nothing(whole, tmp_path):
@@ -257,6 +285,7 @@ def test_a_finished_run_repairs_its_model(finished, tmp_path):
         "weights": lambda: (model / "model.safetensors").write_bytes(b""),
         "adapter": lambda: (model / "adapter" / "adapter_model.safetensors").unlink(),
         "tokenizer": lambda: (model / "tokenizer.json").write_bytes(b""),
+        "one bit": lambda: flip_a_bit(model / "model.safetensors"),
         "results": lambda: results.write_text("{"),
         "configuration": lambda: (model / "config.json").write_bytes(b""),
         "everything": lambda: shutil.rmtree(model),
@@ -359,6 +388,16 @@ def test_only_the_command_line_starts_without_the_auto_classes(given, registers,
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, *given], env=environment, capture_output=True, cwd=tmp_path)
     assert done.returncode == (7 if registers else 0)
+
+
+def test_ctrl_c_before_a_command_begins_is_a_line(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("logging.basicConfig", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare"])
+    assert stop.value.code == 130 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import filter_repo_objects
 from twins import ROWS, SMALL_TRM, make_base, make_model, make_tokenizer, nameless_base
@@ -79,6 +80,26 @@ def test_the_card_states_what_was_measured_and_nothing_else(folder):
     [index] = model_index_to_eval_results(header["model-index"])[1]
     assert (index.dataset_name, index.metric_type, index.metric_value) == ("dev", "accuracy", 0.25)
     assert "left out" not in (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("front", "license"),
+    [("license: apache-2.0", "apache-2.0"), ("license: other", "other"), ("tags: [x]", "other"), (None, "other")],
+)
+def test_the_card_has_the_license_of_the_base_or_says_that_it_is_unknown(front, license, tmp_path, monkeypatch):
+    base, tokenizer = nameless_base("smollm3", make_tokenizer()), make_tokenizer()
+    base.save_pretrained(tmp_path / "base"), tokenizer.save_pretrained(tmp_path / "base")
+    if front:
+        (tmp_path / "base" / "README.md").write_text(f"---\n{front}\n---\n# A base\n")
+    model = SmolLMv3WithTRM.from_base(str(tmp_path / "base"), num_latents=2, reasoner_settings=SMALL_TRM)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    save(tmp_path / "named")
+    monkeypatch.setattr(ModelCard, "load", lambda name, **_: ModelCard(f"---\n{front}\n---\n") if front else 1 / 0)
+    hub.push_model(tmp_path / "named", "me/model", dry_run=True)
+    for folder in ("merged", "named"):
+        header = yaml.safe_load((tmp_path / folder / "README.md").read_text().split("---")[1])
+        assert header["license"] == license, folder
+        assert header.get("license_name") == ("unspecified" if license == "other" else None)
 
 
 def test_a_card_of_an_unmeasured_model_says_so(tmp_path):

@@ -257,8 +257,8 @@ def test_a_model_from_a_gguf_file_computes_as_before():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"device_map": "auto"}, "device_map is not supported"),
-        ({"load_in_4bit": True}, "load_in_4bit is not supported"),
+        ({"device_map": {"": 0}}, "device_map is not supported"),
+        ({"load_in_8bit": True}, "load_in_8bit is not supported"),
     ],
 )
 def test_what_loading_does_not_do_is_refused_by_name(options, line, tmp_path):

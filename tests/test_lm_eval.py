@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 import yaml
 
+from smollm_trm import cli
 from smollm_trm.data.batching import collate_examples
-from smollm_trm.data.prompts import padding_token_id
+from smollm_trm.data.prompts import PromptEncoder, padding_token_id
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.data.word_problems import generate_word_problems
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
-from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK_FILE, evaluate_with_lm_eval, files, lm_eval_task
+from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK, evaluate_with_lm_eval, files, lm_eval_task
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
 from smollm_trm.records import UserMistake
@@ -98,7 +100,7 @@ def test_lm_eval_answers_from_the_latents(model, data_file, monkeypatch):
 
 
 def test_the_yaml_is_the_task_of_a_model_with_sixteen_latents(problems, data_file):
-    template = yaml.safe_load(files("smollm_trm.evaluation").joinpath(LM_EVAL_TASK_FILE).read_text())
+    template = yaml.safe_load(files("smollm_trm.evaluation").joinpath(f"{LM_EVAL_TASK}.yaml").read_text())
     model = twin(problems, num_latents=16)
     task = lm_eval_task(model, data_file, max_new_tokens=512)
     prompts = [jinja2.Template(source["doc_to_text"]).render(question="Why {{1}}?\n") for source in (template, task)]
@@ -134,3 +136,46 @@ def test_bad_data_is_named_by_its_line(model, tmp_path):
         lm_eval_task(model, tmp_path / "bad.jsonl")
     with pytest.raises(FileNotFoundError, match="none.jsonl"):
         lm_eval_task(model, tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("prompt_format", ["plain", "chat"])
+def test_an_untuned_base_is_shown_the_examples_of_our_evaluation(problems, data_file, prompt_format, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    tokenizer = train_tiny_tokenizer([row["question"] + row["answer"] for row in problems], vocab_size=600)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    base = build_tiny_model(tokenizer, hidden_size=32, n_layers=2, intermediate_size=48)
+    untuned = {"reasoner": None, "base_training": "frozen", "think": False, "prompt_format": prompt_format}
+    model = SmolLMv3WithTRM.from_base((base, tokenizer), **untuned)
+    examples = [{"question": "A {{ brace }} and {% more", "answer": "2 {#}\n#### 2"}, problems[0]]
+    found = evaluate_with_lm_eval(model, data_file, max_new_tokens=3, worked_examples=examples)
+    asked = []
+    encode = PromptEncoder.encode_prompt
+    monkeypatch.setattr(PromptEncoder, "encode_prompt", lambda self, one: asked.append(one) or encode(self, one))
+    evaluate_gsm8k(model, problems, max_new_tokens=3, worked_examples=examples, progress=False)
+    prompts = {sample["arguments"][0][0] for sample in found["samples"]["gsm8k_latent"]}
+    assert prompts == {model.encoder.prompt_text(one).removeprefix("<s>") for one in asked if one}
+    assert "{{ brace }} and {% more" in min(prompts) and found["n-shot"]["gsm8k_latent"] == 2
+
+
+def test_the_command_runs_our_task_and_others(problems, data_file, tmp_path, capsys):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    twin(problems, num_latents=2).save_pretrained(tmp_path / "model")
+    task = yaml.safe_load(files("smollm_trm.evaluation").joinpath(f"{LM_EVAL_TASK}.yaml").read_text())
+    task |= {"task": "other", "doc_to_text": "{{question}}", "dataset_kwargs": {"data_files": {"test": str(data_file)}}}
+    task["generation_kwargs"]["max_gen_toks"] = 3
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(task))
+    command = ["lm-eval", str(tmp_path / "model"), "--dataset_path", str(data_file), "--max_samples", "3"]
+    cli.main([*command, "--tasks", f"gsm8k_latent,{tmp_path / 'other.yaml'}", "--output_dir", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "test, 0-shot" in shown and "|gsm8k_latent|" in shown and re.search(r"\|other *\|", shown)
+    [first, second] = json.loads((tmp_path / "out" / "test-first-3.json").read_text())["results"]
+    assert first["gsm8k_latent"]["sample_len"] == second["other"]["sample_len"] == 3
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--tasks", "no_such_task", "--output_dir", str(tmp_path / "out")])
+    assert "lm-eval cannot load no_such_task" in capsys.readouterr().err
+
+
+def test_without_the_harness_the_command_says_what_to_install(model, data_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UserMistake, match=r"not installed: pip install 'smollm-trm\[lm-eval\]'"):
+        evaluate_with_lm_eval(model, data_file)

@@ -1,6 +1,8 @@
 """What a reader of a run sees: the comparison in words and as HTML, what latents read, bars, sample answers."""
 
 import logging
+import os
+import re
 import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from twins import ROWS, make_model, make_tokenizer
 
 from smollm_trm import bars
 from smollm_trm.evaluation.compare import compare_arms
+from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.reading import attention_by_word
 from smollm_trm.evaluation.words import comparison_html, verdict_in_words
 
@@ -112,12 +115,31 @@ def test_in_a_notebook_a_bar_is_one_output_that_is_replaced(monkeypatch):
     with bars.progress_bar(total=3, unit="problem", mininterval=0) as bar:
         for _ in range(3):
             bar.update()
-        criterion = bars.KeepMoving(bar)
+        criterion = bars.KeepMoving(bar, at_most=20)
+        criterion(torch.zeros(4, 9), None)
         count = len(shown)
         criterion.drawn -= 2
-        stop = criterion(torch.zeros(4, 9), None)
-        assert stop.tolist() == [False] * 4 and len(shown) == count + 1
+        stop = criterion(torch.zeros(4, 12), None)
+        assert stop.tolist() == [False] * 4 and len(shown) == count + 1 and "token 4 of at most 20" in shown[-1][1]
     assert [kind for kind, _ in shown].count("new") == 1 and "3/3" in shown[-1][1]
+
+
+def test_where_there_is_no_terminal_an_evaluation_writes_lines_also_within_its_first_batch(capsys, monkeypatch):
+    monkeypatch.setattr(bars, "SECONDS_BETWEEN_LINES", 0.0)
+    evaluate_gsm8k(make_model("smollm3", TOKENIZER), ROWS[:4], batch_size=2, max_new_tokens=3)
+    shown = capsys.readouterr().err
+    lines = [line for line in shown.splitlines() if "problem" in line]
+    assert "\r" not in shown and re.search(r"^ *0% 0/4 \[.*token 1 of at most 3", lines[1]), shown
+    assert "4/4 [" in lines[-1] and "% right" in lines[-1]
+
+
+def test_a_terminal_without_a_width_still_shows_a_bar():
+    reader, writer = os.openpty()
+    with open(writer, "w") as terminal, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        bars.progress_bar(total=3, desc="training", dynamic_ncols=True).close()
+    assert b"training" in os.read(reader, 1000)
+    os.close(reader)
 
 
 def test_sample_answers_of_the_averaged_weights_are_logged_at_every_validation(tmp_path, caplog):

@@ -92,6 +92,33 @@ def test_a_bare_number_becomes_the_final_answer(bare):
     assert gold_answer(row["answer"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("Paris", "Paris"),
+        (" The  Nile. ", "The Nile."),
+        ("It flows.\n#### the Nile", "the Nile"),
+        ("#### A3 paper", "A3 paper"),
+    ],
+)
+def test_an_answer_may_be_in_words(answer, gold):
+    (row,) = ReasoningDataset([{"question": "Which?", "answer": answer}])
+    assert gold_answer(row["answer"]) == gold
+
+
+def test_columns_may_have_other_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"problem": "Which river?", "question": "left alone", "target": "Nile"}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    columns = {"question_column": "problem", "answer_column": "target"}
+    for source in (rows, tmp_path / "rows.parquet"):
+        assert ReasoningDataset(source, **columns).rows == [{"question": "Which river?", "answer": "#### Nile"}]
+    with pytest.raises(
+        UserMistake, match="row 1: the key 'answer' is missing.*question_column and.*found 'problem', 'q"
+    ):
+        ReasoningDataset(rows)
+
+
 @pytest.mark.parametrize("number", [345, -2, 3.75])
 def test_a_json_number_becomes_the_final_answer(number):
     assert ReasoningDataset([{"question": "How many?", "answer": number}])[0]["answer"] == f"#### {number}"
@@ -100,8 +127,8 @@ def test_a_json_number_becomes_the_final_answer(number):
 @pytest.mark.parametrize(
     "answer",
     [
-        "five",
         "5 apples",
+        "five\nor six",
         "x = 5",
         "3 4",
         "25% of 80 is 20",
@@ -130,7 +157,7 @@ def test_an_answer_that_is_neither_text_nor_a_number_is_refused(answer):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"answer": "a few"}, "the answer does not end in '#### <number>'"),
+        ({"answer": "5 nuts"}, "the answer does not end in '#### <number>'"),
         ({"question": ""}, "'question' is empty"),
         ({"id": "a"}, r"the id 'a' is already that of .*own\.\w+, line (1|2)"),
     ],

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,20 @@ def test_the_recorded_command_holds_no_local_path(tmp_path, monkeypatch):
         """'--models={"a": "./", "b": "b", "c": "me/model"}' --target answer """
         "'What is 6/2 and 6 / 2? See https://huggingface.co/me/model'"
     )
+
+
+@pytest.mark.parametrize(
+    ("program", "begins"),
+    [
+        ("/home/me/.venv/bin/smollm-trm", ["smollm-trm"]),
+        ("/home/me/src/smollm_trm/__main__.py", ["python", "-m", "smollm_trm"]),
+        ("benchmarks/real.py", ["python", "benchmarks/real.py"]),
+    ],
+)
+def test_the_recorded_command_can_be_pasted(program, begins, monkeypatch):
+    given = ["train", "--trm_kwargs", '{"dim": 8}', "--data_dir", "it's here", "$HOME; true", "--output_dir=a\nb"]
+    monkeypatch.setattr(sys, "argv", [program, *given])
+    assert shlex.split(run_record()["command"]) == [*begins, *given]
 
 
 # Files

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.data.datamodule import ResumableLoader
+from smollm_trm.records import AboveBars
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.progress import RunProgress
-from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average, steps_done
+from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average
 from smollm_trm.training.text_log import training_log
 
 BATCHES = 10
@@ -55,19 +56,17 @@ def fit_line(folder: Path, *, settings: dict | None = None, may_change: tuple = 
     options = {"max_epochs": 2, "max_steps": -1, "val_check_interval": 4, "check_val_every_n_epoch": None}
     names = {name: changes.pop(name) for name in list(changes) if name in Run.__dataclass_fields__}
     run = Run(**{"folder": folder, "metric": "height", "progress": False, **names})
-    checkpoint = begin_run(run, settings or {}, may_change=may_change)
+    start = begin_run(run, settings or {}, may_change=may_change)
     line = Line()
     points = Points(range(2 * BATCHES))
     batches = LengthGroupedBatches(lengths=[1] * len(points), batch_size=2)
     with quiet_lightning():
-        trainer = build_run_trainer(
-            run, first_step=steps_done(checkpoint), **{**options, "log_every_n_steps": 1, **changes}
-        )
+        trainer = build_run_trainer(run, start, **{**options, "log_every_n_steps": 1, **changes})
         loaders = {
             "train_dataloaders": ResumableLoader(points, batches=batches),
             "val_dataloaders": DataLoader([torch.zeros(1)], batch_size=None),
         }
-        fit_run(run, trainer, line, checkpoint=checkpoint, **loaders)
+        fit_run(run, trainer, line, checkpoint=start.checkpoint, **loaders)
     return trainer, line
 
 
@@ -230,6 +229,23 @@ def test_on_a_terminal_there_is_one_bar(tmp_path, monkeypatch):
     assert text.count("\n") == 1 and "\r" in text
     last = text.rstrip().rsplit("\r", 1)[-1]
     assert "100%" in last and "14/14" in last and "height=" in last
+
+
+def test_a_message_stands_above_the_bar_and_not_behind_it(tmp_path, monkeypatch):
+    step = Line.training_step
+
+    def telling_step(self, batch, batch_idx):
+        logging.getLogger("smollm_trm.training.stages").warning("stage 2 begins")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Line, "training_step", telling_step)
+    handler = logging.StreamHandler(AboveBars())
+    logging.getLogger("smollm_trm").addHandler(handler)
+    try:
+        text = shown_by(tmp_path, monkeypatch, terminal=True, max_steps=4)
+    finally:
+        logging.getLogger("smollm_trm").removeHandler(handler)
+    assert text.count("\rstage 2 begins\n") == 4, "each begins its line"
 
 
 def test_no_progress_is_shown_where_none_is_wanted_or_by_another_process(tmp_path, monkeypatch, capfd):

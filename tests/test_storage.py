@@ -359,7 +359,7 @@ def test_remote_code_never_runs_and_nothing_is_asked(tmp_path, monkeypatch, kind
 def test_a_base_is_loaded_at_once_in_the_dtype_that_suits_its_device(saved, monkeypatch, capability, expected):
     asked = []
 
-    def stop(name: str, *, dtype: torch.dtype):
+    def stop(name: str, *, dtype: torch.dtype, **_):
         asked.append(dtype)
         raise RuntimeError("asked")
 

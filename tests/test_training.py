@@ -5,9 +5,11 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import warnings
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +35,7 @@ from smollm_trm.data.datamodule import GSM8KDataModule
 from smollm_trm.data.gsm8k import GSM8KSplits
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.predictions import load_predictions
-from smollm_trm.finetune import checkpoint_to_resume, train_gsm8k
+from smollm_trm.finetune import train_gsm8k, uncounted
 from smollm_trm.models.generation import Completion
 from smollm_trm.models.reasoners.known import REASONERS
 from smollm_trm.training.checkpoints import BestAndLatest
@@ -49,6 +51,7 @@ from smollm_trm.training.parts import (
     pick_intervals,
     pick_precision,
 )
+from smollm_trm.training.run import begin_run
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import NonFiniteGuard
 
@@ -123,6 +126,7 @@ def watched(base, tmp_path_factory) -> Watched:
     handler = logging.Handler()
     handler.emit = lambda record: run.messages.append(record.getMessage())
     talkers = [logging.getLogger(name) for name in (None, "pytorch_lightning", "lightning_fabric")]
+    logging.getLogger("smollm_trm").setLevel(logging.INFO)  # as the command has it
     with pytest.MonkeyPatch.context() as patch:
         bend_dev_loss(patch, best_step=BEST_STEP)
         patch.setattr(BestAndLatest, "on_fit_start", see_start)
@@ -326,10 +330,43 @@ def test_a_finished_run_returns_its_model_without_training(watched, monkeypatch)
     assert trainer.global_step == len(watched.steps)
 
 
+def test_a_finished_run_goes_on_where_max_steps_is_raised_with_a_course_of_its_own(base, tmp_path, monkeypatch, caplog):
+    names = ("model/model.safetensors", "model/adapter/adapter_model.safetensors")
+    caplog.set_level(logging.INFO, "smollm_trm")
+    rates = {}
+    for folder, raises in (("unbroken", (14,)), ("broken", (14, 14))):
+        settings = {"num_epochs": 1, "patience": 1, "save_every_n_steps": 1, "warmup_fraction": 0.25}
+        train_tiny(base, tmp_path / folder, **settings)  # 3 steps, by its epochs
+        with pytest.raises(ValueError, match="holds a run with max_steps=-1, now it is 2"):
+            train_tiny(base, tmp_path / folder, **settings, max_steps=2)
+        for n, most in enumerate(raises):
+            with monkeypatch.context() as patch:
+                if n < len(raises) - 1:
+                    step = SmolLMTRMLightningModule.training_step
+                    dying = lambda self, *args: step(self, *args) if self.global_step < 9 else 1 / 0  # noqa: E731, B023
+                    patch.setattr(SmolLMTRMLightningModule, "training_step", dying)
+                with suppress(ZeroDivisionError):
+                    trainer, _ = train_tiny(base, tmp_path / folder, **settings, max_steps=most, progress=True)
+        assert trainer.global_step == 14
+        with open(tmp_path / folder / "logs" / "metrics.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["lr-AdamW/lora"]]
+        rates[folder] = {int(row["step"]): float(row["lr-AdamW/lora"]) for row in rows}
+    assert "ended at step 3: it goes on to step 14, with a new warm-up and cosine" in caplog.text
+    assert re.search(r"s a step: about 00:0\d for the \d+ steps that are left", caplog.text)
+    settings = OptimizerSettings(learning_rate=3e-3, warmup_fraction=0.25)
+    course = build_schedule(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-3), total_steps=11, settings=settings
+    )
+    expected = [3e-3 * course.lr_lambdas[0](step + 1) for step in range(11)]
+    assert [rates["unbroken"][step] for step in range(3, 14)] == pytest.approx(expected)
+    for name in names:
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
 def test_without_a_latent_span_its_settings_may_change(base, tmp_path):
     def resumed(**settings: Any) -> Path | None:
         chosen = TrainSettings(model_name=base, output_dir=str(tmp_path), **settings)
-        return checkpoint_to_resume(describe_run(chosen), chosen, split="rows")
+        return begin_run(describe_run(chosen), asdict(chosen), may_change=uncounted(chosen)).checkpoint
 
     resumed(use_trm=False)
     (tmp_path / "results.json").write_text("{}")

@@ -1,14 +1,18 @@
 """Progress bars that neither freeze nor fill a page: on a terminal tqdm's own, in a notebook one line, replaced."""
 
 import io
+import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import StoppingCriteria
+
+SECONDS_BETWEEN_LINES = 10
 
 
 def in_notebook() -> bool:
@@ -20,6 +24,17 @@ def in_notebook() -> bool:
 def is_watched() -> bool:
     """Whether somebody sees a bar move; a log file keeps every state of it."""
     return in_notebook() or sys.stderr.isatty()
+
+
+class LineBar(tqdm):
+    """A bar as a line every few seconds: a log file cannot go back."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "ncols": 0, "file": io.StringIO(), "mininterval": SECONDS_BETWEEN_LINES})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Write the line."""
+        print(str(self) if msg is None else msg, file=sys.stderr, flush=True)
 
 
 class NotebookBar(tqdm):
@@ -44,18 +59,31 @@ class NotebookBar(tqdm):
 
 def progress_bar(**options: Any) -> tqdm:
     """A bar for wherever this runs."""
-    return (NotebookBar if in_notebook() else tqdm)(**options)
+    if in_notebook() or not is_watched():
+        return (NotebookBar if in_notebook() else LineBar)(**options)
+    with suppress(OSError, ValueError):  # a terminal that does not say how wide it is would show nothing
+        if os.get_terminal_size(sys.stderr.fileno()).columns == 0:
+            options |= {"ncols": 80, "nrows": 24, "dynamic_ncols": False}
+    return tqdm(**options)
 
 
 class KeepMoving(StoppingCriteria):
-    """Draws a bar's clock anew while a batch of answers is written, which takes up to a minute. It stops nothing."""
+    """Shows the tokens of a batch of answers while it is written, which takes up to a minute. It stops nothing."""
 
-    def __init__(self, bar: tqdm) -> None:
-        self.bar = bar
-        self.drawn = time.monotonic()
+    def __init__(self, bar: tqdm, *, at_most: int) -> None:
+        self.bar, self.at_most = bar, at_most
+        self.wait = SECONDS_BETWEEN_LINES if isinstance(bar, LineBar) else 1
+        self.drawn, self.begun, self.score = time.monotonic(), 0, ""
+
+    def show_score(self, score: str) -> None:
+        """Note what a finished batch brought; the next one begins."""
+        self.begun, self.score = 0, score
+        self.bar.set_postfix_str(score, refresh=False)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if time.monotonic() - self.drawn > 1 and is_watched():
+        self.begun = self.begun or input_ids.shape[1] - 1
+        if time.monotonic() - self.drawn > self.wait:
             self.drawn = time.monotonic()
-            self.bar.refresh()
+            written = f"token {input_ids.shape[1] - self.begun} of at most {self.at_most}"
+            self.bar.set_postfix_str(f"{self.score}, {written}" if self.score else written)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -7,14 +7,14 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from smollm_trm.records import UserMistake, first_line, installed_versions, name_hint, settings_from
+from smollm_trm.records import AboveBars, UserMistake, first_line, installed_versions, name_hint, settings_from
 
 DEEPEST = 20
 LONGEST_LINE = 1000
@@ -27,6 +27,7 @@ class Command(NamedTuple):
     line: str
     settings: str | None = None  # the dataclass whose fields are the options; without one the function's arguments are
     config_reader: str | None = None  # a function from a `--config` file's path to YAML, where it may have other keys
+    help_groups: str | None = None  # headings of the options by the first of each; then what holds fields of its own
     last: str | None = None  # an argument that is given by its place, and may be left out
 
 
@@ -37,6 +38,7 @@ COMMANDS = {
         "Train LoRA and a reasoner.",
         "training.settings:TrainSettings",
         "training.reference_keys:read_config_file",
+        "training.settings:HELP_GROUPS",
     ),
     "pretrain": Command(
         "commands:pretrain",
@@ -46,6 +48,7 @@ COMMANDS = {
     "queue": Command("commands:queue", "Train by several YAML files, one after the other; one that fails stops none."),
     "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),
+    "lm-eval": Command("commands:lm_eval", "Let EleutherAI's harness ask and grade it.", "commands:LmEvalSettings"),
     "ask": Command("commands:ask", "Answer one question, or every one that is typed.", last="question"),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
     "prepare icot": Command("commands:prepare_icot", "Write data whose solutions are steps alone, from annotations."),
@@ -63,7 +66,29 @@ COMMANDS = {
 
 
 class OneLineParser(ArgumentParser):
-    """A parser whose refusals are one line with the nearest right name."""
+    """A parser whose refusals are one line with the nearest right name, and whose help may be in groups."""
+
+    def group_help(self, headings: Mapping[str, str], nested: Mapping[str, type]) -> None:
+        """Give options headings, each before the first of its group, and show the fields of those that hold some."""
+        self.usage, self.epilog = "%(prog)s [options]", ""
+        options, group = self._action_groups[-1]._group_actions, None
+        for action in list(options):
+            group = self.add_argument_group(headings[action.dest]) if action.dest in headings else group
+            group._group_actions.append(action)
+        options.clear()
+        self.nested = nested
+
+    nested: Mapping[str, type] = {}
+
+    def format_help(self) -> str:
+        """argparse's help, and below it the fields of what holds some."""
+        texts = [super().format_help()]
+        for name, kind in self.nested.items():
+            fields = ArgumentParser(add_help=False, usage=" ")
+            fields.add_class_arguments(kind, name, as_group=False)
+            text = fields.format_help()
+            texts.append(f"fields of --{name}:\n{text[text.index(f'  --{name}.') :]}")
+        return "\n".join(texts)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Raise a UserMistake."""
@@ -92,6 +117,8 @@ def command_parser(name: str) -> OneLineParser:
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     add = parser.add_class_arguments if command.settings else parser.add_function_arguments
     add(imported(command.settings or command.function), as_positional=True, skip={command.last} - {None})
+    if command.help_groups:
+        parser.group_help(*imported(command.help_groups))
     if command.last:
         parser.add_argument(command.last, nargs="?", type=str, help="Answered at once; without it, what is typed is.")
     return parser
@@ -165,10 +192,14 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
     values.pop("config", None)
     function = imported(command.function)
-    if command.settings:
-        report = function(settings_from(imported(command.settings), values, name))
-    else:
-        report = function(**values)
+    try:
+        if command.settings:
+            report = function(settings_from(imported(command.settings), values, name))
+        else:
+            report = function(**values)
+    except Exception as error:
+        error.options = list(values)
+        raise
     if report:
         print(report)
 
@@ -221,17 +252,19 @@ def told_of(error: BaseException) -> str:
     asked = re.search(r"tried to allocate (\d+) bytes", str(error)) or re.search(r"you need (\d+) bytes", str(error))
     if asked:
         return f"too large: {int(asked[1]) / 2**30:,.1f} GiB were asked for at once; choose smaller sizes"
-    return first_line(error)[:LONGEST_LINE]
+    options = "|".join(getattr(error, "options", None) or ["(?!)"])  # a message that means one names it as typed
+    as_typed = rf"(?<![\w./'\"-])(?=(?:{options})(?:=|\b(?![/.]\w)))(?=\w+(?:=|_))"
+    return re.sub(as_typed, "--", first_line(error))[:LONGEST_LINE]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: a mistake of the user's is one line on standard error and exit code 2, a bug has its traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.filterwarnings("ignore", category=FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=AboveBars())
+        warnings.filterwarnings("ignore", category=FutureWarning)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         dispatch([argument for argument in given if argument != "--debug"])

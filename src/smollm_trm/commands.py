@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ CHOICES = {
     **{"part": ("dev", "test"), "target": ("steps", "answer"), "prompt_format": ("plain", "chat")},
     **{"precision": ("auto", "fp32", "bf16", "fp16"), "latents": ("own", "shuffled")},
 }
+COLUMNS = ("question_column", "answer_column")
 LEAST = {"max_samples": 1, "batch_size": 1, "shots": 0, "seed": 0, "max_new_tokens": 1, "samples_per_problem": 1}
 IN_NAMES = {
     **{"target": "{}", "prompt_format": "{}", "shots": "{}-shot", "max_samples": "first-{}", "latents": "{}"},
     **{"max_new_tokens": "{}-tokens", "samples_per_problem": "{}-votes", "precision": "{}", "seed": "seed-{}"},
+    "load_in_4bit": "4-bit",
 }
 
 
@@ -37,6 +40,10 @@ class EvaluationSettings:
     """Folder with GSM8K's train.jsonl and test.jsonl; without it GSM8K_DIR, then the Hub."""
     dataset_path: str | None = None
     """Own data instead of GSM8K."""
+    question_column: str = "question"
+    """Its column or key with the questions; answer_column likewise."""
+    answer_column: str = "answer"
+    """Its column or key with the answers: solutions that end in `#### answer`, or answers alone, numbers or words."""
     max_samples: int | None = None
     """Only the first so many problems; None for all."""
     batch_size: int = 32
@@ -49,6 +56,10 @@ class EvaluationSettings:
     """Worked examples, from GSM8K's training part, that an untuned base is shown first; the field reports 8."""
     precision: str = "auto"
     """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
+    load_in_4bit: bool = False
+    """Keep a base's linear layers in 4 bits (bitsandbytes)."""
+    trust_remote_code: bool = False
+    """Run code that an untuned base brings with it; without this word none is run."""
     overwrite: bool = False
     """Make predictions anew that were made before, with other settings or by a model that was trained again."""
     seed: int = 42
@@ -80,11 +91,12 @@ class EvaluationSettings:
 
     def of_data(self) -> dict[str, Any]:
         """What says which problems are asked."""
-        return {name: getattr(self, name) for name in ("part", "data_dir", "dataset_path", "seed")}
+        return {name: getattr(self, name) for name in ("part", "data_dir", "dataset_path", "seed", *COLUMNS)}
 
     def of_base(self) -> dict[str, Any]:
         """What says how a model is loaded."""
-        return {name: getattr(self, name) for name in ("target", "prompt_format", "precision")}
+        names = ("target", "prompt_format", "precision", "trust_remote_code", "load_in_4bit")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -186,7 +198,8 @@ def compare(settings: CompareSettings) -> str:
     for name, place in models.items():
         print(name)
         del model  # or two bases stand in memory at once
-        of_base = {"precision": settings.precision} if saved_or_downloaded(place) else settings.of_base()
+        of_saved = {name: getattr(settings, name) for name in ("precision", "load_in_4bit")}
+        of_base = of_saved if saved_or_downloaded(place) else settings.of_base()
         model = load_for_evaluation(place, **of_base)
         shown_first = {} if model.config.think else {"worked_examples": examples}
         found = evaluate_arm(name, model, rows, folder, **options, **shown_first)
@@ -202,6 +215,44 @@ def compare(settings: CompareSettings) -> str:
     return f"{settings.problems}{shots}\n{comparison}\nplot in {folder / 'comparison.png'}"
 
 
+@dataclass(frozen=True)
+class LmEvalSettings(EvaluationSettings):
+    """Settings of `smollm-trm lm-eval`."""
+
+    model: str
+    """Folder of a saved model or of a training run, or a base model by name or folder."""
+    tasks: str = "gsm8k_latent"
+    """Tasks of the harness by name, or YAML files of tasks, with commas between; "gsm8k_latent" is ours, of these
+    problems. A model with latents is asked the others by its chat template, which writes the span."""
+    output_dir: str = "outputs/lm-eval"
+    """Problems and results go here."""
+
+
+def lm_eval(settings: LmEvalSettings) -> str:
+    """Let EleutherAI's harness ask and grade a saved model or an untuned base."""
+    from smollm_trm.data.rows import write_jsonl
+    from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK, evaluate_tasks, evaluate_with_lm_eval, shown_tables
+    from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, worked_examples
+
+    file = Path(settings.output_dir) / f"{settings.file_name}.jsonl"
+    tasks, found = [task.strip() for task in settings.tasks.split(",") if task.strip()], []
+    model = load_for_evaluation(settings.model, **settings.of_base())
+    if LM_EVAL_TASK in tasks:
+        rows, split = problems_of(**settings.of_data(), models=[settings.model])
+        write_jsonl(file, rows[: settings.max_samples])
+        shown = {"worked_examples": worked_examples(settings.shots, settings.data_dir, split)}
+        found.append(evaluate_with_lm_eval(model, file, batch_size=settings.batch_size, **shown))
+        tasks.remove(LM_EVAL_TASK)
+    if tasks:
+        chat = model.config.think or settings.prompt_format == "chat"
+        how = {"num_fewshot": settings.shots, "limit": settings.max_samples, "apply_chat_template": chat}
+        found.append(evaluate_tasks(model, tasks, batch_size=settings.batch_size, **how))
+    report = file.with_suffix(".json")
+    write_json(report, {"results": [one["results"] for one in found], **run_record()})
+    label = ", chat format" if settings.prompt_format == "chat" else ""
+    return f"{settings.problems}, {settings.shots}-shot{label}\n{shown_tables(found)}results in {report}"
+
+
 def ask(
     model: str,
     question: str | None = None,
@@ -210,8 +261,10 @@ def ask(
     target: str | None = None,
     prompt_format: str | None = None,
     precision: str = "auto",
+    trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> str:
-    """Answer one question, or, without one, every line that is typed, word by word.
+    """Answer one question, or, without one, converse, word by word (what was said before counts in chat format).
 
     Args:
         model: folder of a saved model or of a training run, or a base model by name or folder.
@@ -221,12 +274,15 @@ def ask(
         target: what an untuned base is to write, "steps" (the default) or "answer".
         prompt_format: how an untuned base is asked, "plain" (the default) or "chat".
         precision: of the base's weights, "auto", "fp32", "bf16" or "fp16".
+        trust_remote_code: run code that an untuned base brings with it; without this word none is run.
+        load_in_4bit: keep a base's linear layers in 4 bits (bitsandbytes).
     """
     if question is not None:
         check_question(question)
     if max_new_tokens < 1 or not 0 <= temperature < 100:
         raise UserMistake(f"max_new_tokens={max_new_tokens}, temperature={temperature}: at least 1, and 0 to 100")
-    settings = EvaluationSettings(target=target, prompt_format=prompt_format, precision=precision)
+    how = {"target": target, "prompt_format": prompt_format, "precision": precision}
+    settings = EvaluationSettings(**how, trust_remote_code=trust_remote_code, load_in_4bit=load_in_4bit)
     from smollm_trm.evaluation.loading import load_for_evaluation
 
     loaded = load_for_evaluation(model, **settings.of_base())
@@ -237,13 +293,15 @@ def ask(
     from transformers import TextStreamer
 
     streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sys.stderr.write("type a question; an empty line ends\n" if sys.stdin.isatty() else "")
-    for line in map(str.strip, sys.stdin):
-        if not line and sys.stdin.isatty():
-            break
-        if line:
-            check_question(line)
-            loaded.generate_with_thinking(line, streamer=streamer, **options)
+    said: list[dict[str, str]] = []
+    sys.stderr.write("type a question; an empty line ends\n" if (typed := sys.stdin.isatty()) else "")
+    with suppress(EOFError):
+        while (line := input("> " if typed else "").strip()) or not typed:
+            if line:
+                check_question(line)
+                said = [*(said if loaded.config.prompt_format == "chat" else ()), {"role": "user", "content": line}]
+                [answer] = loaded.generate_with_thinking([said], streamer=streamer, **options)
+                said.append({"role": "assistant", "content": answer.strip()})
     return ""
 
 
@@ -275,8 +333,7 @@ def train(settings: "TrainSettings") -> str:
     """Train LoRA and a reasoner, on GSM8K unless told otherwise."""
     from smollm_trm.finetune import train_gsm8k
 
-    if settings.progress:
-        logging.getLogger("smollm_trm").setLevel(logging.INFO)  # what is trained, and from which step
+    logging.getLogger("smollm_trm").setLevel(logging.INFO)  # what is trained, from which step, in which stage
     trainer, _ = train_gsm8k(**vars(settings))
     folder = settings.output_dir
     return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""

@@ -33,7 +33,7 @@ from smollm_trm.training.parts import (
     pick_precision,
 )
 from smollm_trm.training.reasoner_first import ReasonerFirstModule
-from smollm_trm.training.run import Run, begin_run, fit_run, load_average, steps_done
+from smollm_trm.training.run import begin_run, fit_run, load_average, steps_done
 from smollm_trm.training.settings import TrainSettings
 from smollm_trm.training.watch import Speedometer
 
@@ -41,14 +41,9 @@ logger = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
-    *("gradient_checkpointing", "eval_batch_size", "patience", "sample_answers"),
+    *("gradient_checkpointing", "eval_batch_size", "patience", "sample_answers", "trust_remote_code"),
 )
 ONLY_WITH_TRM = ("reasoner", "num_latents", "latents_per_step", "trm_kwargs", "trm_learning_rate", "supervise")
-
-
-def checkpoint_to_resume(run: Run, settings: TrainSettings, *, split: str) -> Path | None:
-    """The checkpoint that `resume` asks for; a run begun with other settings or rows (`split`) is refused."""
-    return begin_run(run, {**asdict(settings), "split": split}, may_change=uncounted(settings))
 
 
 def uncounted(settings: TrainSettings) -> tuple[str, ...]:
@@ -98,20 +93,23 @@ def train_gsm8k(
     pick_precision(settings.precision)
     splits = gather_splits(settings, train_dataset, test_dataset)
     with only_run_in(run.folder), quiet_lightning():
-        checkpoint = checkpoint_to_resume(run, settings, split=splits.fingerprint)
-        first_step = steps_done(checkpoint)
+        noted = {**asdict(settings), "split": splits.fingerprint}
+        start = begin_run(run, noted, may_change=uncounted(settings), may_rise=True)
+        first_step = steps_done(start.checkpoint)
         precision, dtype = pick_precision(settings.precision)
-        module = build_module(settings, splits, dtype, base=base, module_class=module_class, answer_test=answer_test)
+        options = {"base": base, "module_class": module_class, "answer_test": answer_test}
+        module = build_module(settings, splits, dtype, begins_at=start.raised_at, **options)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
-        trainer = build_trainer(settings, run, precision=precision, n_batches=n_batches, first_step=first_step)
+        trainer = build_trainer(settings, run, start, precision=precision, n_batches=n_batches)
         parts, rows = list(module.parameters()), settings.batch_size * settings.accumulate_grad_batches
-        trained, total = sum(p.numel() for p in parts if p.requires_grad), sum(p.numel() for p in parts)
+        trained = sum(p.numel() for p in parts if p.requires_grad)
+        total = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in parts)  # two of 4 bits in a byte
         logger.info(
             f"training {trained:,} of {total:,} parameters on {len(data.train_set):,} examples, {rows} a step and "
             f"process, on {trainer.strategy.root_device} in {precision}, into {run.folder}"
         )
-        fit_run(run, trainer, module, checkpoint=checkpoint, datamodule=data)
+        fit_run(run, trainer, module, checkpoint=start.checkpoint, datamodule=data)
         if trainer.global_step == first_step:
             logger.warning("%s: this run ended at step %d; nothing was trained", run.folder, first_step)
         finish_run(trainer, module, settings, n_batches=n_batches, trained=trainer.global_step > first_step)
@@ -176,19 +174,24 @@ def finish_run(
     module.model.config.notes |= {"training": figures}
     write_whole(folder / "model", module.model.save_pretrained)
     figures |= {"settings": asdict(settings), **device_and_precision(module.model)}
-    write_json(folder / "results.json", {**figures, "model_files": exported_sizes(folder), **run_record()})
+    write_json(folder / "results.json", {**figures, "model_files": exported_files(folder), **run_record()})
 
 
-def exported_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file of a run's saved model, but for the two that evaluations write in."""
-    files = (path for path in (folder / "model").rglob("*") if path.is_file())
-    return {path.name: path.stat().st_size for path in files if path.name not in (CONFIG_FILE, "README.md")}
+def exported_files(folder: Path) -> dict[str, str]:
+    """Bytes and checksum (of its first 256 MiB) of each file of a run's saved model, but for the two that evaluations
+    write in."""
+    found = {}
+    for path in sorted((folder / "model").rglob("*")):
+        if path.is_file() and path.name not in (CONFIG_FILE, "README.md"):
+            with open(path, "rb") as file:
+                found[path.name] = f"{path.stat().st_size} {hashlib.sha256(file.read(2**28)).hexdigest()}"
+    return found
 
 
 def is_exported(folder: Path) -> bool:
     """Whether a finished run's results and its saved model are there and whole."""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return bool(read_config(folder / "model")) and results["model_files"] == exported_sizes(folder)
+        return bool(read_config(folder / "model")) and results["model_files"] == exported_files(folder)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False

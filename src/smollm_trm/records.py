@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOBase
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 
 RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets")
 UNFINISHED = ".part"
+OTHER_RUN = "choose another output_dir, or resume='never' to start anew"
 Settings = TypeVar("Settings")
 
 
@@ -75,9 +77,11 @@ def installed_versions() -> dict[str, str]:
 
 def run_record() -> dict[str, Any]:
     """Command, versions and machine, as plain values."""
-    given = [Path(sys.argv[0]).name, *map(without_local_paths, sys.argv[1:])]
+    program, given = Path(sys.argv[0]), [*map(without_local_paths, sys.argv[1:])]
+    started = {"__main__.py": ["python", "-m", program.parent.name], "smollm-trm": ["smollm-trm"]}
+    script = ["python"] * (program.suffix == ".py") + [without_local_paths(str(program))]
     return {
-        "command": re.sub(r"'~/([\w./-]*)'", r"~/\1", shlex.join(given)),
+        "command": re.sub(r"'~/([\w./-]*)'", r"~/\1", shlex.join([*started.get(program.name, script), *given])),
         "versions": installed_versions(),
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
@@ -88,6 +92,17 @@ def without_local_paths(text: str) -> str:
     for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
         text = re.sub(rf"(?<![\w.~/-]){re.escape(str(folder))}(?![^/\s'\",])/?", short + "/", text)
     return re.sub(r"(?<![\w.~/-])/(?:[^\s'\",=/]+/)*(?=[\w.])", "", text)
+
+
+class AboveBars(TextIOBase):
+    """Standard error for messages: they stand above a progress bar, not behind it."""
+
+    def write(self, text: str) -> int:
+        """Clear what bars are drawn, write, draw them again."""
+        from tqdm import tqdm  # a command that says nothing does not wait for it
+
+        tqdm.write(text, file=sys.stderr, end="")
+        return len(text)
 
 
 def first_line(error: Exception) -> str:
@@ -152,15 +167,17 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
+def noted_settings(path: Path) -> dict[str, Any]:
+    """What a run was begun with (JSON); nothing where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserMistake(f"{path} is damaged: {OTHER_RUN}") from error
+
+
 def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
     """Refuse to go on with a run that was begun with other settings (JSON at `path`), but for the ignored names."""
-    if not path.is_file():
-        return
-    advice = "choose another output_dir, or resume='never' to start anew"
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserMistake(f"{path} is damaged: {advice}") from error
+    before = noted_settings(path)
     for name, now in json.loads(json.dumps(settings)).items():
         if name not in ignored and name in before and before[name] != now:
-            raise UserMistake(f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now!r}: {advice}")
+            raise UserMistake(f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now!r}: {OTHER_RUN}")

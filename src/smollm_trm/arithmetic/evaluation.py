@@ -6,7 +6,6 @@ Exact match is decoded, not teacher-forced: the model writes chain and answer it
 Token accuracy is teacher-forced, over the completion's tokens. The report is JSON, a page of text, and a picture.
 """
 
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from smollm_trm.arithmetic.data_set import SumFile
 from smollm_trm.arithmetic.model import build_arithmetic_tokenizer
 from smollm_trm.arithmetic.module import EncodedSums
 from smollm_trm.arithmetic.rules import END, THINK, THINK_CLOSED, column_steps, count_carries, count_tokens, read_sum
+from smollm_trm.bars import progress_bar
 from smollm_trm.evaluation.statistics import wilson_interval
 from smollm_trm.records import write_whole
 
@@ -126,8 +125,7 @@ def complete_sums(
     by_length = sorted(range(len(problems)), key=lambda place: len(problems[place]))
     written = [""] * len(problems)
     starts = range(0, len(problems), batch_size)
-    wait = 0.1 if sys.stderr.isatty() else 10.0  # seconds
-    for start in tqdm(starts, desc="decoding", unit="batch", mininterval=wait, disable=len(starts) == 1):
+    for start in progress_bar(iterable=starts, desc="decoding", unit="batch", disable=len(starts) == 1):
         places = by_length[start : start + batch_size]
         batch = tokenizer([problems[place] for place in places], **to_tensors).to(model.device)
         rows = model.generate(**batch, max_new_tokens=max_new_tokens, **sampling)

@@ -24,7 +24,7 @@ from smollm_trm.models.loading import default_device
 from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
-from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, steps_done
+from smollm_trm.training.run import Run, Start, begin_run, build_run_trainer, fit_run
 from smollm_trm.training.text_log import training_log
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
     fingerprints = {f"{part}_fingerprint": file.fingerprint for part, file in files.items()}
     noted = {**asdict(settings), **fingerprints, "num_parameters": model.num_parameters(), **run_record()}
     with only_run_in(folder), training_log(folder / "logs" / "training.log"):
-        checkpoint = begin_run(run, noted, may_change=FREE_ON_RESUME)
+        start = begin_run(run, noted, may_change=FREE_ON_RESUME)
         if settings.resume == "never":
             for stale in [*folder.glob("checkpoint-*"), folder / "model.safetensors"]:
                 remove_path(stale)
@@ -83,7 +83,7 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
             hint = "name another --output-dir for a new one"
             logger.warning("%s holds this very run, finished: nothing to train (%s)", folder, hint)
             return results
-        fit_sums(run, model, train, val, settings, checkpoint)
+        fit_sums(run, model, train, val, settings, start)
         save_arithmetic_model(model, folder)
         sizes = {"batch_size": settings.eval_batch_size, "max_length": max_length}
         results = evaluate_sums(model.to(default_device()), files["test"], **sizes)
@@ -127,7 +127,7 @@ def fit_sums(
     train: EncodedSums,
     val: EncodedSums,
     settings: SumTrainingSettings,
-    checkpoint: Path | None,
+    start: Start,
 ) -> None:
     """Train the model in place, from a checkpoint if there is one."""
     workers = min(settings.num_workers, os.cpu_count() or 1)
@@ -137,7 +137,7 @@ def fit_sums(
     with quiet_lightning():
         trainer = build_run_trainer(
             run,
-            first_step=steps_done(checkpoint),
+            start,
             callbacks=[ExportedModels()],
             max_steps=num_steps,
             max_epochs=-(-num_steps // len(batches)),
@@ -148,4 +148,4 @@ def fit_sums(
             log_every_n_steps=settings.logging_steps,
         )
         data = {"train_dataloaders": batches, "val_dataloaders": val.loader(settings.eval_batch_size)}
-        fit_run(run, trainer, SumModule(model=model, settings=settings), checkpoint=checkpoint, **data)
+        fit_run(run, trainer, SumModule(model=model, settings=settings), checkpoint=start.checkpoint, **data)

@@ -12,6 +12,9 @@ compared exactly, by value: `18`, `18.00`, `$18`, `18.` and `36/2` are one answe
 grader (regular expression `#### (\\-?[0-9\\.\\,]+)`, then equality of strings). Percent signs, currencies and units are
 dropped: `20%` is 20, as in GSM8K. Scale words ("2 million") and numbers in words are not read.
 
+Own data may have answers in words (`#### Paris`): what stands behind `####`, after "the answer is", or in the last line
+is compared in lower case, without punctuation and articles. A gold answer that begins with a digit is a number.
+
 Source of the format and of the reference grader: github.com/openai/grade-school-math, `dataset.py`.
 """
 
@@ -44,6 +47,7 @@ _NUMBER_TOKEN = re.compile(
 )
 _COCONUT_END = re.compile(rf"^###[ ](?=\S)(?:{_NUMBER_TOKEN.pattern})\s*\Z", re.MULTILINE)  # a last line "### 5"
 _TYPOGRAPHY = str.maketrans({"\u2212": "-", "\u2013": "-", "\ufe63": "-", "\uff0d": "-", "\u2044": "/"})
+_ARTICLES = ("a", "an", "the")
 _REACH_OF_A_MARK = 400  # characters within which "the answer is" must give its number
 _LONGEST_FRACTION_PART = 30  # digits; a fraction with longer parts is a runaway, not an answer
 _MOST_MARKS = 100  # of a kind that are looked at; a text with more is a runaway
@@ -61,10 +65,32 @@ def annotations_in(text: str) -> list[str]:
 
 def gold_answer(answer: str) -> str:
     """The final answer of a GSM8K solution (`... #### 1,234`) as a normalised number (`1234`)."""
-    gold = extract_strict_answer(answer)
+    gold = answer_in_words(answer) or extract_strict_answer(answer)
     if gold is None:
         raise UserMistake(f"the answer {answer[-60:]!r} has no final '#### <number>'; add one, as in GSM8K")
     return gold
+
+
+def answer_in_words(answer: str) -> str | None:
+    """The final answer of a gold solution where that is words (`... #### Paris`), None where it is a number or none."""
+    final = " ".join(answer.rpartition("####")[2].split()) if "####" in answer else ""
+    return final if next((one for one in final if one.isalnum() or one == "\\"), "").isalpha() else None
+
+
+def answer_like(gold: str, text: str, *, strict: bool = False) -> str | None:
+    """The final answer of a generated text in the form that a gold solution's has: a number, or normalised words."""
+    if answer_in_words(gold) is None:
+        return extract_strict_answer(text) if strict else extract_answer(text)
+    said = _NEXT_PROBLEM.split(text.strip(), maxsplit=1)[0]
+    if "####" in said:
+        said = said.split("####", 1)[1].strip().split("\n", 1)[0]
+    elif strict:
+        return None
+    elif marks := list(_ANSWER_MARK.finditer(said)):
+        said = _SENTENCE_END.split(said[marks[-1].end() :].lstrip(": {\n"), maxsplit=1)[0]
+    else:
+        said = said.rpartition("\n")[2]
+    return " ".join(word for word in re.findall(r"\w+", said.casefold()) if word not in _ARTICLES) or None
 
 
 def extract_strict_answer(text: str) -> str | None:
@@ -82,10 +108,13 @@ def extract_answer(text: str) -> str | None:
 
 def is_correct(text: str, gold: str, *, strict: bool = False) -> bool:
     """Whether the final answer of `text` has the value of `gold`, by the flexible score or the strict one."""
-    expected = extract_answer(str(gold))
+    gold = str(gold)
+    if "####" not in gold:
+        gold = f"#### {extract_answer(gold) or gold}"
+    expected = answer_like(gold, gold)
     if expected is None:
-        raise UserMistake(f"the gold answer {str(gold)[-60:]!r} holds no number; give 'n' or '#### n'")
-    return (extract_strict_answer(text) if strict else extract_answer(text)) == expected
+        raise UserMistake(f"the gold answer {gold[-60:]!r} is none; give 'n' or '#### n'")
+    return answer_like(gold, text, strict=strict) == expected
 
 
 def _tidied(text: str) -> str:

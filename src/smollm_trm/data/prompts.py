@@ -17,13 +17,13 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from smollm_trm.data.answers import annotations_in, gold_answer, strip_annotations
 from smollm_trm.data.curriculum import ALL_STEPS
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, first_line
 
 prompt_log = logging.getLogger("smollm_trm.data.prompts")
 
@@ -168,7 +168,7 @@ class PromptEncoder:
                 f"message['content'].replace({self.slot_token!r}, '')" if self.slot_token else "message['content']"
             )
             # Some tokenizers write a first token without saying so in add_bos_token; "bare" may not know an x.
-            starts = self.tokenizer("x")["input_ids"][:1] if self.prompt_format != "bare" else []
+            starts = self.ids_of("x")[:1] if self.prompt_format != "bare" else []
             head = "{{ bos_token }}" if starts == [self.tokenizer.bos_token_id] else ""
             body = (
                 "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
@@ -181,17 +181,25 @@ class PromptEncoder:
         )
         return f"{head}{WITHOUT_COMPLETION}{CONVERSATION}{body}{SPAN}{span}{COMPLETION}"
 
-    def prompt_text(self, question: str) -> str:
-        """The whole prompt as text: question, slots, `</think>`. The slot's token in a question is left out."""
+    def prompt_text(self, question: str | list[dict[str, str]]) -> str:
+        """The whole prompt as text: question (or messages up to one), slots, `</think>`; no slot in a question."""
         if self.slot_token and self.slot_token in question:
             prompt_log.warning("left the latent slot's own token out of a question: %.60r", question)
             question = question.replace(self.slot_token, "")
-        chat, how = [{"role": "user", "content": question}], {"add_generation_prompt": True, "tokenize": False}
+        chat = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        how = {"add_generation_prompt": True, "tokenize": False}
         return self.tokenizer.apply_chat_template(chat, chat_template=self.template, **how)
 
     def encode_prompt(self, question: str) -> list[int]:
         """Ids of the whole prompt."""
-        return self.tokenizer(self.prompt_text(question), add_special_tokens=False)["input_ids"]
+        return self.ids_of(self.prompt_text(question), add_special_tokens=False)
+
+    def ids_of(self, text: str, **options: Any) -> list[int]:
+        """What the tokenizer makes of a text; one that it cannot read is refused."""
+        try:
+            return self.tokenizer(text, **options)["input_ids"]
+        except Exception as error:  # a bare one, of a vocabulary without an unknown token
+            raise UserMistake(f"the tokenizer cannot read {text[:60]!r} ({first_line(error)})") from error
 
     def steps(self, answer: str) -> list[str]:
         """The steps of a solution, without its final answer."""

@@ -5,8 +5,8 @@
       {"question": "Ann has 3 bags of 5 nuts. How many nuts?", "answer": "3*5 = 15 nuts.\\n#### 15"}
     ]
 
-A solution ends in `#### number`, as in GSM8K. An answer that is nothing but a number becomes `#### number`, behind the
-row's `steps` where it has a list of them (the form of Coconut's published code).
+A solution ends in `#### number`, as in GSM8K, or in `#### words`. An answer that is nothing but a number, or one line
+without any, becomes `#### answer`, behind the row's `steps` where it has a list of them (Coconut's published code).
 """
 
 import re
@@ -31,16 +31,23 @@ OWN_DATA_READERS = {
     ".json": read_json_list, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet, ".txt": read_icot
 }  # fmt: skip
 _BARE_NUMBER = re.compile(r"[-+\u2212]?([$€£¥₹][-+]?)?(\d[\d,]*)?\.?\d+(/\d+)?\s?%?\.?")
+_WORDS = re.compile(r"(?!(?i:nan|null)\Z)[^\d\n#]*[^\W\d_][^\d\n#]*")  # one line without a number
 
 
 class ReasoningDataset(Dataset):
-    """Rows `{"question", "answer"}` with every answer ending in `#### number`.
+    """Rows `{"question", "answer"}` with every answer ending in `#### number` or `#### words`.
 
     A bad row (a column missing or empty, no final number, an `id` that was there before) is refused by file and line.
     """
 
     def __init__(
-        self, source: str | Path | Sequence[Mapping], *, hub_config: str | None = None, hub_split: str = "train"
+        self,
+        source: str | Path | Sequence[Mapping],
+        *,
+        hub_config: str | None = None,
+        hub_split: str = "train",
+        question_column: str = "question",
+        answer_column: str = "answer",
     ) -> None:
         self.source = str(source) if isinstance(source, str | Path) else "rows"
         if not isinstance(source, str | Path):
@@ -52,7 +59,8 @@ class ReasoningDataset(Dataset):
         else:
             kinds = "a .json, .jsonl, .csv or .parquet file, iCoT .txt or a Hub name (owner/name)"
             raise UserMistake(f"{source}: expected {kinds}.")
-        self.rows = checked_own_rows(places)
+        columns = {question_column: "question", answer_column: "answer"}
+        self.rows = checked_own_rows((where, renamed_columns(row, columns)) for where, row in places)
         if not self.rows:
             raise UserMistake(f"{self.source}: there are no rows.")
 
@@ -68,11 +76,18 @@ def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
     rows = []
     place_of_id: dict[str, str] = {}
     for where, row in places:
-        rows.append(check_row(row_with_final_mark(row), where=where))
+        rows.append(check_row(row_with_final_mark(row), where=where, words=True))
         identity = row.get("id")
         if identity is not None and (first := place_of_id.setdefault(str(identity), where)) != where:
             raise UserMistake(f"{where}: the id {identity!r} is already that of {first}.")
     return rows
+
+
+def renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row with other names for its columns; one that lacks a column stays as it is, for `check_row` to judge."""
+    if not isinstance(row, Mapping) or not row.keys() >= columns.keys():
+        return row
+    return {**row, **{ours: row[theirs] for theirs, ours in columns.items()}}
 
 
 def question_and_answer(row: Any) -> Any:
@@ -87,13 +102,13 @@ def question_and_answer(row: Any) -> Any:
 
 
 def row_with_final_mark(row: Any) -> Any:
-    """An answer `345` or "345" becomes "#### 345"; anything else stays as it is, for `check_row` to judge."""
+    """An answer `345`, "345" or "Paris" becomes "#### 345"; else it stays as it is, for `check_row` to judge."""
     row = question_and_answer(row)
     answer = row.get("answer") if isinstance(row, Mapping) else None
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if isinstance(answer, str):
-        bare = _BARE_NUMBER.fullmatch(answer.strip())
+        bare = _BARE_NUMBER.fullmatch(answer.strip()) or _WORDS.fullmatch(answer.strip())
         steps = row.get("steps") if isinstance(row.get("steps"), list) else []
         return {**row, "answer": "\n".join([*map(str, steps), f"#### {answer.strip()}"]) if bare else answer}
     return row

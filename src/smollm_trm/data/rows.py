@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smollm_trm.data.answers import extract_strict_answer
+from smollm_trm.data.answers import answer_in_words, extract_strict_answer
 from smollm_trm.records import UserMistake, first_line, write_text
 
 _WORD_OR_SIGN = re.compile(r"\w+|-(?=\s*\d)|[^\w\s.,;:!?'\"()\u2019\u201c\u201d-]")
@@ -23,21 +23,25 @@ def normalize_question(text: str) -> str:
     return " ".join(_WORD_OR_SIGN.findall(text.lower()))
 
 
-def check_row(row: Any, *, where: str) -> dict[str, str]:
-    """Question and answer of a row as they came; one without is refused by `where`, its place ("a.jsonl, line 3")."""
+def check_row(row: Any, *, where: str, words: bool = False) -> dict[str, str]:
+    """Question and answer of a row as they came; one without is refused by `where`, its place ("a.jsonl, line 3").
+
+    `words`: the final answer may be in words.
+    """
     if not isinstance(row, Mapping):
         raise UserMistake(f"{where}: a row must be an object, found {type(row).__name__}.")
     for key in ("question", "answer"):
         if key not in row:
             found = f"found {', '.join(map(repr, row))[:200] or 'none'}"
-            raise UserMistake(f"{where}: the key '{key}' is missing; a row needs 'question' and 'answer', {found}.")
+            named = "a row needs 'question' and 'answer', or question_column and answer_column to name others"
+            raise UserMistake(f"{where}: the key '{key}' is missing; {named}: {found}.")
         if not isinstance(row[key], str):
             raise UserMistake(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
         if not row[key].strip():
             raise UserMistake(f"{where}: '{key}' is empty.")
         if any("\ud800" <= letter <= "\udfff" for letter in row[key]):
             raise UserMistake(f"{where}: '{key}' holds half a character (a lone surrogate), which is no text.")
-    if extract_strict_answer(row["answer"]) is None:
+    if extract_strict_answer(row["answer"]) is None and not (words and answer_in_words(row["answer"])):
         raise UserMistake(f"{where}: the answer does not end in '#### <number>'.")
     return {"question": row["question"], "answer": row["answer"]}
 

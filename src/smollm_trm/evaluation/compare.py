@@ -33,6 +33,7 @@ class ComparedArm:
     strict_accuracy: float | None  # share answered right after `####`; None where the result does not say
     against_baseline: PairedDifference | None  # this arm minus the baseline, paired; None for the baseline
     against_shuffled: PairedDifference | None  # its shuffled twin minus this arm, paired; None without a twin
+    asked: str = ""  # how, where it was not in plain format and 0-shot
     cut_off: float = 0.0  # share of its texts that used all tokens without ending
 
     @property
@@ -51,7 +52,7 @@ class ComparedArm:
         low, high = self.interval
         against, shuffled = self.against_baseline, self.against_shuffled
         return (
-            self.name,
+            self.name + (f" ({self.asked})" if self.asked else ""),
             str(self.total),
             f"{100 * self.accuracy:.1f}% [{100 * low:.1f}, {100 * high:.1f}]",
             "" if self.strict_accuracy is None else f"{100 * self.strict_accuracy:.1f}%",
@@ -119,6 +120,8 @@ def compared_arm(name: str, results: Mapping[str, dict], baseline: str) -> Compa
     grades = {arm: result["correct_by_problem"] for arm, result in results.items()}
     own, twin, result = grades[name], grades.get(name + SHUFFLED_SUFFIX), results[name]
     correct, total = sum(own), len(own)
+    shots, prompt_format = (result["settings"].get(key) for key in ("shots", "prompt_format"))
+    asked = [f"{shots}-shot"] * bool(shots) + [f"{prompt_format} format"] * bool(prompt_format)
     return ComparedArm(
         name=name,
         total=total,
@@ -128,5 +131,6 @@ def compared_arm(name: str, results: Mapping[str, dict], baseline: str) -> Compa
         strict_accuracy=result.get("strict_accuracy"),
         against_baseline=None if name == baseline else paired_difference(own, grades[baseline]),
         against_shuffled=None if twin is None else paired_difference(twin, own),
+        asked=", ".join(asked),
         cut_off=result.get("cut_off", 0) / total / result["settings"].get("samples_per_problem", 1),
     )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 
-from smollm_trm.bars import KeepMoving, is_watched, progress_bar
+from smollm_trm.bars import KeepMoving, progress_bar
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.data.reasoning_dataset import row_with_final_mark
 from smollm_trm.data.rows import check_row
@@ -64,17 +64,15 @@ def evaluate_gsm8k(
     counts = {"max_samples": max_samples, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     _check_settings(model, {**counts, "samples_per_problem": samples_per_problem}, latents, generation_kwargs)
     rows = [row_with_final_mark(row) for row in islice(dataset, max_samples)]
-    rows = [check_row(row, where=f"problem {at} of the dataset") for at, row in enumerate(rows)]
+    rows = [check_row(row, where=f"problem {at} of the dataset", words=True) for at, row in enumerate(rows)]
     if not rows:
         raise UserMistake("the dataset has no problems to evaluate on")
-    if worked_examples and model.config.think:
-        raise UserMistake("worked examples are for an untuned base: this model is asked as it was trained")
     options = {"do_sample": samples_per_problem > 1, **generation_kwargs}
     if samples_per_problem > 1:
         options.setdefault("temperature", VOTE_TEMPERATURE)
     options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
-    shown = [(row["question"], model.encoder.completion_text(row["answer"])) for row in worked_examples]
-    before = "".join(f"{question}\nAnswer:{solution}\n\nQuestion: " for question, solution in shown)
+    before, config = shown_first(model, worked_examples), getattr(model, "config", None)
+    asked_by_chat = not getattr(config, "think", True) and getattr(config, "prompt_format", None) == "chat"
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
     sampled, precision = options["do_sample"], device_and_precision(model)["precision"]
     settings = {
@@ -88,15 +86,15 @@ def evaluate_gsm8k(
         "batch_size": None if precision in (None, "float32") and not sampled else batch_size,  # changes no text then
         "generation": dict(sorted(options.items())),
         **({"shots": len(worked_examples), "examples": split_fingerprint(worked_examples)} if before else {}),
+        **({"prompt_format": "chat"} if asked_by_chat else {}),
     }
     if overwrite and predictions_path is not None:
         remove_path(Path(predictions_path))
     file = PredictionFile(settings=settings, path=predictions_path, rows=rows)
-    style = {"unit": "problem", "disable": not progress, "mininterval": 0.1 if is_watched() else 10}  # seconds
-    bar = progress_bar(total=len(rows), initial=len(file.by_index), **style)
-    written = dict(options)
+    bar = progress_bar(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress)
+    moving, written = KeepMoving(bar, at_most=options["max_new_tokens"]), dict(options)
     if isinstance(model, GenerationMixin):
-        written["stopping_criteria"] = [KeepMoving(bar)]
+        written["stopping_criteria"] = [moving]
     with bar, _evaluating(model):
         for batch in _batches(rows, max(1, batch_size // samples_per_problem)):
             if all(index in file.by_index for index in batch):
@@ -106,9 +104,17 @@ def evaluate_gsm8k(
                     torch.manual_seed(seed + batch[0])
                 file.add(_answer(model, rows, batch, donors, samples_per_problem, written, before))
             right = sum(line["correct"] for line in file.by_index.values())
-            bar.set_postfix_str(f"{100 * right / len(file.by_index):.1f}% right", refresh=False)
+            moving.show_score(f"{100 * right / len(file.by_index):.1f}% right")
             bar.update(len(file.by_index) - bar.n)
     return {**summarised_predictions(file.by_index.values(), file.settings), **device_and_precision(model)}
+
+
+def shown_first(model: Any, worked_examples: Sequence[Mapping[str, str]]) -> str:
+    """Worked examples as they stand before a question, to an untuned base; nothing without any."""
+    if worked_examples and model.config.think:
+        raise UserMistake("worked examples are for an untuned base: this model is asked as it was trained")
+    shown = [(row["question"], model.encoder.completion_text(row["answer"])) for row in worked_examples]
+    return "".join(f"{question}\nAnswer:{solution}\n\nQuestion: " for question, solution in shown)
 
 
 def longest_completion(model: Any, rows: Sequence[Mapping[str, str]]) -> int:
@@ -130,6 +136,9 @@ def shuffled_donors(rows: Sequence[Mapping[str, str]], seed: int) -> list[int]:
 
 
 def _check_settings(model: Any, counts: Mapping[str, int | None], latents: str, options: Mapping[str, Any]) -> None:
+    if not callable(getattr(model, "generate_with_thinking", None)):
+        told = f"evaluate_gsm8k({type(model).__name__}, ...): it cannot be asked"
+        raise UserMistake(f"{told}; give SmolLMv3WithTRM.from_pretrained(folder), or the `.model` of a trained module")
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserMistake(f"{name}={value}: give at least 1")

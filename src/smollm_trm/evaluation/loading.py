@@ -34,17 +34,26 @@ def saved_or_downloaded(model: str) -> Path | None:
 
 
 def load_for_evaluation(
-    model: str, *, target: str | None = None, prompt_format: str | None = None, precision: str = "auto"
+    model: str,
+    *,
+    target: str | None = None,
+    prompt_format: str | None = None,
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> SmolLMv3WithTRM:
     """A saved model or a training run (a folder, or a name on the Hub), or an untuned base, without a think block."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype, asked = dtypes.get(precision) or default_dtype(), {"target": target, "prompt_format": prompt_format}
     asked = {name: value for name, value in asked.items() if value is not None}
+    asked |= {"trust_remote_code": True} if trust_remote_code else {}
+    loading = {"dtype": dtype, "load_in_4bit": load_in_4bit}
     if (saved := saved_or_downloaded(model)) is not None:
         for name, value in asked.items():
-            raise UserMistake(f"{name}={value!r}: {model} is a saved model, which is asked as it was trained")
-        return SmolLMv3WithTRM.from_pretrained(saved, dtype=dtype)
-    base = SmolLMv3WithTRM.from_base(model, base_training="frozen", reasoner=None, dtype=dtype, think=False, **asked)
+            reason = f"{model} is a saved model, asked as it was trained"
+            raise UserMistake(f"{name}={value!r} is for an untuned base: {reason}")
+        return SmolLMv3WithTRM.from_pretrained(saved, **loading)
+    base = SmolLMv3WithTRM.from_base(model, base_training="frozen", reasoner=None, think=False, **loading, **asked)
     return base.to(default_device()).eval()
 
 
@@ -54,9 +63,18 @@ def worked_examples(count: int, data_dir: str | None, split: Mapping[str, Any]) 
 
 
 def problems_of(
-    part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = ()
+    part: str,
+    *,
+    data_dir: str | None,
+    dataset_path: str | None,
+    seed: int,
+    models: Sequence[str] = (),
+    **columns: str,
 ) -> Problems:
-    """Problems to evaluate on, never a model's training problems; `seed` is of the split, where no model says it."""
+    """Problems to evaluate on, never a model's training problems; `seed` is of the split, where no model says it.
+
+    `columns`: `question_column` and `answer_column` of own data.
+    """
     if part not in ("dev", "test"):
         raise UserMistake(f"part={part!r}: choose 'dev' or 'test'")
     saved = {model: folder for model in models if (folder := saved_or_downloaded(model)) is not None}
@@ -67,7 +85,7 @@ def problems_of(
         if not isinstance(split, Mapping) or not all(isinstance(split.get(name), kinds[name]) for name in kinds):
             raise UserMistake(f"{model}: its config.json does not say which split it was trained on; save it again")
     if dataset_path is not None:
-        return own_problems(part, dataset_path, splits)
+        return own_problems(part, dataset_path, splits, **columns)
     loaded = load_gsm8k(data_dir, seed=min((split["seed"] for split in splits.values()), default=seed))
     if part == "test":
         return loaded.gsm8k_final_test, loaded.summary
@@ -80,9 +98,9 @@ def problems_of(
     return loaded.gsm8k_test, loaded.summary
 
 
-def own_problems(part: str, dataset_path: str, splits: Mapping[str, Mapping[str, Any]]) -> Problems:
+def own_problems(part: str, dataset_path: str, splits: Mapping[str, Mapping[str, Any]], **columns: str) -> Problems:
     """See `problems_of`: all rows of a file, or, wherever it lies, the dev part of one that a model was trained on."""
-    rows, source = list(ReasoningDataset(dataset_path)), source_name(dataset_path)
+    rows, source = list(ReasoningDataset(dataset_path, **columns)), source_name(dataset_path)
     trained: dict[str, Problems] = {}
     for model, split in splits.items():
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smollm_trm.data.answers import extract_answer, extract_strict_answer, gold_answer
+from smollm_trm.data.answers import answer_like, gold_answer
 from smollm_trm.data.rows import read_jsonl, write_jsonl
 from smollm_trm.evaluation.statistics import wilson_interval
 from smollm_trm.records import UserMistake, is_of_type
@@ -63,9 +63,11 @@ def graded_prediction(
 
 def grades_of(line: Mapping[str, Any]) -> dict[str, Any]:
     """What a line's texts are worth: the answer that most of them give, and whether it is right, twice."""
-    answer = _majority([extract_answer(text) for text in line["texts"]])
-    strict = _majority([extract_strict_answer(text) for text in line["texts"]])
-    return {"answer": answer, "correct": answer == line["gold"], "strict_correct": strict == line["gold"]}
+    gold = f"#### {line['gold']}"
+    right, texts = answer_like(gold, gold), line["texts"]
+    answer = _majority([answer_like(gold, text) for text in texts])
+    strict = _majority([answer_like(gold, text, strict=True) for text in texts])
+    return {"answer": answer, "correct": answer == right, "strict_correct": strict == right}
 
 
 def writes_steps(text: str, steps: Sequence[str]) -> bool:

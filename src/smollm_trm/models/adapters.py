@@ -82,9 +82,17 @@ def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
             parameter.data = parameter.data.float()
 
 
+def refuse_4bit(decoder: PreTrainedModel) -> None:
+    """Refuse to add updates into weights of 4 bits."""
+    if getattr(decoder, "is_loaded_in_4bit", False):
+        raise UserMistake("the base is in 4 bits: save the adapter, load it again without load_in_4bit, then merge")
+
+
 def take_off_adapter(decoder: PreTrainedModel, *, merge: bool = False) -> bool:
     """Take the adapter off, its updates added into the base's weights (`merge`) or lost; False where there was none."""
     layers = adapter_layers(decoder)
+    if merge:
+        refuse_4bit(decoder)
     for name, layer in layers.items():
         if merge:
             layer.merge(safe_merge=True)

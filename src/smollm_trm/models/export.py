@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from smollm_trm.models.adapters import adapter_layers
+from smollm_trm.models.adapters import adapter_layers, refuse_4bit
 from smollm_trm.models.hub import model_card
 from smollm_trm.models.pretrained import SavedBesideItsBase
 from smollm_trm.models.storage import REASONER_PREFIX
@@ -16,6 +16,7 @@ from smollm_trm.records import write_text
 @torch.no_grad()
 def export_merged(model: SavedBesideItsBase, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
     """Write base + adapter in `dtype`, and the reasoner, for `from_pretrained`; the model stays as it is."""
+    refuse_4bit(model.model.language_model)
     config = copy.deepcopy(model.config)
     config.base_training, config.base_model = "full", ""
     decoder = model.model.language_model

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
 
 from smollm_trm.models.configuration import LatentReasoningConfig, readable
@@ -45,12 +45,26 @@ def index_entry(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": [metric]}
 
 
-def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository") -> str:
-    """The card of a model as Markdown: what it is, what was measured, how to use it."""
+def license_of(base: str) -> str | None:
+    """The license that a base's card names, on the Hub or in its folder; None where there is none to be read."""
+    place = Path(base).expanduser()
+    card = (place.parent if place.suffix == ".gguf" else place) / "README.md" if is_local(base) else base
+    try:
+        return ModelCard.load(str(card), ignore_metadata_errors=True).data.license
+    except Exception:  # whatever the Hub's client and its transport raise, by version; or a card that is none
+        return None
+
+
+def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository", license: str | None = None) -> str:
+    """The card of a model as Markdown: what it is, what was measured, how to use it; `license` is its base's."""
     span = f"a latent span of {config.num_latents} slots filled by the reasoner `{config.reasoner}`"
     base = config.base_model if config.base_model and not is_local(config.base_model) else ""
     header = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     header["tags"] = ["latent-reasoning", "trm", "peft"]
+    noted = config.notes.get("license") or getattr(config.text_config, "license", None)
+    header["license"] = license or (noted if isinstance(noted, str) else None) or "other"
+    if header["license"] == "other":
+        header["license_name"] = "unspecified"  # the Hub wants a name beside "other"
     if base:
         header["base_model"] = base
     title = base.rpartition("/")[2] or "a base of its own"
@@ -67,7 +81,7 @@ def model_card(config: LatentReasoningConfig, *, repo_id: str = "this/repository
         f"{config.base_training}, target: {config.target}.\n\n"
         f"## What was measured\n\n{measured}\n\nThe dev part may have picked the checkpoint; only a figure named "
         "`test` is the official test set.\n\n"
-        "## Use\n\nInstall the package `smollm-trm` (`pip install -e .` in its repository), then\n\n"
+        "## Use\n\n```bash\npip install .    # in a clone of smollm-trm's repository\n```\n\n"
         f"```python\nfrom {PACKAGE} import SmolLMv3WithTRM\n\n"
         f'model = SmolLMv3WithTRM.from_pretrained("{repo_id}")\n'
         'print(model.generate_with_thinking("Tom has 3 bags of 4 apples. How many apples is that?"))\n```\n'
@@ -107,7 +121,8 @@ def push_model(
     if config.base_model and is_local(config.base_model):
         advice = "train from a base on the Hub, or save the model after merge_and_unload()"
         raise UserMistake(f"{folder}: its base lies on this machine only, so nobody could load it; {advice}")
-    write_text(folder / "README.md", model_card(config, repo_id=repo_id))
+    base_license = license_of(config.base_model) if config.base_model else None
+    write_text(folder / "README.md", model_card(config, repo_id=repo_id, license=base_license))
     files = sorted({path.relative_to(folder).as_posix() for pattern in SHARED_FILES for path in folder.rglob(pattern)})
     if dry_run:
         return files

@@ -3,13 +3,21 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from smollm_trm.data.prompts import add_markers
@@ -82,7 +90,7 @@ def is_local(model_name: str) -> bool:
 
 
 def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of a base on the Hub, in a folder or in a GGUF file; no remote code, no pickle."""
+    """`kind.from_pretrained` of a base on the Hub, in a folder or in a GGUF file; no pickle, its code only if asked."""
     place = Path(model_name).expanduser()
     if place.suffix == ".gguf":
         if not place.is_file():
@@ -94,7 +102,7 @@ def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
             raise UserMistake(f"model_name={model_name!r}: {reason}")
         model_name = str(place)
     try:
-        return kind.from_pretrained(model_name, trust_remote_code=False, **options)
+        return kind.from_pretrained(model_name, **{"trust_remote_code": False, **options})
     except Exception as error:  # whatever a damaged file or the Hub's client makes it raise
         what = {"AutoConfig": "configuration", "AutoTokenizer": "tokenizer"}.get(kind.__name__, "weights")
         raise UserMistake(f"could not load the {what} of {str(place)!r}: {reason_not_loaded(error, place)}") from error
@@ -104,7 +112,7 @@ def reason_not_loaded(error: Exception, place: Path) -> str:
     """Why a base does not load, in a line that says what to do."""
     reason = first_line(error)
     if "custom code" in reason:
-        return "it brings code of its own, which is never run"
+        return "it brings code of its own, which is not run"
     if "safetensors" in reason and not isinstance(error, SafetensorError):
         convert = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder), where you trust them"
         return f"no model.safetensors there, and pickled weights are not read; convert them once: {convert}"
@@ -114,9 +122,9 @@ def reason_not_loaded(error: Exception, place: Path) -> str:
     return reason + (files if place.exists() else " (without a network, give model_name a local folder)")
 
 
-def base_config(model_name: str) -> Any:
+def base_config(model_name: str, **options: Any) -> Any:
     """The configuration of a base, before its weights are loaded."""
-    config = part_of_base(AutoConfig, model_name).get_text_config()
+    config = part_of_base(AutoConfig, model_name, **options).get_text_config()
     refuse_unsupported(config.model_type)
     return config
 
@@ -156,6 +164,8 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     tiny_texts: list[str] | None = None,
     seed: int = 0,
+    trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> LoadedBase:
     """A Hugging Face decoder, its head and its tokenizer.
 
@@ -163,7 +173,13 @@ def load_base(
         model_name: a name on the Hub, a local folder, a GGUF file, "tiny": a small SmolLM3 with random weights, or
             a model and its tokenizer, which are taken as they are.
         tiny_texts, seed: of "tiny": what its tokenizer is trained on, and of its weights.
+        trust_remote_code: run code that the base brings, where its user said so.
+        load_in_4bit: keep its linear layers in 4 bits (NF4, QLoRA's), which compute in `dtype`.
     """
+    if load_in_4bit and (not isinstance(model_name, str) or model_name == "tiny" or model_name.endswith(".gguf")):
+        raise UserMistake("load_in_4bit=True is for a base on the Hub or in a folder")
+    if load_in_4bit and find_spec("bitsandbytes") is None:
+        raise UserMistake("load_in_4bit=True needs bitsandbytes: pip install 'smollm-trm[quantized]'")
     if not isinstance(model_name, str):
         given = model_name[0].config  # one of ours knows where its base lies
         return take_apart(*model_name, getattr(given, "base_model", "") or given.name_or_path)
@@ -172,12 +188,22 @@ def load_base(
             raise UserMistake("model_name='tiny' makes its tokenizer from the training texts: pass a dataset")
         tokenizer = train_tiny_tokenizer(tiny_texts)
         return take_apart(build_tiny_model(tokenizer, seed=seed).to(dtype), tokenizer, "")
-    base_config(model_name)
-    tokenizer = part_of_base(AutoTokenizer, model_name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    base_config(model_name, **options)
+    tokenizer = part_of_base(AutoTokenizer, model_name, **options)
+    if load_in_4bit:
+        four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        options["quantization_config"] = BitsAndBytesConfig(**four_bits, bnb_4bit_compute_dtype=dtype)
     if model_name.endswith(".gguf"):
-        causal_lm = without_quantization(part_of_base(AutoModelForCausalLM, model_name, dtype=dtype))
+        causal_lm = without_quantization(part_of_base(AutoModelForCausalLM, model_name, dtype=dtype, **options))
     else:
-        causal_lm = part_of_base(AutoModelForCausalLM, model_name, dtype=dtype, use_safetensors=True)
+        causal_lm = part_of_base(AutoModelForCausalLM, model_name, dtype=dtype, use_safetensors=True, **options)
+    if load_in_4bit:
+        causal_lm.base_model.is_loaded_in_4bit = True  # for PEFT, which sees no more than the decoder
+        for module in causal_lm.modules():  # on a CPU an evaluation would repack them for a kernel without gradients
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        del causal_lm.config.quantization_config  # a saved model says how its base is loaded by nothing but its name
     return take_apart(causal_lm, tokenizer, model_name)
 
 

@@ -26,7 +26,7 @@ from smollm_trm.models.adapters import (
     take_off_adapter,
 )
 from smollm_trm.models.configuration import LatentReasoningConfig, readable, refuse_unknown_names
-from smollm_trm.models.hub import model_card, push_model
+from smollm_trm.models.hub import license_of, model_card, push_model
 from smollm_trm.models.loading import (
     BaseAndTokenizer,
     LoadedBase,
@@ -80,6 +80,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         tiny_texts: list[str] | None = None,
         seed: int = 0,
         calibration: Sequence[str] = CALIBRATION_QUESTIONS,
+        trust_remote_code: bool = False,
+        load_in_4bit: bool = False,
         **config: Any,
     ) -> Self:
         """A base with a fresh adapter and a fresh reasoner.
@@ -91,6 +93,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             tiny_texts: what the tokenizer of "tiny" is trained on.
             seed: of every new weight; the global random state is left as it was.
             calibration: questions that a fresh reasoner's statistics are measured on; none leaves it to training.
+            trust_remote_code: run code that the base brings with it; without this word none is run, and nothing asks.
+            load_in_4bit: keep the base's linear layers in 4 bits (bitsandbytes).
             config: fields of `LatentReasoningConfig`, such as `reasoner`, `num_latents`, `target`.
         """
         refuse_unknown_names(config)
@@ -100,7 +104,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 earlier, base = model_name, model_name.as_base(with_adapter=training == "lora")
                 config.setdefault("base_model", "" if training == "full" else earlier.config.base_model)
             else:
-                base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed)
+                options = {"trust_remote_code": trust_remote_code, "load_in_4bit": load_in_4bit}
+                base = load_base(model_name, dtype=dtype, tiny_texts=tiny_texts, seed=seed, **options)
             place = str(Path(base.name).expanduser().resolve()) if base.name and is_local(base.name) else base.name
             config.setdefault("base_model", "" if training == "full" else place)
             if config.get("reasoner", "trm") is not None:
@@ -110,6 +115,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 base = with_rows(base, config["slot_token_id"] + 1)
             text_config = copy.deepcopy(base.decoder.config)
             text_config.name_or_path = ""
+            if base.name and is_local(base.name) and (license := license_of(base.name)):
+                config["notes"] = {"license": license, **(config.get("notes") or {})}  # the card may be far from it
             torch.manual_seed(seed)
             model = cls.assemble(base, LatentReasoningConfig(text_config=text_config, **config))
             if training == "lora" and not (earlier and adapter_layers(base.decoder)):
@@ -120,7 +127,10 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 if earlier and earlier.config.reasoner == model.config.reasoner:
                     model.take_reasoner(earlier)
                 elif calibration:
-                    model.fit_reasoner(calibration)
+                    try:
+                        model.fit_reasoner(calibration)
+                    except UserMistake as error:
+                        raise UserMistake(f"{error}; give questions of yours, calibration=[...]") from error
         return model
 
     def as_base(self, *, with_adapter: bool) -> LoadedBase:
@@ -149,6 +159,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         device: torch.device | str = "auto",
         attn_implementation: str | None = None,
         revision: str | None = None,
+        trust_remote_code: bool | None = None,
+        load_in_4bit: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a saved model, on the base it names.
@@ -160,14 +172,22 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
                 the reasoner wants it.
             device: where to; "auto" is the GPU where there is one.
             attn_implementation: "sdpa", "eager", ...; transformers' choice when None.
+            trust_remote_code: run code that `model_name` brings; never that of a base which only the saved model names.
+            load_in_4bit: keep the linear layers of a base that lies elsewhere in 4 bits.
             kwargs: what transformers' own loading passes on; not used, as `args`.
 
         Raises:
             UserMistake: not such a folder, a tensor missing, unknown or of another shape.
         """
-        for name in ("device_map", "quantization_config", "load_in_4bit", "load_in_8bit"):
-            if kwargs.get(name) is not None:
-                raise UserMistake(f"from_pretrained: {name} is not supported; choose device and dtype")
+        if isinstance(device_map := kwargs.pop("device_map", None), str | torch.device):
+            device, device_map = device_map, None  # "auto" is one GPU here
+        for name, value in (("device_map", device_map), *kwargs.items()):
+            if name in ("device_map", "quantization_config", "load_in_8bit") and value is not None:
+                raise UserMistake(f"from_pretrained: {name} is not supported; choose device, dtype and load_in_4bit")
+            if name in LatentReasoningConfig.__annotations__:
+                raise UserMistake(f"from_pretrained: {name} is what the saved model says; from_base takes another")
+        if trust_remote_code and not isinstance(model_name, str):
+            raise UserMistake("trust_remote_code=True: only the saved model names that base; name it by model_name")
         dtype = kwargs.get("torch_dtype") or dtype
         folder = saved_model_folder(pretrained_model_name_or_path, revision)
         config = read_config(folder)
@@ -179,9 +199,13 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             raise UserMistake("dtype: choose 'auto', 'float32', 'bfloat16' or 'float16'")
         with own_random_state(), no_progress_bars():
             if model_name is None and not config.base_model:
+                if load_in_4bit:
+                    raise UserMistake(f"load_in_4bit=True: the base of {folder} was saved with it, whole")
                 model = cls._with_saved_base(folder, config, dtype)
             else:
-                model = cls._with_named_base(folder, config, dtype, model_name or config.base_model)
+                options = {"trust_remote_code": bool(trust_remote_code), "load_in_4bit": load_in_4bit}
+                base = load_base(model_name or config.base_model, dtype=dtype, **options)
+                model = cls._with_named_base(folder, config, base)
             if config.base_training == "lora":
                 load_adapter(model.model.language_model, folder / ADAPTER_FOLDER)
         tokenizer = part_of_base(AutoTokenizer, str(folder))
@@ -207,11 +231,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         return model
 
     @classmethod
-    def _with_named_base(
-        cls, folder: Path, config: LatentReasoningConfig, dtype: torch.dtype, model_name: str | BaseAndTokenizer
-    ) -> Self:
+    def _with_named_base(cls, folder: Path, config: LatentReasoningConfig, base: LoadedBase) -> Self:
         """A model on a base that lies elsewhere, with the reasoner from its folder."""
-        base = load_base(model_name, dtype=dtype)
         if config.reasoner is not None and config.prompt_format == "coconut":
             base = with_markers(base)
         base = with_rows(base, config.vocab_size)

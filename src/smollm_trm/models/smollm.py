@@ -1,6 +1,7 @@
 """`SmolLMv3WithTRM`: the causal LM around the backbone, whose `generate()` is Hugging Face's own."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, Cache, GenerationConfig, Generati
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import padding_token_id
-from smollm_trm.models.adapters import take_off_adapter
+from smollm_trm.models.adapters import load_adapter, take_off_adapter
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.generation import Completion, chosen_latents, generate_completions
 from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel, registered_for
@@ -26,6 +27,8 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
     """
 
     def __init__(self, config: LatentReasoningConfig) -> None:
+        if not isinstance(config, LatentReasoningConfig):
+            raise UserMistake(f"SmolLMv3WithTRM({config!r:.60}): use from_base(name) or from_pretrained(folder)")
         table = "wte" if config.text_config.model_type == "gpt2" else "embed_tokens"
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{table}.weight"}
         super().__init__(config)
@@ -50,6 +53,13 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """Choose the adapter of the base: there is one, "default"."""
         self.model.language_model.set_adapter(adapter_name)
+
+    def load_adapter(self, peft_model_id: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Put a saved adapter, such as `adapter/` of a saved model, in the place of the one that is there."""
+        take_off_adapter(self.model.language_model)
+        load_adapter(self.model.language_model, Path(peft_model_id))
+        self.config.base_training = "lora"
+        self.freeze_base()
 
     def delete_adapter(self, adapter_names: str | list[str] = "default") -> None:
         """Take the adapter off, its updates with it; the base is as it was, and frozen."""
@@ -174,7 +184,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
 
     def generate_with_thinking(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str | list[dict[str, str]]],
         *,
         max_new_tokens: int | None = None,
         latents_from: Sequence[str] | None = None,
@@ -189,6 +199,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         If the model itself writes `<think>`, generation stops there, a span is appended and filled, and it goes on.
 
         Args:
+            prompts: a question, or several; one may be a whole conversation, messages that end in a user's.
             max_new_tokens: tokens to generate at most; 256 unless a `generation_config` says otherwise.
             latents_from: other questions whose latents are put in instead (the shuffled control).
             rethink: whether a `<think>` of the model's own gets a span; None: yes, except with beams or a streamer.
@@ -211,7 +222,10 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         limit = limit if max_new_tokens is None else max_new_tokens
         if limit < 1:
             raise UserMistake(f"max_new_tokens={limit}: must be at least 1")
-        questions = [prompts] if isinstance(prompts, str) else list(prompts)
+        questions = [prompts] if isinstance(prompts, str) else prompts
+        given = isinstance(questions, Sequence) and len(questions) > 0
+        if not given or not all(isinstance(one, (str, list)) for one in questions):
+            raise UserMistake(f"prompts={prompts!r:.60}: give a question, or a list of questions")
         options = {"latents_from": latents_from, "rethink": rethink, "max_new_tokens": limit}
         thinking = {"n_steps": n_steps, "halting": halting}
         found = generate_completions(self, questions, thinking=thinking, **options, **generate_kwargs)

@@ -56,6 +56,7 @@ class SmolLMTRMLightningModule(LightningModule):
         supervise: "one" draws a supervision step; "all" makes a pass of the base for each.
         seed: of everything random in a step; a step's randomness depends on it and on the step's number only.
         fitted_on: training questions on which a fresh reasoner measures the statistics it keeps.
+        begins_at: step at which the learning rates begin their course; above 0 in a run whose `max_steps` was raised.
         answer_test: what `trainer.test` does with a list of official test problems; returns its accuracy.
     """
 
@@ -67,6 +68,7 @@ class SmolLMTRMLightningModule(LightningModule):
         supervise: str = "one",
         seed: int = 0,
         fitted_on: Sequence[str] = (),
+        begins_at: int = 0,
         answer_test: Callable[[LightningModule, Sequence[dict[str, str]], int], float] | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class SmolLMTRMLightningModule(LightningModule):
         self.optimizer_settings = optimizer_settings or OptimizerSettings()
         self.supervise = supervise
         self.seed = seed
-        self.fitted_on = fitted_on
+        self.fitted_on, self.begins_at = fitted_on, begins_at
         self.answer_test = answer_test
         self.strict_loading = False  # checkpoints leave the frozen base out
 
@@ -205,7 +207,7 @@ class SmolLMTRMLightningModule(LightningModule):
         base = [parameter for name, parameter in self.model.named_parameters() if ".reasoner." not in name]
         optimizer = build_optimizer(base=base, reasoner=reasoner, settings=settings)
         n_steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = build_schedule(optimizer, total_steps=n_steps, settings=settings)
+        schedule = build_schedule(optimizer, total_steps=n_steps, settings=settings, begins_at=self.begins_at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

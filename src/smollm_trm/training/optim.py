@@ -69,14 +69,20 @@ def build_optimizer(
     return torch.optim.AdamW(groups, betas=settings.betas)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, *, total_steps: int, settings: OptimizerSettings) -> LambdaLR:
-    """Warm-up then cosine, stepped once per optimizer step."""
+def build_schedule(
+    optimizer: torch.optim.Optimizer, *, total_steps: int, settings: OptimizerSettings, begins_at: int = 0
+) -> LambdaLR:
+    """Warm-up then cosine, stepped once per optimizer step; of a run that goes on, over the steps behind its end."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    return get_cosine_with_min_lr_schedule_with_warmup(
+    n_steps = total_steps - begins_at
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer,
-        num_warmup_steps=settings.warmup_fraction * total_steps + 1,
-        num_training_steps=total_steps + 1,
+        num_warmup_steps=settings.warmup_fraction * n_steps + 1,
+        num_training_steps=n_steps + 1,
         min_lr_rate=settings.final_fraction,
         last_epoch=0,  # one step on: the very first step is to move the weights too
     )
+    if begins_at:
+        schedule.lr_lambdas = [lambda step, share=one: share(step - begins_at) for one in schedule.lr_lambdas]
+    return schedule

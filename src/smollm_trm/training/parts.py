@@ -20,7 +20,7 @@ from smollm_trm.models.storage import read_config, saved_model_folder
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
 from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
-from smollm_trm.training.run import Run, build_run_trainer
+from smollm_trm.training.run import Run, Start, build_run_trainer
 from smollm_trm.training.settings import PRECISIONS, TrainSettings
 from smollm_trm.training.stages import Stages
 from smollm_trm.training.watch import CollapseWarning, SampleAnswers
@@ -49,7 +49,7 @@ def check_fits(settings: TrainSettings) -> None:
         config = read_config(saved_model_folder(settings.load_model_path))
         size, depth = config.hidden_size, config.num_hidden_layers
     elif settings.model_name != "tiny":
-        config = base_config(settings.model_name)
+        config = base_config(settings.model_name, trust_remote_code=settings.trust_remote_code)
         size, depth = config.hidden_size, config.num_hidden_layers
     shape = {"num_latents": num_latents, "hidden_size": size, "depth": depth}
     with torch.device("meta"):
@@ -63,12 +63,13 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
         if test_dataset is not None:
             raise UserMistake("test_dataset was given without train_dataset: give both, or neither for GSM8K")
         return load_gsm8k(settings.data_dir, seed=settings.split_seed)
-    rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset))
+    columns = {name: getattr(settings, name) for name in ("question_column", "answer_column")}
+    rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset, **columns))
     test_dataset = settings.dev_path if test_dataset is None and train_dataset is None else test_dataset
     if test_dataset is None:
         train, dev = split_gsm8k(rows, seed=settings.split_seed)
     else:
-        dev = list(ReasoningDataset(test_dataset))
+        dev = list(ReasoningDataset(test_dataset, **columns))
         held_out = {normalize_question(row["question"]) for row in dev}
         train = [row for row in rows if normalize_question(row["question"]) not in held_out]
     if not train or not dev:
@@ -109,7 +110,8 @@ def build_module(
     dtype = torch.float32 if settings.wants_fp32_base else dtype
     earlier, goes_on = settings.load_model_path, False
     if earlier is not None:
-        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu")
+        four_bits = settings.load_in_4bit
+        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu", load_in_4bit=four_bits)
         goes_on = earlier.config.reasoner == settings.model_config()["reasoner"]
     model = SmolLMv3WithTRM.from_base(
         base or earlier or settings.model_name,
@@ -118,6 +120,8 @@ def build_module(
         tiny_texts=texts,
         seed=settings.seed,
         calibration=(),
+        trust_remote_code=settings.trust_remote_code,
+        load_in_4bit=settings.load_in_4bit and not (base or earlier),
         **settings.model_config(),
     )
     if settings.gradient_checkpointing:
@@ -172,10 +176,12 @@ def describe_run(settings: TrainSettings) -> Run:
     )
 
 
-def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batches: int, first_step: int) -> Trainer:
-    """Lightning's trainer for the settings, given the batches of an epoch and the steps of earlier sessions."""
+def build_trainer(settings: TrainSettings, run: Run, start: Start, *, precision: str, n_batches: int) -> Trainer:
+    """Lightning's trainer for the settings, given the batches of an epoch."""
     names = ("devices", "num_nodes", "strategy", "max_steps", "accumulate_grad_batches")
     own = {name: getattr(settings, name) for name in names}
+    steps = -(-n_batches // settings.accumulate_grad_batches)  # an epoch's; a raised max_steps needs more of them
+    epochs = max(settings.num_epochs, -(-settings.max_steps // steps)) if start.raised_at else settings.num_epochs
     stages = []
     if settings.curriculum is not None:
         stages.append(Stages(reset_optimizer=settings.reset_optimizer))
@@ -183,10 +189,10 @@ def build_trainer(settings: TrainSettings, run: Run, *, precision: str, n_batche
             own["strategy"] = "ddp_find_unused_parameters_true"  # in stage 0 nothing asks the reasoner
     return build_run_trainer(
         run,
-        first_step=first_step,
+        start,
         callbacks=[CollapseWarning(), SampleAnswers(settings.sample_answers), *stages],
         precision=precision,
-        max_epochs=settings.num_epochs,
+        max_epochs=epochs,
         gradient_clip_val=settings.gradient_clip,
         **pick_intervals(settings, n_batches),
         **own,

@@ -4,6 +4,7 @@ On a terminal and in a notebook a bar; anywhere else, such as a log file, a line
 Lightning's own bar counts an epoch, whatever ends the run, and writes a line a step where it cannot go back.
 """
 
+import logging
 import sys
 import time
 from typing import Any
@@ -14,6 +15,9 @@ from tqdm import tqdm
 
 from smollm_trm.bars import is_watched, progress_bar
 
+progress_log = logging.getLogger("smollm_trm.training.progress")
+
+FIRST_STEPS = 3  # behind the very first, which is slower: enough to say how long the others will take
 SECONDS_WHERE_WATCHED = 0.2
 
 
@@ -25,6 +29,7 @@ class RunProgress(ProgressBar):
         self.metric, self.seconds_between_lines = metric, seconds_between_lines
         self.enabled = True
         self.bar: tqdm | None = None
+        self.first_steps: dict[int, float] = {}  # when each ended
 
     def disable(self) -> None:
         """Show nothing: Lightning asks for it on every process but the first."""
@@ -39,7 +44,13 @@ class RunProgress(ProgressBar):
             self.bar = progress_bar(total=self.total, initial=self.first, **style)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Show the step, unless something was shown just now."""
+        """Show the step, unless something was shown just now; after the first few say how long the run will take."""
+        ended, now, times = trainer.global_step - self.first, time.perf_counter(), self.first_steps
+        if 0 < ended <= FIRST_STEPS + 1 and times.setdefault(ended, now) == now and ended == FIRST_STEPS + 1:
+            a_step, left = (now - times[1]) / FIRST_STEPS, self.total - trainer.global_step
+            told = "%.2g s a step: about %s for the %d steps that are left, validations not counted"
+            if self.enabled:
+                progress_log.info(told, a_step, tqdm.format_interval(a_step * left), left)
         self.show(trainer, "training")
 
     def on_validation_batch_end(

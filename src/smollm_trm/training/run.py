@@ -13,14 +13,21 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.utilities import rank_zero_only
 
-from smollm_trm.records import UserMistake, refuse_other_settings, remove_path, remove_unfinished, write_json
+from smollm_trm.records import (
+    UserMistake,
+    noted_settings,
+    refuse_other_settings,
+    remove_path,
+    remove_unfinished,
+    write_json,
+)
 from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, newest_good_checkpoint
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.loggers import build_loggers, finish_wandb
@@ -54,21 +61,38 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> Path | None:
-    """Note what a run is begun with; the checkpoint that it goes on from, None at the beginning."""
-    anew = run.resume == "never"
+class Start(NamedTuple):
+    """Where a session of a run begins."""
+
+    checkpoint: Path | None = None  # what it goes on from; None at the run's beginning
+    raised_at: int = 0  # where the run had ended when its `max_steps` was raised; 0 where it was not
+
+
+def begin_run(
+    run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str] = (), may_rise: bool = False
+) -> Start:
+    """Note what a run is begun with; where it goes on. `may_rise`: with a higher `max_steps`, where it had ended."""
+    anew, raised_at = run.resume == "never", 0
     begun = any(run.checkpoints.glob("*.ckpt")) or (run.folder / run.results_file).is_file()
-    if begun and not anew:
-        refuse_other_settings(run.folder / run.settings_file, settings, ignored=tuple(may_change))
-    prepare_folder(run, settings, anew=anew)
-    if anew:
-        return None
     checkpoint = newest_good_checkpoint(run.checkpoints) if run.resume == "auto" else Path(run.resume)
+    if begun and not anew:
+        before, most = noted_settings(run.folder / run.settings_file), settings.get("max_steps", -1)
+        raised_at = before.get("raised_at", 0)
+        if may_rise and run.resume == "auto" and checkpoint is not None and most != before.get("max_steps", most):
+            found = WholeCheckpointIO().load_checkpoint(checkpoint, "meta")
+            if found["callbacks"]["BestAndLatest"]["finished"] and most > found["global_step"]:
+                may_change, raised_at = (*may_change, "max_steps"), found["global_step"]
+                told = "this run had ended at step %d: it goes on to step %d, with a new warm-up and cosine"
+                logger.info(told, raised_at, most)
+        refuse_other_settings(run.folder / run.settings_file, settings, ignored=tuple(may_change))
+    prepare_folder(run, {**settings, "raised_at": raised_at} if raised_at else settings, anew=anew)
+    if anew:
+        return Start()
     if checkpoint is not None and not checkpoint.is_file():
         raise UserMistake(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
     if checkpoint is not None:
         logger.info("resuming from step %d, going on from %s", steps_done(checkpoint), checkpoint)
-    return checkpoint
+    return Start(checkpoint, raised_at)
 
 
 @rank_zero_only
@@ -87,12 +111,34 @@ def steps_done(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else WholeCheckpointIO().load_checkpoint(checkpoint, "meta")["global_step"]
 
 
-def build_run_trainer(run: Run, *, first_step: int = 0, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
+class NewCourse(Callback):
+    """Lets a run that had ended go on: not finished, patient again, its learning rates at the start of their course."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the end; `BestAndLatest` comes after this."""
+        for part in trainer.callbacks:
+            if isinstance(part, BestAndLatest):
+                part.finished = False
+            elif isinstance(part, EarlyStopping):
+                part.wait_count = part.stopped_epoch = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step is a new course's; the optimizer came back with the end of the old one."""
+        for schedule in [one.scheduler for one in trainer.lr_scheduler_configs]:
+            of_groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, peak, share in of_groups:
+                group["lr"] = peak * share(schedule.last_epoch)
+
+
+def build_run_trainer(run: Run, start: Start, *, callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
     """Lightning's trainer with what every run has: guard, average, clock, checkpoints, loggers, progress."""
     metric, advice = run.metric, run.not_finite
     own: list[Callback] = [NonFiniteGuard(advice=advice)]
     if run.ema_decay is not None:
         own.append(AverageWeights(limit=run.ema_decay))
+    first_step = steps_done(start.checkpoint)
+    if first_step and first_step == start.raised_at:
+        own.append(NewCourse())
     own += [*callbacks, Speedometer(), LearningRateMonitor(logging_interval="step")]
     own.append(BestAndLatest(run.checkpoints, every_n_steps=run.save_every_n_steps, metric=metric, advice=advice))
     if run.patience is not None:

@@ -14,19 +14,47 @@ from smollm_trm.training.optim import OptimizerSettings
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 """What everyone calls them, and what Lightning does."""
 
+HELP_GROUPS = (
+    {
+        "mode": "A curriculum over the steps of a solution",
+        "dataset_path": "Data",
+        "model_name": "Model",
+        "target": "What is asked and written",
+        "batch_size": "Training",
+        "precision": "Machine",
+        "val_check_interval": "Validation, checkpoints and logs",
+    },
+    {"trm_kwargs": reasoner_class("trm").Settings, "lora_kwargs": LoraSettings},
+)
+"""Headings of `train --help`, by the first option below each; options that hold fields, of the reasoner "trm" here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(Curriculum):
     """Settings of `train_gsm8k` and of `smollm-trm train`."""
 
     dataset_path: str | None = None
-    """Own data instead of GSM8K: a JSON, JSONL or CSV file, or a Hub name; 80% is trained on, the rest is dev."""
+    """Own data instead of GSM8K: a JSON, JSONL, CSV or Parquet file, or a Hub name; 80% is trained on, 20% is dev."""
+    question_column: str = "question"
+    """Its column or key with the questions; answer_column likewise."""
+    answer_column: str = "answer"
+    """Its column or key with the answers: solutions that end in `#### answer`, or answers alone, numbers or words."""
     dev_path: str | None = None
     """A file of its own for the dev part of dataset_path, all of which is trained on then."""
     data_dir: str | None = None
     """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
+    max_length: int = 512
+    """Tokens of question and solution, the latents on top; longer rows are dropped with a count."""
+    max_samples: int | None = None
+    """Train on so many rows only; None for all."""
+    max_dev_samples: int | None = None
+    """Validate on so many dev rows only; None for all."""
     model_name: str = "HuggingFaceTB/SmolLM3-3B"
     """Base model: a Hub name, a local folder, a GGUF file, or "tiny" (a small SmolLM3 with random weights)."""
+    trust_remote_code: bool = False
+    """Run code that model_name brings with it; without this word none is run."""
+    load_in_4bit: bool = False
+    """Keep the base's linear layers in 4 bits (NF4 of bitsandbytes: pip install 'smollm-trm[quantized]')."""
     load_model_path: str | None = None
     """Folder of an earlier run or saved model to start from: its base, its adapter and, where it is the same one, its
     reasoner. Without it, model_name."""
@@ -38,8 +66,6 @@ class TrainSettings(Curriculum):
     """What fills the span: "trm", "coconut", or the controls "compressor", "static" and "pause"."""
     num_latents: int = 256
     """M, slots in the think block; under a curriculum c_thought * max_latent_stage."""
-    reset_optimizer: bool = False
-    """Begin every stage with a fresh optimizer."""
     latents_per_step: int = 4
     """Latents that training asks, besides the answer, for the result of each step that is not written (target="answer",
     rows with calculator annotations, reasoners "trm" and "compressor"); 0 asks nothing."""
@@ -64,7 +90,8 @@ class TrainSettings(Curriculum):
     num_epochs: int = 3
     """Passes over the training rows."""
     max_steps: int = -1
-    """Optimizer steps at most; -1 for no limit but the epochs."""
+    """Optimizer steps at most; -1 for no limit but the epochs. A run that has ended goes on where this is raised,
+    with a new warm-up and cosine."""
     learning_rate: float = 2e-4
     """Peak learning rate of the adapter."""
     trm_learning_rate: float | None = None
@@ -76,6 +103,8 @@ class TrainSettings(Curriculum):
     """Share of the run in which the learning rates climb to their peak."""
     optimizer: str = "adamw"
     """"adamw", or "adamw_8bit" where bitsandbytes is installed."""
+    reset_optimizer: bool = False
+    """Begin every stage with a fresh optimizer."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     accumulate_grad_batches: int = 4
@@ -94,12 +123,6 @@ class TrainSettings(Curriculum):
     """Nodes."""
     strategy: str = "auto"
     """Lightning's strategy; "auto" takes DDP for several devices."""
-    max_length: int = 512
-    """Tokens of question and solution, the latents on top; longer rows are dropped with a count."""
-    max_samples: int | None = None
-    """Train on so many rows only; None for all."""
-    max_dev_samples: int | None = None
-    """Validate on so many dev rows only; None for all."""
     val_check_interval: float = 1.0
     """Share of an epoch between validations; above 1, a number of batches. They fall on optimizer steps; the run's end
     is validated in any case."""
@@ -162,6 +185,10 @@ class TrainSettings(Curriculum):
                 raise UserMistake(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise UserMistake(f"ema_decay={self.ema_decay}: must be at least 0 and below 1")
+        if self.load_in_4bit and self.wants_fp32_base:
+            raise UserMistake("load_in_4bit=True: base_training='full' and reasoner='coconut' cannot do with 4 bits")
+        if self.trust_remote_code and self.load_model_path is not None:
+            raise UserMistake("trust_remote_code=True is for model_name: leave it or load_model_path out")
         if self.dev_path is not None and self.dataset_path is None:
             raise UserMistake(f"dev_path={self.dev_path!r}: give dataset_path too, the rows to train on")
         if self.mode is not None and self.target != "steps":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smollm_trm.records import write_text
+from smollm_trm.records import AboveBars, write_text
 
 
 class ColouredFormatter(logging.Formatter):
@@ -23,7 +23,7 @@ def training_log(path: Path) -> Iterator[None]:
     if not path.is_file():
         write_text(path, "")
     package = logging.getLogger("smollm_trm")
-    to_file, to_screen = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stderr)
+    to_file, to_screen = logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(AboveBars())
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_screen.setLevel(logging.INFO)
     to_screen.setFormatter(ColouredFormatter() if sys.stderr.isatty() else None)
