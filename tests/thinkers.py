@@ -21,7 +21,7 @@ PROBLEMS = [one["problem"] for one in mixed_problems(["gsm8k", "aime", "mbpp"], 
 
 
 def save_thinker(folder: Path) -> str:
-    """A base that closes some thoughts in time: `</think>` takes the place of a token that it writes in some of them."""
+    """A base that closes some of its thoughts: `</think>` takes the place of a token that it writes in them."""
     tokenizer = make_tokenizer()
     base = make_base("smollm3", tokenizer)
     model = SmolLMv3WithTRM.from_base((base, tokenizer), base_training="full", reasoner=None, target="think")
@@ -30,8 +30,8 @@ def save_thinker(folder: Path) -> str:
         for weight in model.model.language_model.layers.parameters():
             weight.mul_(8 if weight.ndim == 2 else 1)
     written = model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False)[:, ids.shape[1] :].tolist()
-    shares = {token: sum(token in row for row in written) / len(written) for row in written for token in row}
-    chosen = min(shares, key=lambda token: (abs(shares[token] - 0.5), token))
+    shares = {token: sum(token in row for row in written) for row in written for token in row}
+    chosen = min(shares, key=lambda token: (abs(shares[token] - 0.5 * len(written)), token))
     closes, table = tokenizer.convert_tokens_to_ids("</think>"), model.get_input_embeddings().weight
     with torch.no_grad():
         table[[closes, chosen]] = table[[chosen, closes]].clone()

@@ -20,6 +20,9 @@ from smollm_trm.models.reasoners.reasoner import LatentScale, Reasoner, ScaleSet
 from smollm_trm.models.recursion import RecursiveReasoningBase
 from smollm_trm.records import UserMistake
 
+BRANCH_SCALE = 0.3
+"""As `TRMSettings.branch_scale`: with free branches the recursion says the same to every problem for a long time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTRMSettings(ScaleSettings):
@@ -64,10 +67,13 @@ class SequenceTRM(nn.Module):
         super().__init__()
         self.reasoning_token = nn.Parameter(truncated_normal(1, d_compressed))
         self.recursion = RecursiveReasoningBase(
-            network=TinyRecursiveNetwork(dim=d_compressed, n_layers=n_layers, n_heads=n_heads),
+            network=TinyRecursiveNetwork(
+                dim=d_compressed, n_layers=n_layers, n_heads=n_heads, branch_scale=BRANCH_SCALE
+            ),
             n_latent_steps=n_latent_steps,
             n_deep_recursions=n_deep_recursions,
             n_supervision_steps=n_supervision_steps,
+            from_question=True,
         )
         self.to_state = lecun_linear(d_compressed, d_compressed)
         with torch.no_grad():
