@@ -3,8 +3,8 @@
     python benchmarks/compressor_sweep.py [--texts 400] [--epochs 1] [--start pca] [--precision bf16] [--record]
 
 Every width is trained in the same passes over the text. Beside each one's figures on held-out text stands PCA's, fitted
-on the same training text, the best that any linear map could do on those very held-out states, and what the mean vector
-alone reaches.
+on the same training text, and what the mean vector alone reaches. From PCA (the default) there is nothing left to gain;
+`--start random` shows how far gradient descent comes by itself.
 """
 
 import time
@@ -39,9 +39,8 @@ def main() -> None:
     print(describe_report(report))
     held_out = report["held_out"]
     for width in WIDTHS:
-        own, pca = held_out[f"kept {width}"], held_out[f"PCA {width}"]
-        above = {"PCA": own["mse"] / pca["mse"] - 1, "the limit": own["mse"] / own["limit_mse"] - 1}
-        print(f"D' = {width}: error " + ", ".join(f"{100 * one:+.2f}% to {name}" for name, one in above.items()))
+        above = held_out[f"kept {width}"]["mse"] / held_out[f"PCA {width}"]["mse"] - 1
+        print(f"D' = {width}: error {100 * above:+.2f}% to PCA's")
     rounded = {name: {key: round(value, 6) for key, value in one.items()} for name, one in held_out.items()}
     figures = {name: round(value, 2) for name, value in figures.items()}
     setup = {"texts": options.texts, "epochs": options.epochs, "start": options.start, "states": report["states"]}

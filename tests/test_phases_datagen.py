@@ -11,11 +11,17 @@ from safetensors.torch import load_file
 from thinkers import FIXTURES, MIX, generate, save_thinker
 from twins import make_base, make_model, make_tokenizer
 
-from smollm_trm.data import rows
 from smollm_trm.data.batching import pad_left
 from smollm_trm.evaluation.loading import load_for_evaluation
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.phases.datagen import load_hidden_pairs, read_index, read_shards, think_in_text, thinking_encoder
+from smollm_trm.phases.datagen import (
+    load_hidden_pairs,
+    load_thinker,
+    read_index,
+    read_shards,
+    think_in_text,
+    thinking_encoder,
+)
 from smollm_trm.phases.problems import PROBLEM_SOURCES, mixed_problems
 from smollm_trm.phases.settings import DatagenSettings
 from smollm_trm.records import UserMistake
@@ -122,7 +128,9 @@ def test_several_processes_share_the_problems(thinker, unbroken, tmp_path, monke
 
 def test_other_settings_are_refused_until_told_to_start_anew(thinker, unbroken, tmp_path):
     generate(thinker, str(tmp_path), num_samples=4)
-    with pytest.raises(UserMistake, match="holds a run with num_samples=4, now it is 8"):
+    with pytest.raises(
+        UserMistake, match="holds a run with num_samples=4, now it is 8: choose another output_dir, or --no_auto_resume"
+    ):
         generate(thinker, str(tmp_path), num_samples=8)
     assert generate(thinker, str(tmp_path), num_samples=8, no_auto_resume=True)["n_problems"] == 8
 
@@ -182,11 +190,25 @@ def test_a_model_that_cannot_think_in_text_is_refused():
         thinking_encoder(make_model("smollm3", tokenizer))
     base = make_base("llama", tokenizer)
     model = SmolLMv3WithTRM.from_base((base, tokenizer), base_training="frozen", reasoner=None)
-    model.tokenizer.add_tokens([])
-    del_token = {"<think>": None}
-    model.tokenizer.convert_tokens_to_ids = lambda token: del_token.get(token, 3)
+    model.tokenizer.convert_tokens_to_ids = lambda token: None if token == "<think>" else 3
     with pytest.raises(UserMistake, match="no thinking token <think> in the model's vocabulary"):
         thinking_encoder(model)
+
+
+def test_an_untuned_base_is_asked_by_its_chat_template_where_it_has_one(tmp_path):
+    tokenizer = make_tokenizer()
+    base = make_base("llama", tokenizer)
+    for name, template in (("plain", None), ("chat", "{% for one in messages %}{{ one.content }}{% endfor %}")):
+        tokenizer.chat_template = template
+        base.save_pretrained(tmp_path / name), tokenizer.save_pretrained(tmp_path / name)
+        model = load_thinker(str(tmp_path / name), prompt_format=None, precision="auto")
+        encoder, _ = thinking_encoder(model)
+        assert encoder.prompt_format == name and encoder.prompt_text("Why?").endswith("<think>")
+
+
+def test_a_saved_model_is_asked_as_it_was_trained(thinker):
+    with pytest.raises(UserMistake, match="prompt_format='chat': .* was trained on 'plain'"):
+        load_thinker(thinker, prompt_format="chat", precision="auto")
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(thinker, unbroken, tmp_path, monkeypatch):
@@ -218,4 +240,3 @@ def test_rows_on_the_hub_say_what_to_do_without_a_network(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", offline)
     with pytest.raises(FileNotFoundError, match="give a folder with apps.jsonl by --data_dir"):
         mixed_problems(["apps"], None, 1)
-    assert rows.rows_on_the_hub

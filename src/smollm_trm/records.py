@@ -152,11 +152,13 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
-def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
+def refuse_other_settings(
+    path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...], anew: str = "resume='never'"
+) -> None:
     """Refuse to go on with a run that was begun with other settings (JSON at `path`), but for the ignored names."""
     if not path.is_file():
         return
-    advice = "choose another output_dir, or resume='never' to start anew"
+    advice = f"choose another output_dir, or {anew} to start anew"
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:

@@ -180,10 +180,6 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
             named |= {f"start {width}": one for width, one in start.items()}
         named |= {f"PCA {width}": moments.principal(width).to(model.device) for width in start}
         measured = measure_compressors(model, streams["held-out"], named)
-        limit = stream_moments(model, streams["held-out"])
-        spectrum = limit.spectrum()[0]
-        for width in start:  # no linear map fits these very states better, around their own mean
-            measured[f"kept {width}"]["limit_mse"] = float(spectrum[width:].sum() / model.config.hidden_size)
         report = {"stage": settings.stage, "data": Path(data).name, "states": int(moments.count), **figures,
                   "held_out": measured}  # fmt: skip
         for width in start:

@@ -24,13 +24,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from smollm_trm.bars import progress_bar
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import THINK_CLOSE, THINK_OPEN, PromptEncoder, padding_token_id, reserved_token_id
-from smollm_trm.evaluation.loading import load_for_evaluation
+from smollm_trm.evaluation.loading import load_for_evaluation, saved_or_downloaded
 from smollm_trm.models.configuration import readable
 from smollm_trm.models.dimension import base_fingerprint
+from smollm_trm.models.loading import part_of_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.phases.parts import public_name, refuse_other_base
 from smollm_trm.phases.problems import mixed_problems
@@ -148,10 +150,8 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     problems = mixed_problems(settings.datasets, settings.data_dir, settings.num_samples)
-    model = load_for_evaluation(
-        settings.model_name, **asked_format(settings), precision=settings.precision
-    )  # fmt: skip
-    thinking_encoder(model)
+    how = {"prompt_format": settings.prompt_format, "precision": settings.precision}
+    model = load_thinker(settings.model_name, **how)
     digest = hashlib.sha256("\n".join(one["problem"] for one in problems).encode("utf-8", "replace")).hexdigest()[:16]
     fingerprint = base_fingerprint(model.model.language_model)
     noted = {**asdict(settings), "base_fingerprint": fingerprint, "problems_fingerprint": digest}
@@ -159,7 +159,7 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
         for stale in [*folder.glob("pairs-*.safetensors"), folder / INDEX_FILE, folder / DATAGEN_CONFIG]:
             remove_path(stale)
     free = ("data_dir", "output_dir", "no_auto_resume", "model_name")
-    refuse_other_settings(folder / DATAGEN_CONFIG, noted, ignored=free)
+    refuse_other_settings(folder / DATAGEN_CONFIG, noted, ignored=free, anew="--no_auto_resume")
     if processes == 1:
         remove_unfinished(folder)
     write_json(folder / DATAGEN_CONFIG, noted)
@@ -191,9 +191,20 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
     return index
 
 
-def asked_format(settings: DatagenSettings) -> dict[str, str]:
-    """How an untuned base is asked, where the settings say it."""
-    return {} if settings.prompt_format is None else {"prompt_format": settings.prompt_format}
+def load_thinker(model_name: str, *, prompt_format: str | None, precision: str) -> SmolLMv3WithTRM:
+    """A model that is to think in text. One of ours is asked as it was trained, an untuned base by its chat template
+    where it has one."""
+    asked = {}
+    if saved_or_downloaded(model_name) is None:
+        has_template = bool(part_of_base(AutoTokenizer, model_name).chat_template)
+        asked["prompt_format"] = prompt_format or ("chat" if has_template else "plain")
+    model = load_for_evaluation(model_name, **asked, precision=precision)
+    if prompt_format not in (None, model.config.prompt_format):
+        raise UserMistake(
+            f"prompt_format={prompt_format!r}: {model_name} was trained on {model.config.prompt_format!r}"
+        )
+    thinking_encoder(model)
+    return model
 
 
 def saver(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], None]:

@@ -23,7 +23,19 @@ def refuse_rates(settings: object, *names: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressorRunSettings:
+class PhaseRun:
+    """What the training runs of the phases have in common."""
+
+    resume: str = "auto"
+    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
+    seed: int = 0
+    """Of new weights and order."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorRunSettings(PhaseRun):
     """Settings of `smollm-trm phases compressor`."""
 
     stage: str = "1a"
@@ -57,12 +69,6 @@ class CompressorRunSettings:
     """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
     output_dir: str = "outputs/compressor"
     """The compressor (`model/`), figures and the sweep's plot go here."""
-    resume: str = "auto"
-    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
-    seed: int = 0
-    """Of a random start."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
         for name, allowed in {"stage": ("1a", "1b"), "start": ("pca", "random")}.items():
@@ -123,7 +129,7 @@ class DatagenSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceSettings:
+class SequenceSettings(PhaseRun):
     """Settings of `smollm-trm phases trm`."""
 
     data_path: str = "./data/hidden_pairs"
@@ -168,12 +174,6 @@ class SequenceSettings:
     """Validations without a better dev error before training stops."""
     output_dir: str = "outputs/sequence_trm"
     """The trained recursion (`model/`) and its figures go here."""
-    resume: str = "auto"
-    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
-    seed: int = 0
-    """Of weights, split and order."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
         refuse_below(1, self, "batch_size", "num_epochs", "n_layers", "n_heads", "n_latent_steps", "n_deep_recursions")
@@ -193,7 +193,7 @@ class SequenceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AssembleSettings:
+class AssembleSettings(PhaseRun):
     """Settings of `smollm-trm phases assemble`."""
 
     model_name: str = "HuggingFaceTB/SmolLM3-3B"
@@ -210,16 +210,10 @@ class AssembleSettings:
     """Problems per step."""
     learning_rate: float = 2e-3
     """Peak learning rate of LoRA."""
+    precision: str = "auto"
+    """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
     output_dir: str = "outputs/assembled"
     """The assembled model (`model/`) goes here."""
-    resume: str = "auto"
-    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
-    precision: str = "auto"
-    """"auto" (by the device), "fp32", "bf16" or "fp16"."""
-    seed: int = 0
-    """Of weights, split and order."""
-    progress: bool = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
         refuse_below(1, self, "max_steps", "batch_size")

@@ -22,7 +22,8 @@ from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
 from smollm_trm.models.generation import Completion
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.phases.datagen import think_in_text, thinking_encoder
+from smollm_trm.models.storage import read_config, saved_model_folder
+from smollm_trm.phases.datagen import load_thinker, think_in_text
 from smollm_trm.phases.settings import CompareStatesSettings
 from smollm_trm.records import UserMistake
 
@@ -88,8 +89,10 @@ def compare_states(settings: CompareStatesSettings) -> tuple[Comparison, dict[st
     rows, split = problems_of(**data)
     rows, folder = rows[: settings.max_samples], Path(settings.output_dir)
     how = {"batch_size": settings.batch_size, "progress": settings.progress}
-    base = load_for_evaluation(settings.thinking, precision=settings.precision)
-    thinking_encoder(base)
+    config = read_config(saved_model_folder(settings.model))
+    if config.reasoner != "sequence_trm":
+        raise UserMistake(f"{settings.model}: its reasoner is {config.reasoner!r}, not 'sequence_trm'")
+    base = load_thinker(settings.thinking, prompt_format=config.prompt_format, precision=settings.precision)
     base.write_prompts(target="think", think=True)
     results = {"thinks in text": evaluate_gsm8k(base, rows, **how, max_new_tokens=settings.max_new_tokens)}
     states = true_states(base, [row["question"] for row in rows], batch_size=settings.batch_size,
@@ -98,8 +101,6 @@ def compare_states(settings: CompareStatesSettings) -> tuple[Comparison, dict[st
     for name, place in settings.models.items():
         results |= evaluate_arm(name, load_for_evaluation(place, precision=settings.precision), rows, folder, **how)
     model = load_for_evaluation(settings.model, precision=settings.precision)
-    if model.config.reasoner != "sequence_trm":
-        raise UserMistake(f"{settings.model}: its reasoner is {model.config.reasoner!r}, not 'sequence_trm'")
     results |= evaluate_arm("predicted state", model, rows, folder, **how)
     given = GivenStates(model, states)
     results["true state"] = evaluate_gsm8k(given, rows, **how)
