@@ -9,6 +9,7 @@ LoRA trained in as many steps, on the same rows, to answer at once. A model in O
 Run again, it goes on where it stopped.
 """
 
+import json
 import multiprocessing
 import os
 import time
@@ -36,6 +37,7 @@ from smollm_trm.phases.settings import (
 )
 from smollm_trm.phases.states import compare_states
 from smollm_trm.phases.trm import part_of_problem, train_sequence_trm
+from smollm_trm.records import write_json
 
 WIDTH, SWEEP = 96, [32, 64]
 READING = {"max_steps": 400, "learning_rate": 2e-3}
@@ -79,16 +81,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12_000, help="training problems that are thought about")
     parser.add_argument("--problems", type=int, default=1000, help="held-out problems that every arm answers")
     parser.add_argument("--base_steps", type=int, default=DemoSize().base_steps)
-    parser.add_argument("--epochs", type=int, default=5, help="passes of the recursion over the pairs")
+    parser.add_argument("--epochs", type=int, default=4, help="passes of the recursion over the pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/phases"))
     options = parser.parse_args()
     size, seed, folder = DemoSize(base_steps=options.base_steps), options.seed, options.output_dir / f"{options.seed}"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    started, seconds = time.perf_counter(), {}
+    started, noted = time.perf_counter(), folder / "cpu_seconds.json"
+    seconds = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
 
     def stage(name: str, begun: float) -> None:
-        seconds[name] = round(time.process_time() - begun, 1)
+        seconds[name] = round(seconds.get(name, 0) + time.process_time() - begun, 1)  # of all sessions
+        write_json(noted, seconds)
         print(f"== {name}: {seconds[name]:.0f} CPU seconds", flush=True)
 
     begun = time.process_time()
@@ -130,7 +134,8 @@ def main() -> None:
             trm_checkpoint=str(folder / "trm"), seed=seed, output_dir=str(folder / "assembled"),
         ))  # fmt: skip
         stage("assemble", begun)
-        seconds["does not think (the other core)"] = round(control.result(), 1)
+        control = "does not think (the other core)", control.result()
+        seconds[control[0]] = round(seconds.get(control[0], 0) + control[1], 1)
     begun = time.process_time()
     more = {"does not think": str(folder / "no_thinking")}
     if local_model_folder(folder / "grpo") is not None:

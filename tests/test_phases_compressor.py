@@ -167,6 +167,15 @@ def test_a_finished_run_is_not_trained_again_and_says_the_same(thinker, text, st
     assert again["held_out"] == report["held_out"]
 
 
+def test_sums_of_other_text_are_not_taken_for_these(thinker, text, tmp_path):
+    """A session killed before its first checkpoint leaves its sums; another text's run does not go on with them."""
+    pretrain_compressor(settings(thinker, text, tmp_path, num_samples=90, num_epochs=0))
+    (tmp_path / "results.json").unlink()
+    after = pretrain_compressor(settings(thinker, text, tmp_path, num_epochs=0))
+    fresh = pretrain_compressor(settings(thinker, text, tmp_path / "fresh", num_epochs=0))
+    assert after["states"] == fresh["states"] and after["held_out"] == fresh["held_out"]
+
+
 def test_another_base_or_width_is_refused(thinker, text, stage_1a, tmp_path):
     folder, _ = stage_1a
     tokenizer = make_tokenizer()

@@ -43,25 +43,29 @@ class StateMoments:
 
     def __init__(self, hidden_size: int) -> None:
         self.count = torch.zeros((), dtype=torch.float64)
+        self.shift = torch.zeros(hidden_size)  # near the mean, or fp32 products would lose what is around it
         self.total = torch.zeros(hidden_size, dtype=torch.float64)
         self.products = torch.zeros(hidden_size, hidden_size, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, states: Tensor) -> None:
         """Take in states `(T, D)`."""
-        wide = states.to("cpu", torch.float64)
+        if self.count == 0 and len(states):
+            self.shift = states.float().mean(0).cpu()
+        wide = states.float() - self.shift.to(states.device)
         self.count += len(wide)
-        self.total += wide.sum(0)
-        self.products.addmm_(wide.T, wide)
+        self.total += wide.sum(0).cpu()
+        self.products += (wide.T @ wide).cpu()
 
     @property
     def mean(self) -> Tensor:
         """`(D,)`."""
-        return self.total / self.count
+        return self.shift + self.total / self.count
 
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """The covariance's eigenvalues, largest first, and their directions as rows `(D, D)`."""
-        values, vectors = torch.linalg.eigh(self.products / self.count - torch.outer(self.mean, self.mean))
+        off = self.total / self.count
+        values, vectors = torch.linalg.eigh(self.products / self.count - torch.outer(off, off))
         return values.flip(0).clamp_min(0), vectors.flip(1).T
 
     def principal(self, d_compressed: int) -> DimensionCompressor:

@@ -5,8 +5,11 @@ up to `num_epochs` more: gradient descent on the relative squared error, chosen 
 held-out text: cosine, squared error, and the base's own loss with its states replaced by what is left of them
 """
 
+import copy
+import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smollm_trm.bars import progress_bar
@@ -148,13 +152,15 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
     with only_run_in(folder), quiet_lightning():
         checkpoint = begin_run(run, {**asdict(settings), "base": fingerprint},
                                may_change=("resume", "progress", "output_dir", "data_dir"))  # fmt: skip
-        moments = kept_moments(folder, model, streams["train"], fresh=settings.resume == "never", settings=settings)
+        of = json.dumps([fingerprint, data, settings.num_samples, settings.max_length])
+        moments = kept_moments(folder, model, streams["train"], of=of, settings=settings)
         start = start_compressors(settings, moments, fingerprint)
+        start = {width: one.to(model.device) for width, one in start.items()}
         best, figures = dict(start), {"optimizer_steps": 0}
         if settings.num_epochs:
             steps = settings.num_epochs * max(1, sum(1 for _ in streams["train"].texts()) // settings.batch_size)
             module = CompressorModule(
-                {width: copy_of(one) for width, one in start.items()}, model=model, steps=steps,
+                {width: copy.deepcopy(one) for width, one in start.items()}, model=model, steps=steps,
                 learning_rate=settings.learning_rate,
             )  # fmt: skip
             trainer = build_run_trainer(
@@ -167,49 +173,47 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
             module.load_state_dict(kept["state_dict"])
             best = {width: module.compressors[str(width)].to(model.device) for width in start}
             figures["optimizer_steps"] = trainer.global_step
-        model.to(next(iter(start.values())).weight.device)
-        both = {f"trained {width}": one for width, one in best.items()}
-        on_dev = measure_compressors(
-            model, streams["dev"], both | {f"start {width}": one for width, one in start.items()}
-        )
-        named = {}
-        for width in start:  # what training did not better stays as it was
-            bettered = on_dev[f"trained {width}"]["mse"] < on_dev[f"start {width}"]["mse"]
-            named[f"kept {width}"] = best[width] if bettered else start[width]
+        named = better_on_dev(model, streams["dev"], start, best)
         if trajectories or settings.start == "random":
             named |= {f"start {width}": one for width, one in start.items()}
         named |= {f"PCA {width}": moments.principal(width).to(model.device) for width in start}
         measured = measure_compressors(model, streams["held-out"], named)
         report = {"stage": settings.stage, "data": Path(data).name, "states": int(moments.count), **figures,
                   "held_out": measured}  # fmt: skip
+        of_base = {"base": public_name(model, settings.model_name), "base_fingerprint": fingerprint}
         for width in start:
-            lines = card_lines(measured, width)
-            of_base = {"base": public_name(model, settings.model_name), "base_fingerprint": fingerprint}
             place = folder / ("model" if width == settings.d_compressed else f"model-{width}")
             save_part(place, "compressor", named[f"kept {width}"], hidden_size=model.config.hidden_size, **of_base,
-                      d_compressed=width, stage=settings.stage, measured=lines)  # fmt: skip
+                      d_compressed=width, stage=settings.stage, measured=card_lines(measured, width))  # fmt: skip
         plot_sweep(measured, sorted(start), folder / "sweep.png")
         write_json(folder / run.results_file, {**report, "settings": asdict(settings), **run_record()})
     return report
 
 
-def copy_of(compressor: DimensionCompressor) -> DimensionCompressor:
-    """A compressor of its own with the same weights."""
-    other = DimensionCompressor(hidden_size=compressor.weight.shape[1], d_compressed=len(compressor.weight))
-    other.load_state_dict(compressor.state_dict())
-    return other.to(compressor.weight.device)
+Compressors = Mapping[int, DimensionCompressor]
+
+
+def better_on_dev(
+    model: SmolLMv3WithTRM, stream: TextStream, start: Compressors, trained: Compressors
+) -> dict[str, DimensionCompressor]:
+    """By "kept <width>" the trained compressor, or the start where training did not better it on the dev text."""
+    both = {f"trained {width}": one for width, one in trained.items()}
+    found = measure_compressors(model, stream, both | {f"start {width}": one for width, one in start.items()})
+    bettered = {width: found[f"trained {width}"]["mse"] < found[f"start {width}"]["mse"] for width in start}
+    return {f"kept {width}": trained[width] if bettered[width] else start[width] for width in start}
 
 
 def kept_moments(
-    folder: Path, model: SmolLMv3WithTRM, stream: TextStream, *, fresh: bool, settings: CompressorRunSettings
+    folder: Path, model: SmolLMv3WithTRM, stream: TextStream, *, of: str, settings: CompressorRunSettings
 ) -> StateMoments:
-    """The training text's moments, from an earlier session of this run or made now."""
+    """The training text's moments: those that an earlier session made `of` the same base and text, or made now."""
     path, moments = folder / "moments.safetensors", StateMoments(model.config.hidden_size)
-    if path.is_file() and not fresh:
-        vars(moments).update(load_file(path))
-        return moments
+    with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
+        if file.metadata() == {"of": of}:
+            vars(moments).update({name: file.get_tensor(name) for name in vars(moments)})
+            return moments
     moments = stream_moments(model, stream, progress=settings.progress)
-    write_whole(path, lambda temporary: save_file(vars(moments), temporary))
+    write_whole(path, lambda temporary: save_file(vars(moments), temporary, metadata={"of": of}))
     return moments
 
 
