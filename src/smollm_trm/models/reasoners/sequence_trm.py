@@ -138,13 +138,14 @@ class PredictedStateReasoner(Reasoner):
         return self.to_latent(self.compressor.compress(states))
 
     def think(self, prompt: Prompt, *, n_steps: int | None = None, **gradient: bool) -> list[Thought]:
-        """Read what stands before `<think>` with the base as it was when the pairs were made, without an adapter."""
+        """Read what stands before `<think>` with the base as it was when the pairs were made: without an adapter, and
+        without gradient."""
         layers = (module for module in prompt.decoder.modules() if isinstance(module, BaseTunerLayer))
         adapted = [layer for layer in layers if not layer.disable_adapters]
         for layer in adapted:
             layer.enable_adapters(False)
         try:
-            states = prompt.hidden_states([self.depth])[0][:, :-1]
+            states = prompt.hidden_states([self.depth])[0][:, :-1].detach()
         finally:
             for layer in adapted:
                 layer.enable_adapters(True)
