@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12_000, help="training problems that are thought about")
     parser.add_argument("--problems", type=int, default=1000, help="held-out problems that every arm answers")
     parser.add_argument("--base_steps", type=int, default=DemoSize().base_steps)
-    parser.add_argument("--epochs", type=int, default=4, help="passes of the recursion over the pairs")
+    parser.add_argument("--epochs", type=int, default=3, help="passes of the recursion over the pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/phases"))
     options = parser.parse_args()
