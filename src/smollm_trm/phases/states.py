@@ -99,9 +99,11 @@ def compare_states(settings: CompareStatesSettings) -> tuple[Comparison, dict[st
                          max_new_tokens=settings.max_new_tokens)  # fmt: skip
     del base
     for name, place in settings.models.items():
-        results |= evaluate_arm(name, load_for_evaluation(place, precision=settings.precision), rows, folder, **how)
+        results |= evaluate_arm(
+            name, load_for_evaluation(place, precision=settings.precision), rows, folder, overwrite=True, **how
+        )
     model = load_for_evaluation(settings.model, precision=settings.precision)
-    results |= evaluate_arm("predicted state", model, rows, folder, **how)
+    results |= evaluate_arm("predicted state", model, rows, folder, overwrite=True, **how)
     given = GivenStates(model, states)
     results["true state"] = evaluate_gsm8k(given, rows, **how)
     results["mean state"] = evaluate_gsm8k(GivenStates(model, {}), rows, **how)

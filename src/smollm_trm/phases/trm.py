@@ -245,7 +245,8 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     )  # fmt: skip
     logger.info("%d pairs to train on, %d dev, %d held out", *map(len, parts))
     with only_run_in(folder), quiet_lightning():
-        noted = {**asdict(settings), "pairs": [one["sha256"] for one in index["shards"].values()]}
+        noted = {**asdict(settings), "compressor": compressor_digest(compressor)}
+        noted["pairs"] = [one["sha256"] for one in index["shards"].values()]
         checkpoint = begin_run(run, noted, may_change=("resume", "progress", "output_dir", "data_path", "data"))
         trainer = build_run_trainer(run, first_step=steps_done(checkpoint), max_epochs=settings.num_epochs,
                                     log_every_n_steps=10)  # fmt: skip
