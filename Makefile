@@ -6,7 +6,7 @@ COLAB := transformers==5.15.0 peft==0.20.0 tokenizers==0.22.2 huggingface_hub==1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo real real-base test lint unit soak notebook notebook-check notebook-run notebook-run-colab study bench clean
+.PHONY: help install demo real real-base test lint unit soak notebook notebook-check notebook-run notebook-run-colab study phases bench clean
 
 help:
 	@echo "make demo      train, compare and save the tiny twin on word problems: under 4 minutes on two CPU cores"
@@ -15,6 +15,7 @@ help:
 	@echo "make soak      ten minutes of kills, damaged files and absurd arguments, drawn from a seed"
 	@echo "make notebook  build the notebooks and the guides' tables from notebooks/ and src/"
 	@echo "make study     LoRA, static latents, compressor and TRM on word problems: under an hour on two CPU cores"
+	@echo "make phases    the training guide's phases on a twin that thinks in text: at most 12 minutes on two CPU cores"
 	@echo "make bench     every other figure of benchmarks/"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -69,7 +70,12 @@ notebook-run-colab: install .venv-colab/installed
 study: install
 	$(BIN)/python benchmarks/study.py
 
+# Compressor, thinking states, the recursion between them, what it answers; a GRPO run joins the table (TRAINING_GUIDE).
+phases: install
+	$(BIN)/python -W ignore benchmarks/phases.py
+
 bench: install
+	$(BIN)/python -W ignore benchmarks/compressor_sweep.py
 	$(BIN)/python benchmarks/grading.py
 	$(BIN)/python benchmarks/distance_at_start.py
 	$(BIN)/python benchmarks/training_step.py

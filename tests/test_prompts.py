@@ -160,9 +160,22 @@ def test_a_slot_in_a_users_text_opens_no_span_through_the_template(prompt_format
 def test_settings_that_do_not_exist_are_refused_by_name():
     tokenizer = make_tokenizer()
     for changes, message in (
-        ({"target": "proof"}, "target='proof': choose 'steps' or 'answer'"),
+        ({"target": "proof"}, "target='proof': choose one of steps, answer, think"),
         ({"prompt_format": "poem"}, "prompt_format='poem': choose one of plain, bare, chat"),
         ({"prompt_format": "chat"}, "this tokenizer has no chat template; choose 'plain'"),
     ):
         with pytest.raises(UserMistake, match=message):
             PromptEncoder(tokenizer=tokenizer, num_latents=2, **changes)
+
+
+def test_thinking_in_text_writes_the_steps_before_the_end_of_the_think_block():
+    tokenizer = make_tokenizer()
+    encoder = PromptEncoder(tokenizer=tokenizer, num_latents=0, target="think")
+    answer = "She has 2*3=<<2*3=6>>6 pears.\n6+1=<<6+1=7>>7.\n#### 7"
+    assert encoder.prompt_text("How many?") == "Question: How many?\nAnswer: <think>"
+    assert encoder.completion_text(answer) == " She has 2*3=6 pears.\n6+1=7.\n</think> 7"
+    ids = encoder.encode_completion(answer)
+    assert ids.count(tokenizer.convert_tokens_to_ids("</think>")) == 1 and ids[-1] == tokenizer.eos_token_id
+    for wrong in ({"num_latents": 2}, {"think": False}, {"prompt_format": "coconut"}):
+        with pytest.raises(UserMistake, match="target='think' thinks in text"):
+            PromptEncoder(**{"tokenizer": tokenizer, "num_latents": 0, "target": "think", **wrong})

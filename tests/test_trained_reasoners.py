@@ -16,7 +16,8 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.settings import TrainSettings
 
-OWN_SETTINGS = {"trm": TINY_TRM, "compressor": {"compression_heads": 2, "dim": 16}}
+OF_SEQUENCE = {"d_compressed": 16, "n_layers": 1, "n_heads": 2, "n_latent_steps": 1, "n_supervision_steps": 2}
+OWN_SETTINGS = {"trm": TINY_TRM, "compressor": {"compression_heads": 2, "dim": 16}, "sequence_trm": OF_SEQUENCE}
 SAME_EVERYWHERE = {"static", "pause"}
 """Their latents are meant to be the same for every problem."""
 
@@ -28,6 +29,7 @@ def base(tmp_path_factory) -> str:
 
 def train(base: str, folder: Path, reasoner: str, **changes):
     settings = {"reasoner": reasoner, "trm_kwargs": OWN_SETTINGS.get(reasoner, {}), "max_steps": 2, **changes}
+    settings |= {"num_latents": 1} if reasoner == "sequence_trm" else {}
     return train_tiny(base, folder, **settings)
 
 

@@ -560,7 +560,9 @@ def test_what_fits_is_let_through_without_a_draw_and_a_baseline_is_not_looked_at
     for name, heads in ((base, 2), ("tiny", 8)):
         for reasoner in REASONERS:
             own = {"compression_heads": heads} if reasoner in ("trm", "compressor") else {}
-            check_fits(TrainSettings(model_name=name, trm_kwargs=own, reasoner=reasoner))
+            slots = {"num_latents": 1} if reasoner == "sequence_trm" else {}
+            own |= {"d_compressed": 16} if slots else {}
+            check_fits(TrainSettings(model_name=name, trm_kwargs=own, reasoner=reasoner, **slots))
     assert torch.equal(state, torch.get_rng_state())
     check_fits(TrainSettings(model_name="nowhere", use_trm=False, num_latents=512))
     with pytest.raises(ValueError, match="no config.json in that folder"):

@@ -52,6 +52,31 @@ COMMANDS = {
     "ask": Command("commands:ask", "Answer one question, or every one that is typed.", last="question"),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
     "prepare icot": Command("commands:prepare_icot", "Write data whose solutions are steps alone, from annotations."),
+    "phases compressor": Command(
+        "phases.compressor:compressor_command",
+        "Phase 1: compress a base's hidden states; what is lost.",
+        "phases.settings:CompressorRunSettings",
+    ),
+    "phases datagen": Command(
+        "phases.datagen:datagen_command",
+        "Phase 2: let a model think in text, keep its states before and after.",
+        "phases.settings:DatagenSettings",
+    ),
+    "phases trm": Command(
+        "phases.trm:trm_command",
+        "Phase 2: learn the state after thinking from those before.",
+        "phases.settings:SequenceSettings",
+    ),
+    "phases assemble": Command(
+        "phases.assemble:assemble_command",
+        "Teach a base to read such states, and put both phases into one model.",
+        "phases.settings:AssembleSettings",
+    ),
+    "phases compare": Command(
+        "phases.states:compare_states_command",
+        "The assembled model against thinking in text, true, mean and other states.",
+        "phases.settings:CompareStatesSettings",
+    ),
     "arithmetic generate": Command(
         "arithmetic.commands:generate_arithmetic",
         "Write data for the arithmetic model.",

@@ -314,18 +314,24 @@ def check_question(question: str) -> None:
 
 
 def push(model: str, repo_id: str, private: bool = True, dry_run: bool = False) -> str:
-    """Upload a saved model to the Hub, with a card that states what was measured.
+    """Upload a saved model, or a part of the phases, to the Hub, with a card that states what was measured.
 
     Args:
-        model: folder of a saved model or of a training run.
+        model: folder of a saved model, of a compressor, of a sequence TRM, or of a training run.
         repo_id: "owner/name".
         private: whether a new repository is private.
         dry_run: write the card and list the files, upload nothing.
     """
-    from smollm_trm.models.hub import push_model
+    from smollm_trm.models.hub import check_repo_id, push_model, upload
     from smollm_trm.models.storage import saved_model_folder
+    from smollm_trm.phases.parts import part_folder
 
-    files = push_model(saved_model_folder(model), repo_id, private=private, dry_run=dry_run)
+    options = {"private": private, "dry_run": dry_run}
+    if (part := part_folder(model)) is not None:
+        check_repo_id(repo_id)
+        files = upload(part, repo_id, **options)
+    else:
+        files = push_model(saved_model_folder(model), repo_id, **options)
     return f"{'would push' if dry_run else 'pushed'} to {repo_id}: {', '.join(files)}"
 
 

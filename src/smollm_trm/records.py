@@ -175,9 +175,11 @@ def noted_settings(path: Path) -> dict[str, Any]:
         raise UserMistake(f"{path} is damaged: {OTHER_RUN}") from error
 
 
-def refuse_other_settings(path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...]) -> None:
+def refuse_other_settings(
+    path: Path, settings: Mapping[str, Any], ignored: tuple[str, ...], anew: str = "resume='never'"
+) -> None:
     """Refuse to go on with a run that was begun with other settings (JSON at `path`), but for the ignored names."""
-    before = noted_settings(path)
+    before, advice = noted_settings(path), OTHER_RUN.replace("resume='never'", anew)
     for name, now in json.loads(json.dumps(settings)).items():
         if name not in ignored and name in before and before[name] != now:
-            raise UserMistake(f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now!r}: {OTHER_RUN}")
+            raise UserMistake(f"{path.parent} holds a run with {name}={before[name]!r}, now it is {now!r}: {advice}")

@@ -32,6 +32,7 @@ THINK_CLOSE = "</think>"
 ADDED_SLOT = "<|latent|>"
 UNUSED_TOKENS = (ADDED_SLOT, "<|reserved_special_token_2|>", "<|fim_pad|>", "<empty_output>")
 STEP_SOURCES = ("lines", "annotations")
+TARGETS = ("steps", "answer", "think")
 
 
 class SpanFormat(NamedTuple):
@@ -123,7 +124,8 @@ class PromptEncoder:
     tokenizer: PreTrainedTokenizerBase  # of the base model
     num_latents: int  # slots in the think block; 0 writes `<think></think>`
     target: str = "steps"
-    """"steps" supervises the step-by-step solution and `#### n`; "answer" supervises `#### n` at once."""
+    """"steps" supervises the step-by-step solution and `#### n`; "answer" supervises `#### n` at once; "think" writes
+    the steps inside the think block, `<think> {steps} </think> {n}`, which the prompt only opens."""
     prompt_format: str = "plain"
     """"plain" is `Question: ... Answer:`; "chat" is the tokenizer's chat template, without its date; "bare" is the
     question itself, and the answer without `####`, for a vocabulary that has nothing else; "coconut" is Coconut's."""
@@ -134,8 +136,10 @@ class PromptEncoder:
     skip_steps: int = 0  # first steps that are not written
 
     def __post_init__(self) -> None:
-        if self.target not in ("steps", "answer"):
-            raise UserMistake(f"target={self.target!r}: choose 'steps' or 'answer'")
+        if self.target not in TARGETS:
+            raise UserMistake(f"target={self.target!r}: choose one of {', '.join(TARGETS)}")
+        if self.target == "think" and (self.num_latents or not self.think or self.prompt_format == "coconut"):
+            raise UserMistake("target='think' thinks in text: it goes with use_trm=False and 'plain' or 'chat' prompts")
         if self.prompt_format not in PROMPT_FORMATS:
             raise UserMistake(f"prompt_format={self.prompt_format!r}: choose one of {', '.join(PROMPT_FORMATS)}")
         if self.steps_from not in STEP_SOURCES:
@@ -150,8 +154,9 @@ class PromptEncoder:
 
     @cached_property
     def span_text(self) -> str:
-        """The think block with its slots; empty without one."""
+        """The think block with its slots, or only its begin for thinking in text; empty without one."""
         opens, closes = PROMPT_FORMATS[self.prompt_format][-2:]
+        closes = "" if self.target == "think" else closes
         return f"{opens}{self.slot_token * self.num_latents}{closes}" if self.think else ""
 
     @cached_property
@@ -209,8 +214,8 @@ class PromptEncoder:
         return [line.strip() for line in text.rpartition("####")[0].split("\n") if line.strip()]
 
     def written_steps(self, answer: str) -> list[str]:
-        """The steps that the model is to write."""
-        return [] if self.target == "answer" else self.steps(answer)[self.skip_steps :]
+        """The steps that the model is to write behind the span."""
+        return [] if self.target != "steps" else self.steps(answer)[self.skip_steps :]
 
     def completion_parts(self, answer: str, skip_steps: int | None = None) -> list[str]:
         """What the model is to write behind the span, without the end of text; each part is tokenized for itself."""
@@ -219,6 +224,8 @@ class PromptEncoder:
             return [*(f"{step}\n" for step in self.steps(answer)[skip:]), f"### {gold_answer(answer)}"]
         if self.target == "answer" and self.prompt_format == "bare":
             return [gold_answer(answer)]
+        if self.target == "think":
+            return [" " + "\n".join([*self.steps(answer), f"{THINK_CLOSE} {gold_answer(answer)}"])]
         if skip or self.steps_from == "annotations":
             return [" " + "\n".join([*self.steps(answer)[skip:], f"#### {gold_answer(answer)}"])]
         return [" " + (answer if self.keep_annotations else strip_annotations(answer)).strip()]

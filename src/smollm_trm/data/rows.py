@@ -126,12 +126,14 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserMistake(f"{path}: not a Parquet file ({first_line(error)}).") from None
 
 
-def rows_on_the_hub(name: str, *, config: str | None, split: str, instead: str) -> Iterator[tuple[str, Any]]:
+def rows_on_the_hub(
+    name: str, *, config: str | None, split: str, instead: str, **options: Any
+) -> Iterator[tuple[str, Any]]:
     """(place, row) of one part of a dataset on the Hub or in its local cache; without either, `instead` is advised."""
     import datasets  # takes seconds to import, and local files do not need it
 
     try:
-        part = datasets.load_dataset(name, config, split=split)
+        part = datasets.load_dataset(name, config, split=split, **options)
     except Exception as error:  # the libraries below raise many kinds; to the user all mean the same
         raise FileNotFoundError(
             f"{name}: could not be loaded from the Hub ({first_line(error)}); without a network, {instead}."

@@ -125,6 +125,28 @@ def plot_attention(words: Sequence[str], shares: Sequence[Sequence[float]], path
     return _saved(figure, path)
 
 
+def plot_sweep(
+    measured: Mapping[str, Mapping[str, float]], widths: Sequence[int], path: str | Path | None = None
+) -> Figure:
+    """What compressors of several widths leave unexplained, and the base's loss on it. `path`: a PNG."""
+    figure = Figure(figsize=(8.5, 3.8), dpi=DOTS_PER_INCH, layout="constrained")
+    error, loss = figure.subplots(1, 2)
+    for name, colour, marker, style in (("kept", COLOURS[0], "o", "-"), ("PCA", COLOURS[1], "s", "--")):
+        for axes, figure_name in ((error, "unexplained"), (loss, "loss")):
+            values = [measured[f"{name} {width}"][figure_name] for width in widths]
+            label = "compressor" if name == "kept" else name
+            axes.plot(widths, values, color=colour, marker=marker, linestyle=style, label=label)
+    loss.axhline(measured["base"]["loss"], color="0.35", linestyle=":", label="the base itself")
+    error.set_ylabel("share of the variation not restored")
+    loss.set_ylabel("loss of the base (nats per token)")
+    for axes in (error, loss):
+        axes.set_xlabel("D', compressed dimension")
+        axes.set_xticks(widths, widths)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=9)
+    return _saved(figure, path)
+
+
 def _draw_smoothed(axes: Axes, curve: Mapping[int, float], colour: str, label: str) -> None:
     """The values themselves, faint, and their running mean over about a thirtieth of the run."""
     if not curve:

@@ -48,7 +48,8 @@ class LatentReasoningConfig(PreTrainedConfig):
     slot_token_id: int | None = None
     """The placeholder that marks a slot."""
     target: str = "steps"
-    """What is written after `</think>`: "steps" (the solution and `#### n`) or "answer" (`#### n` at once)."""
+    """What is written after `</think>`: "steps" (the solution and `#### n`) or "answer" (`#### n` at once); with
+    "think" the solution is written before `</think>`."""
     prompt_format: str = "plain"
     """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template), "bare" (the question itself) or
     "coconut" (Coconut's markers)."""

@@ -111,11 +111,7 @@ def push_model(
     Raises:
         UserMistake: not a saved model, a base that is only here, or the Hub refused.
     """
-    try:
-        validate_repo_id(repo_id)
-        _, _ = repo_id.split("/")
-    except ValueError as error:
-        raise UserMistake(f"repo_id={repo_id[:100]!r}: no name that the Hub takes; give owner/name") from error
+    check_repo_id(repo_id)
     folder = local_model_folder(folder) or Path(folder)
     config = read_config(folder)
     if config.base_model and is_local(config.base_model):
@@ -123,6 +119,20 @@ def push_model(
         raise UserMistake(f"{folder}: its base lies on this machine only, so nobody could load it; {advice}")
     base_license = license_of(config.base_model) if config.base_model else None
     write_text(folder / "README.md", model_card(config, repo_id=repo_id, license=base_license))
+    return upload(folder, repo_id, private=private, dry_run=dry_run, endpoint=endpoint)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no "owner/name"."""
+    try:
+        validate_repo_id(repo_id)
+        _, _ = repo_id.split("/")
+    except ValueError as error:
+        raise UserMistake(f"repo_id={repo_id[:100]!r}: no name that the Hub takes; give owner/name") from error
+
+
+def upload(folder: Path, repo_id: str, *, private: bool, dry_run: bool, endpoint: str | None = None) -> list[str]:
+    """Upload what may be shared of a folder, see `push_model`; the names of its files."""
     files = sorted({path.relative_to(folder).as_posix() for pattern in SHARED_FILES for path in folder.rglob(pattern)})
     if dry_run:
         return files

@@ -32,11 +32,13 @@ class AverageWeights(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Move the average towards the weights once per optimizer step, however many batches it accumulates."""
-        if trainer.global_step != self.last_step:
-            self.last_step = trainer.global_step
-            decay = min(self.limit, (1 + self.steps) / (10 + self.steps))
-            self.steps += 1
+        """Move the average towards the weights, once for every optimizer step since; many batches may make one step,
+        and a batch several."""
+        decay = 1.0
+        for step in range(self.last_step, trainer.global_step):
+            decay *= min(self.limit, (1 + self.steps) / (10 + self.steps))
+            self.steps, self.last_step = self.steps + 1, step + 1
+        if decay < 1:
             weights = [one.detach() for name, one in pl_module.named_parameters() if name in self.averages]
             torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
 

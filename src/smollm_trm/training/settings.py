@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from smollm_trm.data.curriculum import Curriculum
-from smollm_trm.data.prompts import PROMPT_FORMATS, STEP_SOURCES
+from smollm_trm.data.prompts import PROMPT_FORMATS, STEP_SOURCES, TARGETS
 from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import BASE_TRAININGS
 from smollm_trm.models.reasoners.known import REASONERS, complete_settings, reasoner_class
@@ -75,7 +75,8 @@ class TrainSettings(Curriculum):
     lora_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of LoraSettings, such as {"r": 8}."""
     target: str = "steps"
-    """"steps" trains on the solution and `#### n`, "answer" on `#### n` at once."""
+    """"steps" trains on the solution and `#### n`, "answer" on `#### n` at once, "think" on the solution as text inside
+    the think block and the answer behind it (without latents)."""
     prompt_format: str = "plain"
     """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template, without its date), "bare" (the
     question itself, and the answer without `####`: for the arithmetic model) or "coconut" (Coconut's markers)."""
@@ -161,7 +162,7 @@ class TrainSettings(Curriculum):
         choices = {
             "reasoner": tuple(REASONERS),
             "base_training": BASE_TRAININGS,
-            "target": ("steps", "answer"),
+            "target": TARGETS,
             "prompt_format": tuple(PROMPT_FORMATS),
             "steps_from": STEP_SOURCES,
             "supervise": ("one", "all"),
@@ -197,6 +198,8 @@ class TrainSettings(Curriculum):
             raise UserMistake(f"mode={self.mode!r} needs latents: leave use_trm=False out, or choose 'no_thoughts'")
         if self.mode == "pause" and self.reasoner != "pause":
             raise UserMistake(f"mode='pause' with reasoner={self.reasoner!r}: set reasoner='pause' (or mode='coconut')")
+        if self.target == "think" and self.use_trm:
+            raise UserMistake("target='think' thinks in text, without latents: set use_trm=False")
         if self.prompt_format == "bare" and self.mode is not None:
             raise UserMistake("prompt_format='bare' has no steps: choose another, or no mode")
         self.model_config()

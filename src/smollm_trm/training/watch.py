@@ -120,7 +120,7 @@ class Speedometer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
         """Count, and report at every logging step."""
-        self.tokens += batch["input_ids"].numel()
+        self.tokens += next(iter(batch.values())).shape[:2].numel()  # (B, L)
         steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if steps and trainer.global_step % trainer.log_every_n_steps == 0:
             now = time.perf_counter()

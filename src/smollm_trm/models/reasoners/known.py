@@ -8,6 +8,7 @@ from smollm_trm.models.blocks import check_counts
 from smollm_trm.models.reasoners.coconut import Coconut
 from smollm_trm.models.reasoners.compressor import CompressedReader
 from smollm_trm.models.reasoners.reasoner import Reasoner
+from smollm_trm.models.reasoners.sequence_trm import PredictedStateReasoner
 from smollm_trm.models.reasoners.static import PauseTokens, StaticLatents
 from smollm_trm.models.reasoners.trm import TRM_PRESETS, HiddenStateTRM
 from smollm_trm.records import UserMistake, settings_from
@@ -18,6 +19,7 @@ REASONERS: dict[str, type[Reasoner]] = {
     "static": StaticLatents,
     "pause": PauseTokens,
     "coconut": Coconut,
+    "sequence_trm": PredictedStateReasoner,
 }
 
 

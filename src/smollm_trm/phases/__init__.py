@@ -1,0 +1,1 @@
+"""The three phases of the training guide: compressor, thinking states, and the recursion between them."""
