@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from smollm_trm.records import UserMistake, run_record, without_local_paths, write_json
 
 if TYPE_CHECKING:
+    from smollm_trm.grpo import GRPOSettings
     from smollm_trm.training.settings import TrainSettings
 
 CHOICES = {
@@ -280,6 +281,20 @@ def train(settings: "TrainSettings") -> str:
     trainer, _ = train_gsm8k(**vars(settings))
     folder = settings.output_dir
     return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""
+
+
+def grpo(settings: "GRPOSettings") -> str:
+    """Train a saved model on the grades of its own sampled answers."""
+    from smollm_trm.grpo import train_grpo
+
+    if settings.progress:
+        logging.getLogger("smollm_trm").setLevel(logging.INFO)
+    train_grpo(**vars(settings))
+    folder = Path(settings.output_dir)
+    compared = (folder / "comparison.md").read_text(encoding="utf-8")
+    return (
+        f"{compared}\nthe model is in {folder}/model, results in {folder}/results.json, curves in {folder}/rewards.png"
+    )
 
 
 def queue(configs: list[str], options: list[str]) -> str:

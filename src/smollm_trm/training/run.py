@@ -10,7 +10,7 @@ checkpoint.
 
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.utilities import rank_zero_only
 
 from smollm_trm.records import UserMistake, refuse_other_settings, remove_path, remove_unfinished, write_json
-from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, newest_good_checkpoint
+from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, damage_of, newest_good_checkpoint
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.loggers import build_loggers, finish_wandb
 from smollm_trm.training.progress import RunProgress
@@ -54,7 +54,13 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> Path | None:
+def begin_run(
+    run: Run,
+    settings: Mapping[str, Any],
+    *,
+    may_change: Sequence[str] = (),
+    damage_of: Callable[[Path], str | None] = damage_of,
+) -> Path | None:
     """Note what a run is begun with; the checkpoint that it goes on from, None at the beginning."""
     anew = run.resume == "never"
     begun = any(run.checkpoints.glob("*.ckpt")) or (run.folder / run.results_file).is_file()
@@ -63,11 +69,11 @@ def begin_run(run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str
     prepare_folder(run, settings, anew=anew)
     if anew:
         return None
-    checkpoint = newest_good_checkpoint(run.checkpoints) if run.resume == "auto" else Path(run.resume)
-    if checkpoint is not None and not checkpoint.is_file():
+    checkpoint = newest_good_checkpoint(run.checkpoints, damage_of) if run.resume == "auto" else Path(run.resume)
+    if checkpoint is not None and not checkpoint.exists():
         raise UserMistake(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
     if checkpoint is not None:
-        logger.info("resuming from step %d, going on from %s", steps_done(checkpoint), checkpoint)
+        logger.info("going on from %s", checkpoint)
     return checkpoint
 
 
