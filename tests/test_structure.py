@@ -12,6 +12,7 @@ MAY_KNOW = {
     "evaluation": {"records", "bars", "data", "models"},
     "arithmetic": {"records", "bars", "data", "models", "training", "evaluation"},
     "finetune": {"records", "bars", "data", "models", "training", "evaluation"},
+    "grpo": {"records", "bars", "data", "models", "training", "evaluation", "finetune"},
 }
 
 

@@ -28,8 +28,8 @@ from smollm_trm.training.run import Run, begin_run
 grpo_log = logging.getLogger(__name__)
 
 MAY_CHANGE_IN_GRPO = (
-    *("model", "resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
-    *("gradient_checkpointing", "eval_batch_size", "split_seed"),
+    *("model", "resume", "progress", "output_dir", "data_dir", "wandb_project", "save_every_n_steps"),
+    *("gradient_checkpointing", "split_seed"),
 )
 
 
@@ -56,12 +56,10 @@ class GRPOSettings:
     samples_per_problem: int = 8
     """Answers to each: the group that a reward is compared with."""
     batch_size: int = 32
-    """Samples per forward and backward pass; a divisor of all samples of a step."""
+    """Samples per forward and backward pass, a divisor of all samples of a step; dev problems answered at once."""
     temperature: float = 1.0
     """Of the sampling."""
-    max_new_tokens: int | None = None
-    """Limit of each answer; None makes room for the longest gold solution."""
-    open_next_at: float = 0.5
+    open_next_at: float = 0.3
     """Success rate of the hardest problems so far at which those with one more step join; 0 opens all at once."""
     constant_limit: int = 10
     """Steps in a row whose samples all have the same reward, after which the run ends."""
@@ -79,8 +77,6 @@ class GRPOSettings:
     """"auto" (by the device), "fp32", "bf16" or "fp16"."""
     max_dev_samples: int | None = 1000
     """Dev problems answered before and after; None for all."""
-    eval_batch_size: int = 32
-    """Problems answered at once."""
     save_every_n_steps: int = 25
     """Optimizer steps between checkpoints."""
     output_dir: str = "outputs/grpo"
@@ -89,20 +85,18 @@ class GRPOSettings:
     """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint."""
     wandb_project: str | None = None
     """Weights & Biases project; used only where WANDB_API_KEY is set."""
-    wandb_name: str | None = None
-    """Name of the run there."""
     seed: int = 42
     """Of the problems drawn and the sampling."""
     progress: bool = True
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        least = {"samples_per_problem": 2, "max_new_tokens": 1, "max_dev_samples": 1, "constant_limit": 1}
-        least |= dict.fromkeys(("max_steps", "problems_per_step", "batch_size", "eval_batch_size"), 1)
-        least |= {"save_every_n_steps": 1}
-        for name, limit in least.items():
-            if (value := getattr(self, name)) is not None and value < limit:
-                raise UserMistake(f"{name}={value}: must be at least {limit}")
+        counts = ("max_steps", "problems_per_step", "samples_per_problem", "batch_size", "max_dev_samples",
+                  "constant_limit", "save_every_n_steps")  # fmt: skip
+        for name in counts:
+            least = 2 if name == "samples_per_problem" else 1
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserMistake(f"{name}={value}: must be at least {least}")
         if self.train not in ("reasoner", "lora", "both"):
             raise UserMistake(f"train={self.train!r}: choose one of reasoner, lora, both")
         if self.samples_per_step % self.batch_size and self.samples_per_step > self.batch_size:
@@ -188,8 +182,8 @@ def run_grpo(
     from smollm_trm.training.grpo_trainer import choose_trained, fit_grpo, grpo_damage_of
 
     folder = Path(settings.output_dir)
-    run = Run(folder=folder, resume=settings.resume, seed=settings.seed, progress=settings.progress,
-              wandb=(settings.wandb_project, settings.wandb_name))  # fmt: skip
+    shared = {name: getattr(settings, name) for name in ("resume", "seed", "progress")}
+    run = Run(folder=folder, wandb=(settings.wandb_project, None), **shared)
     noted = {**asdict(settings), "split": split["fingerprint"], "start": model_fingerprint(model)}
     checkpoint = begin_run(run, noted, may_change=MAY_CHANGE_IN_GRPO, damage_of=grpo_damage_of)
     if settings.resume != "never" and is_exported(folder):
@@ -197,8 +191,8 @@ def run_grpo(
         ended = SmolLMv3WithTRM.from_pretrained(folder, dtype=model.dtype)
         return ended, json.loads((folder / "results.json").read_text(encoding="utf-8"))
     choose_trained(model, settings.train, settings.model)
-    limit = settings.max_new_tokens or longest_completion(model, dev) + SPARE_TOKENS
-    asked = {"batch_size": settings.eval_batch_size, "max_new_tokens": limit, "progress": settings.progress}
+    limit = longest_completion(model, dev) + SPARE_TOKENS
+    asked = {"batch_size": settings.batch_size, "max_new_tokens": limit, "progress": settings.progress}
     asked["overwrite"] = settings.resume == "never"
     before = evaluate_gsm8k(model, dev, predictions_path=folder / "evaluation" / "before.jsonl", **asked)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -208,16 +202,18 @@ def run_grpo(
     after = evaluate_gsm8k(model, dev, predictions_path=folder / "evaluation" / "after.jsonl", **asked)
     plot_rewards(folder / "logs" / "metrics.csv", folder / "rewards.png")
     compared = report_comparison({"before": before, "after": after}, folder, baseline="before", split=split)
-    kept = ("accuracy", "interval", "correct", "total", "strict_accuracy", "cut_off")
-    figures = {name: {key: one[key] for key in kept} for name, one in {"before": before, "after": after}.items()}
-    figures |= {"difference": asdict(compared.arms[1].against_baseline), "optimizer_steps": settings.max_steps}
-    figures |= {"samples": settings.max_steps * settings.samples_per_step, "seconds": round(seconds, 1)}
-    figures |= {"train": settings.train, "train_rows": len(train), "split": split}
-    training = {**model.config.notes.get("training", {}), "dev_loss": None, "split": split}
-    part = "dev" if settings.max_dev_samples is None else f"dev-first-{len(dev)}"
-    evaluations = {part: {**figures["after"], "source": split["source"]}}
-    model.config.notes = {"training": training, "grpo": figures, "evaluations": evaluations}
+    kept = ("accuracy", "interval", "correct", "total")
+    before, after = ({name: result[name] for name in kept} for result in (before, after))
+    figures = {
+        **{"before": before, "after": after, "difference": asdict(compared.arms[1].against_baseline)},
+        **{"train": settings.train, "optimizer_steps": settings.max_steps, "seconds": round(seconds, 1)},
+        **{"samples": settings.max_steps * settings.samples_per_step, "train_rows": len(train), "split": split},
+    }
+    notes = model.config.notes
+    counts = {"train_rows": len(train), "optimizer_steps": settings.max_steps}
+    notes |= {"training": {**counts, **notes.get("training", {}), "dev_loss": None, "split": split}, "grpo": figures}
+    notes["evaluations"] = {f"dev-first-{len(dev)}": {**after, "source": split["source"]}}
     write_whole(folder / "model", model.save_pretrained)
-    figures |= {"settings": asdict(settings), **device_and_precision(model)}
+    figures = {**figures, "settings": asdict(settings), **device_and_precision(model)}
     write_json(folder / "results.json", {**figures, "model_files": exported_sizes(folder), **run_record()})
     return model, figures

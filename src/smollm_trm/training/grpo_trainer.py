@@ -9,11 +9,9 @@ Source: Shao et al. 2024, *DeepSeekMath*, section 4. Left out: several devices, 
 import copy
 import json
 import math
-import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -23,13 +21,14 @@ from datasets import Dataset
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import DynamicCache, PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
-from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer
 
 from smollm_trm.bars import is_watched, progress_bar
 from smollm_trm.data.answers import annotations_in, gold_answer, is_correct
+from smollm_trm.data.batching import pad_left
+from smollm_trm.models.generation import ended_at
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import UserMistake, remove_path, write_whole
 from smollm_trm.training.checkpoints import checkpoints_by_step, reason_unread
@@ -46,7 +45,7 @@ NOT_FINITE_LIMIT = 10  # steps in a row
 
 def steps_needed(answer: str) -> int:
     """How many steps a gold solution has: its calculator annotations, or else its lines."""
-    return len(annotations_in(answer)) or answer.rpartition("####")[0].strip().count("\n")
+    return len(annotations_in(answer)) or len(answer.partition("####")[0].strip().splitlines())
 
 
 class EasyToHard(Sampler[int]):
@@ -72,15 +71,12 @@ class EasyToHard(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         for step in range(self.step, self.steps):
             weight_of = self.weights()
-            drawn = self.draw([weight_of[one] for one in self.levels], random.Random(f"{self.seed} {step}"))
+            weights = torch.tensor([weight_of[one] for one in self.levels])
+            source = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            drawn = torch.multinomial(weights, min(self.problems, int((weights > 0).sum())), generator=source).tolist()
+            batch = [drawn[at % len(drawn)] for at in range(self.problems) for _ in range(self.samples)]
             for _ in range(self.repeats):
-                yield from (index for index in drawn for _ in range(self.samples))
-
-    def draw(self, weights: Sequence[float], source: random.Random) -> list[int]:
-        """Different problems by weight (Efraimidis and Spirakis); too few open ones are drawn again."""
-        keys = {at: math.log(1 - source.random()) / weight for at, weight in enumerate(weights) if weight}
-        best = sorted(keys, key=keys.__getitem__, reverse=True)[: self.problems]
-        return [best[at % len(best)] for at in range(self.problems)]
+                yield from batch
 
     def weights(self) -> dict[int, float]:
         """How often a problem of each number of steps is drawn, compared with others; 0 where it is not open."""
@@ -93,9 +89,7 @@ class EasyToHard(Sampler[int]):
         """Take in the rewards of a step, by the number of steps of their problems."""
         for level, found in rewards.items():
             mean, share = sum(found) / len(found), len(found) / (len(found) + REMEMBERED)
-            self.rates[level] = (
-                mean if level not in self.rates else self.rates[level] + share * (mean - self.rates[level])
-            )
+            self.rates[level] = share * mean + (1 - share) * self.rates.get(level, mean)
 
 
 class RightAnswer:
@@ -173,12 +167,35 @@ class LatentGRPOTrainer(GRPOTrainer):
         self.curriculum.steps = self.args.max_steps
         return self.curriculum
 
+    @torch.no_grad()
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, fields: Any, n: int, *_: Any) -> Any:
+        """Sample n answers to each prompt, which is read and thought about once; TRL would do so for every answer."""
+        model = self.model.eval()
+        ids, mask = (one.to(model.device) for one in pad_left(prompt_ids[::n], self._tokenizer.pad_token_id))
+        given = {"latents": model.latents_for(ids, mask)} if model.use_trm else {}
+        cache = DynamicCache(config=model.config.get_text_config())
+        model.model(ids[:, :-1], mask[:, :-1], past_key_values=cache, use_cache=True, **given)
+        cache.batch_repeat_interleave(n)
+        each = {name: one.repeat_interleave(n, 0) for name, one in {**given, "attention_mask": mask}.items()}
+        sampling = copy.deepcopy(model.generation_config)
+        sampling.update(**self.generation_kwargs)
+        inputs = ids.repeat_interleave(n, 0)
+        written = model.generate(inputs, **each, past_key_values=cache, generation_config=sampling)
+        model.train()
+        return [ended_at(row, self.eos_token_ids) for row in written[:, ids.shape[1] :].tolist()], None
+
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Leave out samples of no advantage, often more than half of a batch: they would add zeros to the gradient."""
-        kept = inputs["advantages"] != 0
+        """The same loss from fewer rows: equal samples are one with their advantages added, none has no advantage."""
+        first: dict[tuple, int] = {}
+        rows = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1).tolist()
+        same = torch.tensor([first.setdefault(tuple(row), at) for at, row in enumerate(rows)])
+        own = inputs["advantages"]
+        summed = torch.zeros_like(own).index_add_(0, same.to(own.device), own)
+        kept = summed != 0
         kept[0] |= ~kept.any()
-        own = {name: one[kept] if isinstance(one, Tensor) and one.ndim else one for name, one in inputs.items()}
-        return super()._compute_loss(model, own)
+        fewer = {**inputs, "advantages": summed}
+        fewer = {name: one[kept] if isinstance(one, Tensor) and one.ndim else one for name, one in fewer.items()}
+        return super()._compute_loss(model, fewer)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write what changes, whole or not at all; keep two."""
@@ -203,9 +220,14 @@ class LatentGRPOTrainer(GRPOTrainer):
         folder, own = Path(resume_from_checkpoint), dict(self.model.named_parameters())
         for name, saved in torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True).items():
             own[name].data.copy_(saved)
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = read_state(folder)
         self.curriculum.step = state["global_step"]
         self.curriculum.rates = {int(level): one for level, one in state["stateful_callbacks"]["EasyToHard"].items()}
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Where a checkpoint's run stood."""
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
 def grpo_damage_of(path: Path) -> str | None:
@@ -218,7 +240,7 @@ def grpo_damage_of(path: Path) -> str | None:
                 return f"{name}: {broken} does not match its checksum"
             with safe_globals():
                 torch.load(path / name, map_location="meta", weights_only=True)
-        json.loads((path / STATE).read_text(encoding="utf-8"))["stateful_callbacks"]["EasyToHard"]
+        _ = read_state(path)["stateful_callbacks"]["EasyToHard"]
     except Exception as error:  # whatever a damaged file makes the reader raise
         return reason_unread(error)
     return None
@@ -283,6 +305,7 @@ def fit_grpo(
         save_steps=settings.save_every_n_steps,
         logging_steps=1,
         report_to="none",
+        log_level="error",
         disable_tqdm=True,
         ignore_data_skip=True,  # the curriculum knows where it was
     )
@@ -290,39 +313,27 @@ def fit_grpo(
     chosen = settings.optimizer_settings()
     optimizer = build_optimizer(base=base, reasoner=model.reasoner, settings=chosen)
     schedule = build_schedule(optimizer, total_steps=settings.max_steps, settings=chosen)
-    first_step = max(0, *checkpoints_by_step(run.checkpoints)) if checkpoint else 0
+    first_step = read_state(checkpoint)["global_step"] if checkpoint else 0
     loggers = build_loggers(run.folder, first_step=first_step, wandb=run.wandb, seed=run.seed)
     generation, started = copy.deepcopy(model.generation_config), time.perf_counter()
-    with quiet_trl():
-        trainer = LatentGRPOTrainer(
-            curriculum=curriculum,
-            model=model,
-            args=asked,
-            train_dataset=Dataset.from_list(columns),
-            processing_class=copy.deepcopy(model.tokenizer),
-            reward_funcs=RightAnswer(curriculum, constant_limit=settings.constant_limit),
-            optimizers=(optimizer, schedule),
-            callbacks=[RunLogs(loggers, progress=run.progress, advice=run.not_finite)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError("out of memory: lower batch_size, then problems_per_step") from error
-        finally:
-            finish_wandb(loggers)
+    trainer = LatentGRPOTrainer(
+        curriculum=curriculum,
+        model=model,
+        args=asked,
+        train_dataset=Dataset.from_list(columns),
+        processing_class=copy.deepcopy(model.tokenizer),
+        reward_funcs=RightAnswer(curriculum, constant_limit=settings.constant_limit),
+        optimizers=(optimizer, schedule),
+        callbacks=[RunLogs(loggers, progress=run.progress, advice=run.not_finite)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError("out of memory: lower batch_size, then problems_per_step") from error
+    finally:
+        finish_wandb(loggers)
     del model.forward  # TRL's, on this object
     model.generation_config = generation
     model.eval()
     return time.perf_counter() - started
-
-
-@contextmanager
-def quiet_trl() -> Iterator[None]:
-    """Leave errors; drop what TRL says of its own next version and of tokens that it aligns."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
