@@ -11,12 +11,13 @@ from twins import ROWS, SMALL_TRM, make_model, make_tokenizer
 
 from smollm_trm import cli
 from smollm_trm.data.rows import write_jsonl
-from smollm_trm.grpo import GRPOSettings, train_grpo
+from smollm_trm.grpo import train_grpo
 from smollm_trm.models.hub import model_card
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import UserMistake
 from smollm_trm.training import grpo_trainer
 from smollm_trm.training.checkpoints import newest_good_checkpoint
+from smollm_trm.training.grpo_settings import GRPOSettings
 from smollm_trm.training.grpo_trainer import EasyToHard, LatentGRPOTrainer, RightAnswer, choose_trained, grpo_damage_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -234,10 +235,11 @@ def test_other_problems_than_those_of_its_split_are_refused(saved, tmp_path):
         train_grpo(tmp_path / "model", train_dataset=ROWS[:40], output_dir=str(tmp_path / "out"), **TINY)
 
 
-def test_without_trl_the_line_says_how_to_install_it(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("smollm_trm.grpo.find_spec", lambda name: None)
-    with pytest.raises(UserMistake, match=r"pip install 'smollm-trm\[grpo\]'"):
-        trained(saved, tmp_path)
+def test_without_trl_the_line_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr("smollm_trm.commands.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        cli.main(["grpo", "a model"])
+    assert capsys.readouterr().err.endswith("pip install 'smollm-trm[grpo]'\n")
 
 
 @pytest.mark.parametrize(
@@ -247,6 +249,7 @@ def test_without_trl_the_line_says_how_to_install_it(saved, tmp_path, monkeypatc
         ({"samples_per_problem": 1}, "samples_per_problem=1: must be at least 2"),
         ({"batch_size": 7}, "batch_size=7: must divide the 128 samples"),
         ({"temperature": 0.0}, "must be above 0"),
+        ({"resume": "step-3.ckpt"}, "choose 'auto' or 'never'"),
         ({"open_next_at": 2.0}, "between 0 and 1"),
         ({"learning_rate": 3.0}, "learning_rate=3.0"),
         ({"output_dir": " "}, "output_dir: it is empty"),

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm_trm.records import UserMistake, run_record, without_local_paths, write_json
 
 if TYPE_CHECKING:
-    from smollm_trm.grpo import GRPOSettings
+    from smollm_trm.training.grpo_settings import GRPOSettings
     from smollm_trm.training.settings import TrainSettings
 
 CHOICES = {
@@ -285,6 +286,8 @@ def train(settings: "TrainSettings") -> str:
 
 def grpo(settings: "GRPOSettings") -> str:
     """Train a saved model on the grades of its own sampled answers."""
+    if find_spec("trl") is None:
+        raise UserMistake("grpo needs TRL, which is not installed: pip install 'smollm-trm[grpo]'")
     from smollm_trm.grpo import train_grpo
 
     if settings.progress:

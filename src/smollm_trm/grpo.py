@@ -3,11 +3,11 @@
 It stands above `training` and `evaluation`, as `train_gsm8k` does: the dev part is answered before and after.
 """
 
+import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import saved_model_folder
 from smollm_trm.records import UserMistake, run_record, settings_from, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
-from smollm_trm.training.optim import OptimizerSettings
+from smollm_trm.training.grpo_settings import GRPOSettings
+from smollm_trm.training.grpo_trainer import choose_trained, fit_grpo, grpo_damage_of
 from smollm_trm.training.parts import Rows, gather_splits, pick_precision
 from smollm_trm.training.run import Run, begin_run
 
@@ -31,95 +32,6 @@ MAY_CHANGE_IN_GRPO = (
     *("model", "resume", "progress", "output_dir", "data_dir", "wandb_project", "save_every_n_steps"),
     *("gradient_checkpointing", "split_seed"),
 )
-
-
-@dataclass(frozen=True)
-class GRPOSettings:
-    """Settings of `train_grpo` and of `smollm-trm grpo`."""
-
-    model: str
-    """Folder of a saved model or of a training run, or its name on the Hub."""
-    train: str = "both"
-    """What is trained: "reasoner", "lora" or "both"; the base stays as it is."""
-    data_dir: str | None = None
-    """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
-    dataset_path: str | None = None
-    """Own data instead of GSM8K; 80% is trained on, the rest is dev."""
-    dev_path: str | None = None
-    """A file of its own for the dev part of dataset_path, all of which is trained on then."""
-    split_seed: int | None = None
-    """Of the split into train and dev; None takes the one that the model was trained with."""
-    max_steps: int = 200
-    """Optimizer steps."""
-    problems_per_step: int = 16
-    """Problems whose answers are sampled for a step."""
-    samples_per_problem: int = 8
-    """Answers to each: the group that a reward is compared with."""
-    batch_size: int = 32
-    """Samples per forward and backward pass, a divisor of all samples of a step; dev problems answered at once."""
-    temperature: float = 1.0
-    """Of the sampling."""
-    open_next_at: float = 0.3
-    """Success rate of the hardest problems so far at which those with one more step join; 0 opens all at once."""
-    constant_limit: int = 10
-    """Steps in a row whose samples all have the same reward, after which the run ends."""
-    learning_rate: float = 2e-5
-    """Peak learning rate of the adapter."""
-    trm_learning_rate: float | None = None
-    """Peak learning rate of the reasoner; None takes five times learning_rate."""
-    warmup_fraction: float = 0.05
-    """Share of the run in which the learning rates climb to their peak."""
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient."""
-    gradient_checkpointing: bool = False
-    """Keep no activations of the base: less memory, about a third more time."""
-    precision: str = "auto"
-    """"auto" (by the device), "fp32", "bf16" or "fp16"."""
-    max_dev_samples: int | None = 1000
-    """Dev problems answered before and after; None for all."""
-    save_every_n_steps: int = 25
-    """Optimizer steps between checkpoints."""
-    output_dir: str = "outputs/grpo"
-    """Checkpoints, logs, results and the model go here."""
-    resume: str = "auto"
-    """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint."""
-    wandb_project: str | None = None
-    """Weights & Biases project; used only where WANDB_API_KEY is set."""
-    seed: int = 42
-    """Of the problems drawn and the sampling."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        counts = ("max_steps", "problems_per_step", "samples_per_problem", "batch_size", "max_dev_samples",
-                  "constant_limit", "save_every_n_steps")  # fmt: skip
-        for name in counts:
-            least = 2 if name == "samples_per_problem" else 1
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserMistake(f"{name}={value}: must be at least {least}")
-        if self.train not in ("reasoner", "lora", "both"):
-            raise UserMistake(f"train={self.train!r}: choose one of reasoner, lora, both")
-        if self.samples_per_step % self.batch_size and self.samples_per_step > self.batch_size:
-            raise UserMistake(
-                f"batch_size={self.batch_size}: must divide the {self.samples_per_step} samples of a step"
-            )
-        if not self.temperature > 0 or not self.gradient_clip > 0:
-            raise UserMistake(f"temperature={self.temperature}, gradient_clip={self.gradient_clip}: must be above 0")
-        if not 0 <= self.open_next_at <= 1:
-            raise UserMistake(f"open_next_at={self.open_next_at}: must be between 0 and 1")
-        if not self.output_dir.strip():
-            raise UserMistake("output_dir: it is empty; name a folder")
-        self.optimizer_settings()
-
-    @property
-    def samples_per_step(self) -> int:
-        """Answers sampled for a step."""
-        return self.problems_per_step * self.samples_per_problem
-
-    def optimizer_settings(self) -> OptimizerSettings:
-        """The optimizer's part."""
-        names = ("learning_rate", "trm_learning_rate", "warmup_fraction")
-        return OptimizerSettings(weight_decay=0.0, **{name: getattr(self, name) for name in names})
 
 
 def train_grpo(
@@ -140,11 +52,9 @@ def train_grpo(
         `after` and their paired `difference` among it.
 
     Raises:
-        UserMistake: a setting that cannot be, TRL not installed, or a reward that is the same for all samples.
+        UserMistake: a setting that cannot be, problems of another split, or a reward that is the same for all samples.
     """
     settings = settings_from(GRPOSettings, {"model": model, **config}, "train_grpo")
-    if find_spec("trl") is None:
-        raise UserMistake("grpo needs TRL, which is not installed: pip install 'smollm-trm[grpo]'")
     place = saved_model_folder(settings.model)
     precision, dtype = pick_precision(settings.precision)
     with only_run_in(Path(settings.output_dir)):
@@ -179,8 +89,6 @@ def run_grpo(
     precision: str,
 ) -> tuple[SmolLMv3WithTRM, dict[str, Any]]:
     """See `train_grpo`: answer, train, answer, save."""
-    from smollm_trm.training.grpo_trainer import choose_trained, fit_grpo, grpo_damage_of
-
     folder = Path(settings.output_dir)
     shared = {name: getattr(settings, name) for name in ("resume", "seed", "progress")}
     run = Run(folder=folder, wandb=(settings.wandb_project, None), **shared)
@@ -198,15 +106,20 @@ def run_grpo(
     parameters = [p for p in model.parameters() if p.requires_grad]
     grpo_log.info(f"training {sum(p.numel() for p in parameters):,} parameters ({settings.train}) on {len(train):,} "
                   f"problems, {settings.samples_per_step} samples a step, into {folder}")  # fmt: skip
-    seconds = fit_grpo(settings, run, model, train, checkpoint=checkpoint, max_new_tokens=limit, precision=precision)
+    fit_grpo(settings, run, model, train, checkpoint=checkpoint, max_new_tokens=limit, precision=precision)
     after = evaluate_gsm8k(model, dev, predictions_path=folder / "evaluation" / "after.jsonl", **asked)
-    plot_rewards(folder / "logs" / "metrics.csv", folder / "rewards.png")
+    steps = list(csv.DictReader((folder / "logs" / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    plot_rewards(steps, folder / "rewards.png")
     compared = report_comparison({"before": before, "after": after}, folder, baseline="before", split=split)
     kept = ("accuracy", "interval", "correct", "total")
     before, after = ({name: result[name] for name in kept} for result in (before, after))
     figures = {
         **{"before": before, "after": after, "difference": asdict(compared.arms[1].against_baseline)},
-        **{"train": settings.train, "optimizer_steps": settings.max_steps, "seconds": round(seconds, 1)},
+        **{
+            "train": settings.train,
+            "optimizer_steps": settings.max_steps,
+            "seconds": sum(float(step["step_time"]) for step in steps),
+        },
         **{"samples": settings.max_steps * settings.samples_per_step, "train_rows": len(train), "split": split},
     }
     notes = model.config.notes

@@ -78,10 +78,8 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
     return _saved(figure, path)
 
 
-def plot_rewards(metrics: str | Path, path: str | Path | None = None) -> Figure:
-    """Of a GRPO run's `metrics.csv`: how many samples were right, all and by the steps needed. `path`: a PNG."""
-    with open(metrics, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+def plot_rewards(rows: Sequence[Mapping[str, str]], path: str | Path | None = None) -> Figure:
+    """Of the rows of a GRPO run's `metrics.csv`: samples that were right, by the steps needed. `path`: a PNG."""
     names = [name for name in rows[0] if name == "reward" or name.startswith("right_at_")]
     figure = Figure(figsize=(8.5, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()

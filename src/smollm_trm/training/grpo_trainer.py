@@ -9,15 +9,14 @@ Source: Shao et al. 2024, *DeepSeekMath*, section 4. Left out: several devices, 
 import copy
 import json
 import math
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import datasets
 import torch
-from datasets import Dataset
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -32,6 +31,7 @@ from smollm_trm.models.generation import ended_at
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import UserMistake, remove_path, write_whole
 from smollm_trm.training.checkpoints import checkpoints_by_step, reason_unread
+from smollm_trm.training.grpo_settings import GRPOSettings
 from smollm_trm.training.loggers import build_loggers, finish_wandb
 from smollm_trm.training.optim import build_optimizer, build_schedule
 from smollm_trm.training.run import Run
@@ -137,7 +137,7 @@ class RunLogs(TrainerCallback):
             model.zero_grad()
         if self.not_finite == NOT_FINITE_LIMIT:
             raise FloatingPointError(
-                f"the gradients of {NOT_FINITE_LIMIT} steps in a row were not finite: {self.advice}"
+                f"the gradients of {self.not_finite} steps in a row were not finite: {self.advice}"
             )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
@@ -200,9 +200,7 @@ class LatentGRPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write what changes, whole or not at all; keep two."""
         folder = Path(self.args.output_dir)
-        self.state.stateful_callbacks["EasyToHard"] = {
-            str(level): rate for level, rate in self.curriculum.rates.items()
-        }
+        self.state.stateful_callbacks["EasyToHard"] = self.curriculum.rates  # JSON makes the numbers of steps texts
 
         def write(temporary: Path) -> None:
             temporary.mkdir()
@@ -255,16 +253,16 @@ def choose_trained(model: SmolLMv3WithTRM, train: str, where: str) -> None:
         parameter.requires_grad_(False)
     for part in parts if train == "both" else [train]:
         if not parts[part]:
-            what = "LoRA adapter" if part == "lora" else "reasoner"
-            others = [other for other in parts if parts[other]]
-            advice = f"choose train={others[0]!r}" if others else "train one first, with `smollm-trm train`"
-            raise UserMistake(f"train={train!r}: {where} has no {what}; {advice}")
+            there = next(
+                (f"choose train={other!r}" for other in parts if parts[other]), "train one by `smollm-trm train`"
+            )
+            raise UserMistake(f"train={train!r}: {where} has no {'LoRA adapter' if part == 'lora' else part}; {there}")
         for parameter in parts[part]:
             parameter.requires_grad_(parameter.is_floating_point())
 
 
 def fit_grpo(
-    settings: Any,
+    settings: GRPOSettings,
     run: Run,
     model: SmolLMv3WithTRM,
     rows: Sequence[Mapping[str, str]],
@@ -272,8 +270,8 @@ def fit_grpo(
     checkpoint: Path | None,
     max_new_tokens: int,
     precision: str,
-) -> float:
-    """Train a model in place by the settings (`GRPOSettings`); the seconds of this session."""
+) -> None:
+    """Train a model in place by the settings."""
     batch = min(settings.batch_size, settings.samples_per_step)
     repeats = settings.samples_per_step // batch
     columns = [{"prompt": [{"role": "user", "content": row["question"]}], "answer": gold_answer(row["answer"]),
@@ -295,7 +293,6 @@ def fit_grpo(
         max_steps=settings.max_steps,
         temperature=settings.temperature,
         beta=0.0,  # no KL: TRL would load a second model
-        max_grad_norm=settings.gradient_clip,
         gradient_checkpointing=settings.gradient_checkpointing,
         disable_dropout=True,  # samples and their probabilities are to be of one model
         bf16=precision == "bf16-mixed",
@@ -315,12 +312,12 @@ def fit_grpo(
     schedule = build_schedule(optimizer, total_steps=settings.max_steps, settings=chosen)
     first_step = read_state(checkpoint)["global_step"] if checkpoint else 0
     loggers = build_loggers(run.folder, first_step=first_step, wandb=run.wandb, seed=run.seed)
-    generation, started = copy.deepcopy(model.generation_config), time.perf_counter()
+    generation = copy.deepcopy(model.generation_config)
     trainer = LatentGRPOTrainer(
         curriculum=curriculum,
         model=model,
         args=asked,
-        train_dataset=Dataset.from_list(columns),
+        train_dataset=datasets.Dataset.from_list(columns),
         processing_class=copy.deepcopy(model.tokenizer),
         reward_funcs=RightAnswer(curriculum, constant_limit=settings.constant_limit),
         optimizers=(optimizer, schedule),
@@ -336,4 +333,3 @@ def fit_grpo(
     del model.forward  # TRL's, on this object
     model.generation_config = generation
     model.eval()
-    return time.perf_counter() - started
