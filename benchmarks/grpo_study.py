@@ -55,7 +55,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", choices=list(STARTS), default=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train", choices=("both", "reasoner", "lora"), default="both")
+    parser.add_argument("--controls", nargs="*", choices=("steps", "seconds"), default=["steps", "seconds"])
     parser.add_argument("--steps", type=int, default=80, help="of GRPO")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of GRPO, each from the one before")
     parser.add_argument("--test_problems", type=int, default=1000, help="held-out problems that all answer")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/grpo_study"))
     return parser.parse_args()
@@ -84,6 +86,18 @@ def cpu_seconds(folder: Path, train: Any) -> float:
     return json.loads(file.read_text())["cpu_seconds"]
 
 
+def round_folder(folder: Path, name: str, at: int) -> Path:
+    """Where a round of GRPO lies, counted from 0."""
+    return folder / f"{name}_grpo{f'_{at + 1}' if at else ''}"
+
+
+def grpo_round(folder: Path, name: str, at: int, start: Path, **asked: Any) -> float:
+    """CPU seconds of a round, the first from the start, each other from the one before."""
+    start, place = round_folder(folder, name, at - 1) if at else start, round_folder(folder, name, at)
+    asked |= {"data_dir": str(folder / "data"), "output_dir": str(place)}
+    return cpu_seconds(place, lambda: train_grpo(start, **asked))
+
+
 def one_seed(folder: Path, kind: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
     """Base, start, GRPO and both controls; what each solves."""
     size = DemoSize()
@@ -94,9 +108,9 @@ def one_seed(folder: Path, kind: str, options: argparse.Namespace, *, seed: int)
     train_once(**sft_settings(folder, kind, seed=seed, steps=STARTS[kind]["steps"], model_name=base,
                                output_dir=str(start)))  # fmt: skip
     name = f"{kind}_{options.train}_{options.steps}"
-    places = {"start": start, "GRPO": folder / f"{name}_grpo"}
-    if options.train == "both":
-        places |= {f"SFT, same {what}": folder / f"{name}_sft_{what}" for what in ("steps", "seconds")}
+    places = {"start": start, "GRPO": round_folder(folder, name, options.rounds - 1)}
+    name += f"_x{options.rounds}" if options.rounds > 1 else ""
+    places |= {f"SFT, same {what}": folder / f"{name}_sft_{what}" for what in options.controls}
     started = time.process_time()
     held_out = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test[: options.test_problems]
     loading = time.process_time() - started
@@ -106,13 +120,15 @@ def one_seed(folder: Path, kind: str, options: argparse.Namespace, *, seed: int)
         settings = sft_settings(folder, kind, seed=seed, steps=steps, **own)
         return cpu_seconds(places[arm], lambda: train_gsm8k(**settings)) - loading
 
-    asked = {**SHARED, **GRPO[kind], "max_steps": options.steps, "train": options.train, "seed": seed}
-    asked |= {"data_dir": str(folder / "data"), "output_dir": str(places["GRPO"])}
-    seconds = {"GRPO": cpu_seconds(places["GRPO"], lambda: train_grpo(start, **asked)) - loading}
-    steps = {"start": 0, "GRPO": options.steps, "SFT, same steps": options.steps}
-    if options.train == "both":
-        seconds["SFT, same steps"] = control("SFT, same steps", options.steps)
-        steps["SFT, same seconds"] = round(options.steps * seconds["GRPO"] / seconds["SFT, same steps"])
+    seconds, total = {"GRPO": 0.0}, options.rounds * options.steps
+    for at in range(options.rounds):
+        asked = {**SHARED, **GRPO[kind], "max_steps": options.steps, "train": options.train, "seed": seed + 1000 * at}
+        seconds["GRPO"] += grpo_round(folder, f"{kind}_{options.train}_{options.steps}", at, start, **asked) - loading
+    steps = {"start": 0, "GRPO": total, "SFT, same steps": total}
+    if "steps" in options.controls:
+        seconds["SFT, same steps"] = control("SFT, same steps", total)
+    if "seconds" in options.controls:  # the steps' control says how long a step takes
+        steps["SFT, same seconds"] = round(total * seconds["GRPO"] / seconds["SFT, same steps"])
         seconds["SFT, same seconds"] = control("SFT, same seconds", steps["SFT, same seconds"])
     grades: dict[str, list[bool]] = {}
     found: dict[str, Any] = {}
