@@ -113,6 +113,11 @@ def test_a_stopped_run_goes_on_where_it_was(saved, tmp_path, graded_by_length, m
         trained(saved, tmp_path, max_steps=3, temperature=0.5)
     trained(saved, tmp_path, max_steps=3)
     assert seen == [True] and logged_steps(tmp_path) == [0, 1, 2]
+    finished = SmolLMv3WithTRM.from_pretrained(tmp_path).state_dict()
+    (tmp_path / "results.json").unlink()  # as if killed before the last file
+    again, _ = trained(saved, tmp_path, max_steps=3)
+    assert all(torch.equal(finished[name], one) for name, one in again.state_dict().items())
+    assert logged_steps(tmp_path) == [0, 1, 2]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-2.ckpt", "step-3.ckpt"]
 
 

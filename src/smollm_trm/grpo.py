@@ -114,13 +114,15 @@ def run_grpo(
     kept = ("accuracy", "interval", "correct", "total")
     before, after = ({name: result[name] for name in kept} for result in (before, after))
     figures = {
-        **{"before": before, "after": after, "difference": asdict(compared.arms[1].against_baseline)},
-        **{
-            "train": settings.train,
-            "optimizer_steps": settings.max_steps,
-            "seconds": sum(float(step["step_time"]) for step in steps),
-        },
-        **{"samples": settings.max_steps * settings.samples_per_step, "train_rows": len(train), "split": split},
+        "before": before,
+        "after": after,
+        "difference": asdict(compared.arms[1].against_baseline),
+        "train": settings.train,
+        "optimizer_steps": settings.max_steps,
+        "samples": settings.max_steps * settings.samples_per_step,
+        "seconds": round(sum(float(step["step_time"]) for step in steps), 1),
+        "train_rows": len(train),
+        "split": split,
     }
     notes = model.config.notes
     counts = {"train_rows": len(train), "optimizer_steps": settings.max_steps}
