@@ -21,7 +21,7 @@ help:
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[loggers,notebook,lm-eval,gguf,bench,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[loggers,notebook,lm-eval,gguf,grpo,dev]'
 	@touch $@
 
 install: $(VENV)/installed

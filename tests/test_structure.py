@@ -13,6 +13,7 @@ MAY_KNOW = {
     "arithmetic": {"records", "bars", "data", "models", "training", "evaluation"},
     "phases": {"records", "bars", "data", "models", "training", "evaluation"},
     "finetune": {"records", "bars", "data", "models", "training", "evaluation"},
+    "grpo": {"records", "bars", "data", "models", "training", "evaluation", "finetune"},
 }
 
 

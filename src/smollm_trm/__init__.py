@@ -40,6 +40,7 @@ PUBLIC_NAMES = {
     "SmolLMTRMLightningModule": "training.module",
     "TrainSettings": "training.settings",
     "train_gsm8k": "finetune",
+    "train_grpo": "grpo",
     "evaluate_gsm8k": "evaluation.evaluate",
     "compare_arms": "evaluation.compare",
     "push_model": "models.hub",

@@ -45,6 +45,9 @@ COMMANDS = {
         "Train a reasoner alone, for `train --load_model_path`; target and base_training are given.",
         "training.settings:TrainSettings",
     ),
+    "grpo": Command(
+        "commands:grpo", "Train a saved model on the grades of its own answers.", "training.grpo_settings:GRPOSettings"
+    ),
     "queue": Command("commands:queue", "Train by several YAML files, one after the other; one that fails stops none."),
     "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),

@@ -9,12 +9,14 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm_trm.records import UserMistake, run_record, without_local_paths, write_json
 
 if TYPE_CHECKING:
+    from smollm_trm.training.grpo_settings import GRPOSettings
     from smollm_trm.training.settings import TrainSettings
 
 CHOICES = {
@@ -353,6 +355,22 @@ def pretrain(settings: "TrainSettings") -> str:
         logging.getLogger("smollm_trm").setLevel(logging.INFO)
     train_reasoner(**{name: value for name, value in vars(settings).items() if name not in ("target", "base_training")})
     return f"go on with `smollm-trm train --target answer --load_model_path {settings.output_dir}/model ...`"
+
+
+def grpo(settings: "GRPOSettings") -> str:
+    """Train a saved model on the grades of its own sampled answers."""
+    if find_spec("trl") is None:
+        raise UserMistake("grpo needs TRL, which is not installed: pip install 'smollm-trm[grpo]'")
+    from smollm_trm.grpo import train_grpo
+
+    if settings.progress:
+        logging.getLogger("smollm_trm").setLevel(logging.INFO)
+    train_grpo(**vars(settings))
+    folder = Path(settings.output_dir)
+    compared = (folder / "comparison.md").read_text(encoding="utf-8")
+    return (
+        f"{compared}\nthe model is in {folder}/model, results in {folder}/results.json, curves in {folder}/rewards.png"
+    )
 
 
 def queue(configs: list[str], options: list[str]) -> str:

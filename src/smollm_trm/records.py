@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 
-RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets")
+RECORDED_PACKAGES = ("smollm-trm", "torch", "transformers", "peft", "pytorch-lightning", "datasets", "trl")
 UNFINISHED = ".part"
 OTHER_RUN = "choose another output_dir, or resume='never' to start anew"
 Settings = TypeVar("Settings")

@@ -78,6 +78,22 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
     return _saved(figure, path)
 
 
+def plot_rewards(rows: Sequence[Mapping[str, str]], path: str | Path | None = None) -> Figure:
+    """Of the rows of a GRPO run's `metrics.csv`: samples that were right, by the steps needed. `path`: a PNG."""
+    names = [name for name in rows[0] if name == "reward" or name.startswith("right_at_")]
+    figure = Figure(figsize=(8.5, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.add_subplot()
+    for at, name in enumerate(sorted(names, key=lambda name: (name != "reward", len(name), name))):
+        curve = {int(row["step"]): 100 * float(row[name]) for row in rows if row.get(name)}
+        label = "drawn problems" if name == "reward" else f"{name.split('_')[2]} steps needed"
+        _draw_smoothed(axes, curve, COLOURS[at % len(COLOURS)], label)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("samples that are right (%)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    return _saved(figure, path)
+
+
 def plot_halting(
     chances: Sequence[Sequence[float]], was_right: Sequence[bool], path: str | Path | None = None
 ) -> Figure:

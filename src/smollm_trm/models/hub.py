@@ -28,6 +28,14 @@ def measured_lines(notes: Mapping[str, Any]) -> list[str]:
         )
         if training["dev_loss"] is not None:
             lines.append(f"dev loss {training['dev_loss']:.4f} nats per token on {training['dev_rows']} dev problems")
+    if "grpo" in notes:
+        grpo = notes["grpo"]
+        before, after, change = grpo["before"], grpo["after"], grpo["difference"]
+        lines.append(
+            f"then {grpo['optimizer_steps']} steps of GRPO ({grpo['train']}; {grpo['samples']} sampled answers): "
+            f"{100 * before['accuracy']:.1f}% before, {100 * after['accuracy']:.1f}% after, of {after['total']} dev "
+            f"problems ({100 * change['low']:+.1f} to {100 * change['high']:+.1f}, p {change['p_value']:.2g})"
+        )
     for part, result in notes.get("evaluations", {}).items():
         low, high = result["interval"]
         lines.append(

@@ -33,7 +33,7 @@ from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.optim import OptimizerSettings
 from smollm_trm.training.parts import pick_precision
-from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average, steps_done
+from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average
 
 logger = logging.getLogger(__name__)
 
@@ -132,13 +132,13 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "pairs": [one["sha256"] for one in index["shards"].values()]}
         places = ("data_path", "compressor_checkpoint", "trm_checkpoint", "model_name")
-        checkpoint = begin_run(run, noted, may_change=("resume", "progress", "output_dir", *places))
+        start = begin_run(run, noted, may_change=("resume", "progress", "output_dir", *places))
         trainer = build_run_trainer(
-            run, first_step=steps_done(checkpoint), precision=precision, max_steps=settings.max_steps, max_epochs=-1,
+            run, start, precision=precision, max_steps=settings.max_steps, max_epochs=-1,
             gradient_clip_val=1.0, log_every_n_steps=10, check_val_every_n_epoch=None,
             val_check_interval=max(1, settings.max_steps // 2),
         )  # fmt: skip
-        fit_run(run, trainer, module, checkpoint=checkpoint, train_dataloaders=loader,
+        fit_run(run, trainer, module, checkpoint=start.checkpoint, train_dataloaders=loader,
                 val_dataloaders=data["dev"].loader(128))  # fmt: skip
         kept = trainer.checkpoint_callback
         load_average(module, kept.best_path)

@@ -34,7 +34,7 @@ from smollm_trm.records import UserMistake, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import WholeCheckpointIO, only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
-from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, steps_done
+from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run
 
 logger = logging.getLogger(__name__)
 MEAN = "mean vector"
@@ -150,7 +150,7 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
         seed=settings.seed, progress=settings.progress, not_finite="lower learning_rate",
     )  # fmt: skip
     with only_run_in(folder), quiet_lightning():
-        checkpoint = begin_run(run, {**asdict(settings), "base": fingerprint},
+        start = begin_run(run, {**asdict(settings), "base": fingerprint},
                                may_change=("resume", "progress", "output_dir", "data_dir"))  # fmt: skip
         of = json.dumps([fingerprint, data, settings.num_samples, settings.max_length])
         moments = kept_moments(folder, model, streams["train"], of=of, settings=settings)
@@ -164,11 +164,11 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
                 learning_rate=settings.learning_rate,
             )  # fmt: skip
             trainer = build_run_trainer(
-                run, first_step=steps_done(checkpoint), max_epochs=settings.num_epochs, gradient_clip_val=1.0,
+                run, start, max_epochs=settings.num_epochs, gradient_clip_val=1.0,
                 log_every_n_steps=10,
             )  # fmt: skip
             loaders = {"train_dataloaders": streams["train"], "val_dataloaders": streams["dev"]}
-            fit_run(run, trainer, module.to(model.device), checkpoint=checkpoint, **loaders)
+            fit_run(run, trainer, module.to(model.device), checkpoint=start.checkpoint, **loaders)
             kept = WholeCheckpointIO().load_checkpoint(trainer.checkpoint_callback.best_path)
             module.load_state_dict(kept["state_dict"])
             best = {width: module.compressors[str(width)].to(model.device) for width in start}

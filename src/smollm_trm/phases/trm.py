@@ -33,7 +33,7 @@ from smollm_trm.records import UserMistake, run_record, write_json
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
-from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average, steps_done
+from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average
 
 logger = logging.getLogger(__name__)
 RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -247,12 +247,12 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "compressor": compressor_digest(compressor)}
         noted["pairs"] = [one["sha256"] for one in index["shards"].values()]
-        checkpoint = begin_run(run, noted, may_change=("resume", "progress", "output_dir", "data_path", "data"))
-        trainer = build_run_trainer(run, first_step=steps_done(checkpoint), max_epochs=settings.num_epochs,
+        start = begin_run(run, noted, may_change=("resume", "progress", "output_dir", "data_path", "data"))
+        trainer = build_run_trainer(run, start, max_epochs=settings.num_epochs,
                                     log_every_n_steps=10)  # fmt: skip
         module = SequenceModule(trm, settings, steps=settings.num_epochs * len(loader.batches))
         loaders = {"train_dataloaders": loader, "val_dataloaders": parts.dev.loader(256)}
-        fit_run(run, trainer, module, checkpoint=checkpoint, **loaders)
+        fit_run(run, trainer, module, checkpoint=start.checkpoint, **loaders)
         load_average(module, trainer.checkpoint_callback.best_path)
         figures = judge_predictions(trm, parts, compressor)
         counts = {name: len(part) for name, part in parts._asdict().items()}

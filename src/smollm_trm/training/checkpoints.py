@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -105,7 +105,7 @@ def damage_of(path: Path) -> str | None:
     return broken and f"{broken} does not match its checksum"
 
 
-def newest_good_checkpoint(folder: Path) -> Path | None:
+def newest_good_checkpoint(folder: Path, damage_of: Callable[[Path], str | None] = damage_of) -> Path | None:
     """The checkpoint with most optimizer steps that can be read; damaged ones are skipped with a message."""
     found = checkpoints_by_step(folder)
     for _, path in sorted(found.items(), reverse=True):

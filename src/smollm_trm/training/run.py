@@ -10,7 +10,7 @@ checkpoint.
 
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from smollm_trm.records import (
     remove_unfinished,
     write_json,
 )
-from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, newest_good_checkpoint
+from smollm_trm.training.checkpoints import BestAndLatest, WholeCheckpointIO, damage_of, newest_good_checkpoint
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.loggers import build_loggers, finish_wandb
 from smollm_trm.training.progress import RunProgress
@@ -69,12 +69,17 @@ class Start(NamedTuple):
 
 
 def begin_run(
-    run: Run, settings: Mapping[str, Any], *, may_change: Sequence[str] = (), may_rise: bool = False
+    run: Run,
+    settings: Mapping[str, Any],
+    *,
+    may_change: Sequence[str] = (),
+    may_rise: bool = False,
+    damage_of: Callable[[Path], str | None] = damage_of,
 ) -> Start:
     """Note what a run is begun with; where it goes on. `may_rise`: with a higher `max_steps`, where it had ended."""
     anew, raised_at = run.resume == "never", 0
     begun = any(run.checkpoints.glob("*.ckpt")) or (run.folder / run.results_file).is_file()
-    checkpoint = newest_good_checkpoint(run.checkpoints) if run.resume == "auto" else Path(run.resume)
+    checkpoint = newest_good_checkpoint(run.checkpoints, damage_of) if run.resume == "auto" else Path(run.resume)
     if begun and not anew:
         before, most = noted_settings(run.folder / run.settings_file), settings.get("max_steps", -1)
         raised_at = before.get("raised_at", 0)
@@ -88,10 +93,11 @@ def begin_run(
     prepare_folder(run, {**settings, "raised_at": raised_at} if raised_at else settings, anew=anew)
     if anew:
         return Start()
-    if checkpoint is not None and not checkpoint.is_file():
+    if checkpoint is not None and not checkpoint.exists():
         raise UserMistake(f"resume={run.resume!r}: no such file; choose 'auto', 'never' or a checkpoint file")
     if checkpoint is not None:
-        logger.info("resuming from step %d, going on from %s", steps_done(checkpoint), checkpoint)
+        step = steps_done(checkpoint) if checkpoint.is_file() else checkpoint.stem.removeprefix("step-")
+        logger.info("resuming from step %s, going on from %s", step, checkpoint)
     return Start(checkpoint, raised_at)
 
 

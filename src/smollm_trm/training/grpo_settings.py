@@ -1,0 +1,95 @@
+"""Every setting of a GRPO run, checked before anything expensive starts; TRL is not needed to read them."""
+
+from dataclasses import dataclass
+
+from smollm_trm.records import UserMistake
+from smollm_trm.training.optim import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """Settings of `train_grpo` and of `smollm-trm grpo`."""
+
+    model: str
+    """Folder of a saved model or of a training run, or its name on the Hub."""
+    train: str = "both"
+    """What is trained: "reasoner", "lora" or "both"; the base stays as it is."""
+    data_dir: str | None = None
+    """Folder with GSM8K's train.jsonl and test.jsonl; without it the variable GSM8K_DIR, then the Hub."""
+    dataset_path: str | None = None
+    """Own data instead of GSM8K; 80% is trained on, the rest is dev."""
+    dev_path: str | None = None
+    """A file of its own for the dev part of dataset_path, all of which is trained on then."""
+    split_seed: int | None = None
+    """Of the split into train and dev; None takes the one that the model was trained with."""
+    max_steps: int = 200
+    """Optimizer steps."""
+    problems_per_step: int = 16
+    """Problems whose answers are sampled for a step."""
+    samples_per_problem: int = 8
+    """Answers to each: the group that a reward is compared with."""
+    batch_size: int = 32
+    """Samples per forward and backward pass, a divisor of all samples of a step; dev problems answered at once."""
+    temperature: float = 1.0
+    """Of the sampling."""
+    open_next_at: float = 0.3
+    """Success rate of the hardest problems so far at which those with one more step join; 0 opens all at once."""
+    constant_limit: int = 10
+    """Steps in a row whose samples all have the same reward, after which the run ends."""
+    learning_rate: float = 2e-5
+    """Peak learning rate of the adapter."""
+    trm_learning_rate: float | None = None
+    """Peak learning rate of the reasoner; None takes five times learning_rate."""
+    warmup_fraction: float = 0.05
+    """Share of the run in which the learning rates climb to their peak."""
+    gradient_checkpointing: bool = False
+    """Keep no activations of the base: less memory, about a third more time."""
+    precision: str = "auto"
+    """"auto" (by the device), "fp32", "bf16" or "fp16"."""
+    max_dev_samples: int | None = 1000
+    """Dev problems answered before and after; None for all."""
+    save_every_n_steps: int = 25
+    """Optimizer steps between checkpoints."""
+    output_dir: str = "outputs/grpo"
+    """Checkpoints, logs, results and the model go here."""
+    resume: str = "auto"
+    """"auto" goes on from the newest good checkpoint, "never" starts anew."""
+    wandb_project: str | None = None
+    """Weights & Biases project; used only where WANDB_API_KEY is set."""
+    seed: int = 42
+    """Of the problems drawn and the sampling."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        counts = ("max_steps", "problems_per_step", "samples_per_problem", "batch_size", "max_dev_samples",
+                  "constant_limit", "save_every_n_steps")  # fmt: skip
+        for name in counts:
+            least = 2 if name == "samples_per_problem" else 1
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserMistake(f"{name}={value}: must be at least {least}")
+        if self.train not in ("reasoner", "lora", "both"):
+            raise UserMistake(f"train={self.train!r}: choose one of reasoner, lora, both")
+        if self.samples_per_step % self.batch_size and self.samples_per_step > self.batch_size:
+            raise UserMistake(
+                f"batch_size={self.batch_size}: must divide the {self.samples_per_step} samples of a step"
+            )
+        if not self.temperature > 0:
+            raise UserMistake(f"temperature={self.temperature}: must be above 0")
+        if self.resume not in ("auto", "never"):
+            raise UserMistake(f"resume={self.resume!r}: choose 'auto' or 'never'")
+        if not 0 <= self.open_next_at <= 1:
+            raise UserMistake(f"open_next_at={self.open_next_at}: must be between 0 and 1")
+        if not self.output_dir.strip():
+            raise UserMistake("output_dir: it is empty; name a folder")
+        self.optimizer_settings()
+
+    @property
+    def samples_per_step(self) -> int:
+        """Answers sampled for a step."""
+        return self.problems_per_step * self.samples_per_problem
+
+    def optimizer_settings(self) -> OptimizerSettings:
+        """The optimizer's part."""
+        names = ("learning_rate", "trm_learning_rate", "warmup_fraction")
+        return OptimizerSettings(weight_decay=0.0, **{name: getattr(self, name) for name in names})
