@@ -16,7 +16,6 @@ template is saved with the model's tokenizer: whoever asks by it (`pipeline`, TR
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -242,7 +241,8 @@ class PromptEncoder:
         results = [step.strip("<>").rpartition("=")[2] + "\n" for step in annotations_in(answer)]
         tokens = self.tokenizer(results, add_special_tokens=False)["input_ids"] if results else [[]]
         places = range(0, self.num_latents, latents_per_step)
-        for at, result in zip(places, chain(tokens, repeat(tokens[-1] if repeat_last else [])), strict=False):
+        tokens += len(places) * [tokens[-1] if repeat_last else []]
+        for at, result in zip(places, tokens, strict=False):
             room = min(latents_per_step, self.num_latents - at)
             asked[at : at + room] = [*result, *[None] * room][:room]
         return asked

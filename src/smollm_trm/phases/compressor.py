@@ -150,7 +150,7 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
         seed=settings.seed, progress=settings.progress, not_finite="lower learning_rate",
     )  # fmt: skip
     with only_run_in(folder), quiet_lightning():
-        start = begin_run(run, {**asdict(settings), "base": fingerprint},
+        begun = begin_run(run, {**asdict(settings), "base": fingerprint},
                                may_change=("resume", "progress", "output_dir", "data_dir"))  # fmt: skip
         of = json.dumps([fingerprint, data, settings.num_samples, settings.max_length])
         moments = kept_moments(folder, model, streams["train"], of=of, settings=settings)
@@ -164,11 +164,11 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
                 learning_rate=settings.learning_rate,
             )  # fmt: skip
             trainer = build_run_trainer(
-                run, start, max_epochs=settings.num_epochs, gradient_clip_val=1.0,
+                run, begun, max_epochs=settings.num_epochs, gradient_clip_val=1.0,
                 log_every_n_steps=10,
             )  # fmt: skip
             loaders = {"train_dataloaders": streams["train"], "val_dataloaders": streams["dev"]}
-            fit_run(run, trainer, module.to(model.device), checkpoint=start.checkpoint, **loaders)
+            fit_run(run, trainer, module.to(model.device), checkpoint=begun.checkpoint, **loaders)
             kept = WholeCheckpointIO().load_checkpoint(trainer.checkpoint_callback.best_path)
             module.load_state_dict(kept["state_dict"])
             best = {width: module.compressors[str(width)].to(model.device) for width in start}

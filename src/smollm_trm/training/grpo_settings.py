@@ -20,6 +20,10 @@ class GRPOSettings:
     """Own data instead of GSM8K; 80% is trained on, the rest is dev."""
     dev_path: str | None = None
     """A file of its own for the dev part of dataset_path, all of which is trained on then."""
+    question_column: str | None = None
+    """What holds the question in dataset_path; None takes the names that are known."""
+    answer_column: str | None = None
+    """What holds the answer there."""
     split_seed: int | None = None
     """Of the split into train and dev; None takes the one that the model was trained with."""
     max_steps: int = 200
