@@ -486,7 +486,7 @@ def test_a_refused_build_leaves_the_old_notebook(repo, capsys):
 
 
 def test_a_notebook_that_grew_too_large_is_refused(repo):
-    edit(repo / "notebooks/demo_colab.py", "# # Rooms", "# # Rooms\n#\n# " + "long " * 80_000)
+    edit(repo / "notebooks/demo_colab.py", "# # Rooms", "# # Rooms\n#\n# " + "long " * (build.LARGEST // 5))
     with pytest.raises(BuildError, match=f"demo_colab.ipynb has 4.* bytes, more than {build.LARGEST}"):
         build.built_files(repo)
 

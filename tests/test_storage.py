@@ -414,7 +414,7 @@ def test_a_folder_of_the_version_before_is_refused_unless_it_was_saved_over(save
         ({"reasoner_settings": {"n_deep_recursions": 1001}}, "n_deep_recursions=1001: must be at most 1000"),
         ({"reasoner_settings": {"n_supervision_steps": 1001}}, "n_supervision_steps=1001: must be at most 1000"),
         ({"target": 3}, "target"),
-        ({"target": "proof"}, "target='proof': choose 'steps' or 'answer'"),
+        ({"target": "proof"}, "target='proof': choose one of steps, answer, think"),
         ({"prompt_format": "poem"}, "prompt_format='poem': choose one of plain"),
         ({"think": "yes"}, "think"),
         ({"slot_token_id": 10**6}, "slot_token_id=1000000, but .* tokenizer"),
