@@ -54,6 +54,15 @@ def test_the_reasoner_alone_learns_and_the_base_stays_as_it_is(alone, base):
         assert torch.equal(moved[name], weight) is ("halting" in name), name  # nothing is asked of the halting head
 
 
+def test_a_finished_run_reads_nothing_again(alone, base, monkeypatch):
+    (_, first), folder = alone
+    monkeypatch.setattr(KeptStates, "_read", lambda *_: pytest.fail("read again"))
+    trainer, module = train_reasoner(**ALONE, model_name=base, output_dir=str(folder))
+    assert trainer.global_step == 6
+    for name, weight in first.model.reasoner.state_dict().items():
+        assert torch.equal(module.model.reasoner.state_dict()[name], weight), name
+
+
 def test_its_results_get_better(base, tmp_path):
     settings = {**ALONE, "num_epochs": 8, "trm_learning_rate": 5e-2, "ema_decay": 0.5, "patience": None}
     train_reasoner(**settings, model_name=base, output_dir=str(tmp_path))

@@ -7,6 +7,7 @@ question is read once and its hidden states are kept in a file.
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -84,9 +85,9 @@ class KeptStates:
 class ReasonerFirstModule(SmolLMTRMLightningModule):
     """Trains the reasoner alone, on what `latents_per_step` asks of its latents; see `train_reasoner`."""
 
-    def on_fit_start(self) -> None:
-        """Read every question of both parts, once."""
-        super().on_fit_start()
+    @cached_property
+    def kept(self) -> KeptStates:
+        """Every question of both parts, read when the first is asked for: a finished run reads none again."""
         data, reasoner = self.trainer.datamodule, self.model.reasoner
         if not reasoner.read_depths:
             raise UserMistake(f"reasoner={self.model.config.reasoner!r} reads nothing: choose 'trm' or 'compressor'")
@@ -94,9 +95,11 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
             raise UserMistake("no row has a calculator annotation <<...>>, whose results the latents are asked for")
         examples = [example for part in (data.train_set, data.dev_set) for example in part.examples]
         path = Path(self.trainer.default_root_dir) / f"states-{self.global_rank}.bin"
+        was_training = self.model.training
         self.model.eval()
-        self.kept = KeptStates(self.model, [question_of(example) for example in examples], path)
-        self.model.train()
+        kept = KeptStates(self.model, [question_of(example) for example in examples], path)
+        self.model.train(was_training)
+        return kept
 
     def on_fit_end(self) -> None:
         """The states are of no use any more."""
@@ -104,11 +107,8 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
 
     def thoughts(self, batch: dict[str, Tensor], **options) -> list[Thought]:
         """What the reasoner thinks about a batch's questions, whose states are kept."""
-        ids, mask, slots = (
-            batch["input_ids"],
-            batch["attention_mask"].bool(),
-            self.model.model.spans(batch["input_ids"]),
-        )
+        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        slots = self.model.model.spans(ids)
         columns = torch.arange(ids.shape[1], device=ids.device)
         before = mask & (columns < slots.int().argmax(1, keepdim=True))
         questions = [tuple(row[real].tolist()) for row, real in zip(ids, before, strict=True)]
