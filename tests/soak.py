@@ -89,6 +89,10 @@ KILLED = {  # a command, and the files that it must leave whatever happens
         ["train", *as_options(TRAIN)],
         ("run/model/model.safetensors", "run/model/adapter/adapter_model.safetensors"),
     ),
+    "pretrain": (
+        ["pretrain", *as_options({**TRAIN, "output_dir": "alone", "latents_per_step": 1})],
+        ("alone/model/model.safetensors",),
+    ),
     "arithmetic": (["arithmetic", "train", *as_options(SUMS)], ("sum_run/model.safetensors",)),
     "evaluate": (EVALUATE, ("ev/dev-6-tokens.json",)),
     "compare": (
