@@ -244,6 +244,14 @@ def test_a_source_that_is_not_there_is_one_line(thinker, tmp_path):
     assert sum(1 for _ in all_texts("gsm8k", str(FIXTURES / "as_gsm8k"))) == 14
 
 
+def test_too_few_texts_are_refused_before_anything_is_computed(thinker, tmp_path):
+    few = tmp_path / "few.txt"
+    few.write_text("Tom has 3 apples.\n\nAnn has 2 pears.")
+    with pytest.raises(UserMistake, match="no (dev|held-out) text among the first texts"):
+        pretrain_compressor(settings(thinker, str(few), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [({"stage": "2"}, "stage='2': choose one of 1a, 1b"), ({"stage": "1b"}, "name stage 1a's compressor"),

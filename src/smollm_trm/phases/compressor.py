@@ -145,6 +145,9 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
     if trajectories:
         read_index(Path(data), fingerprint=fingerprint, here=settings.model_name)
     streams = {part: TextStream(model, settings, data, part) for part in ("train", "dev", "held-out")}
+    for part, stream in streams.items():
+        if next(iter(stream.texts()), None) is None:
+            raise UserMistake(f"data={data!r}: no {part} text among the first texts; give more, or raise num_samples")
     run = Run(
         folder=folder, resume=settings.resume, metric="dev_error", save_every_n_steps=500, patience=2,
         seed=settings.seed, progress=settings.progress, not_finite="lower learning_rate",
