@@ -44,7 +44,8 @@ def refusal(arguments: list[str], capsys) -> str:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["ask", "x", "Why \udcff?"], "question: it holds bytes that are not UTF-8 text"),
+        (["ask", "x", "Why \udcff?"], "it holds bytes that are not UTF-8 text"),
+        (["train", "--output_dir", "\udcff"], "it holds bytes that are not UTF-8 text"),
         (["ask", "x", "Why?", "--temperature", "-1"], "temperature=-1.0"),
         (["ask", "x", "Why?", "--max_new_tokens", "0"], "max_new_tokens=0"),
         (["ask", "x", "Why?", "--prompt_format", "poem"], "prompt_format='poem': choose 'plain' or 'chat'"),

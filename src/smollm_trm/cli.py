@@ -201,6 +201,8 @@ def refuse_traps(arguments: Sequence[str]) -> None:
             told = f"{where}: not a YAML file that can be read ({' '.join(str(problem).split())})"
             raise UserMistake(told) from error
     for argument in arguments:
+        if argument != argument.encode(errors="ignore").decode():
+            raise UserMistake(f"{argument[:40]!r}: it holds bytes that are not UTF-8 text")
         if argument.count("[") + argument.count("{") > 1000:
             raise UserMistake(f"{argument[:40]!r}...: more brackets than a setting has")
 
