@@ -35,7 +35,7 @@ from smollm_trm.training.ema import AverageWeights
 
 SIZE, WIDTH = 16, 8
 SMALL = {"n_layers": 1, "n_heads": 2, "n_latent_steps": 1, "n_deep_recursions": 2, "n_supervision_steps": 2,
-         "batch_size": 16, "progress": False}  # fmt: skip
+         "batch_size": 16, "progress": True}  # fmt: skip
 
 
 def write_pairs(folder: Path, count: int, *, learnable: bool) -> Path:

@@ -29,7 +29,8 @@ class RunProgress(ProgressBar):
         self.metric, self.seconds_between_lines = metric, seconds_between_lines
         self.enabled = True
         self.bar: tqdm | None = None
-        self.first_steps: dict[int, float] = {}  # when each ended
+        self.timed_from: tuple[int, float] | None = None  # a step, and when it ended
+        self.told = False
 
     def disable(self) -> None:
         """Show nothing: Lightning asks for it on every process but the first."""
@@ -45,9 +46,12 @@ class RunProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Show the step, unless something was shown just now; after the first few say how long the run will take."""
-        ended, now, times = trainer.global_step - self.first, time.perf_counter(), self.first_steps
-        if 0 < ended <= FIRST_STEPS + 1 and times.setdefault(ended, now) == now and ended == FIRST_STEPS + 1:
-            a_step, left = (now - times[1]) / FIRST_STEPS, self.total - trainer.global_step
+        step, now = trainer.global_step, time.perf_counter()
+        if self.timed_from is None and step > self.first:
+            self.timed_from = step, now
+        elif self.timed_from is not None and not self.told and step - self.timed_from[0] >= FIRST_STEPS:
+            self.told, left = True, max(0, self.total - step)  # a module may make several steps a batch
+            a_step = (now - self.timed_from[1]) / (step - self.timed_from[0])
             told = "%.2g s a step: about %s for the %d steps that are left, validations not counted"
             if self.enabled:
                 progress_log.info(told, a_step, tqdm.format_interval(a_step * left), left)
