@@ -10,6 +10,7 @@ top of the repository. Prose and run cells are taken as they are. Two markers ar
     # %% [imports]      the imports of all inlined modules and those below it
     # %% [library]      all of the library that the run cells reach: a folded section a subpackage, a cell a module
     # data: sentence    (below it) what stands under a section's heading
+    # own: Name, Name   (below it) what a run cell defines in the library's place
 
 In the prose, `<!-- contents -->` becomes a linked list of the sections, `<!-- map -->` of the library's parts,
 `<!-- badge -->` an "Open in Colab" badge, and `<!-- runs -->` the table of the notebook's `RUNS`. Cell numbers in the
@@ -135,7 +136,9 @@ def build_notebook(source: Path, root: Path = ROOT) -> NotebookNode:
     for one in _extra_imports(marked["[imports]"].source, place):
         names.collect(one, place)
     live = [cell for cell in read if cell.cell_type == "code" and not cell.metadata.get("title", "").startswith("[")]
-    parts = library_parts(root, set().union(*(names_in(python_of(cell.source)) for cell in live)), names)
+    own = re.search(r"^# own: (.+)$", marked["[library]"].source, re.MULTILINE)
+    own = set(own[1].split(", ") if own else ())
+    parts = library_parts(root, set().union(*(names_in(python_of(cell.source)) for cell in live)), names, own)
     cells: list[NotebookNode] = []
     kinds, folded = {}, []
     for cell in read:

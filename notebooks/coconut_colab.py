@@ -118,6 +118,10 @@ print(f"RUN = {RUN!r} on {device.type}, results in {FOLDER}")
 # training: The Lightning module, what watches a run, checkpoints, and how a run goes on.
 # evaluation: Answers graded, arms compared, pictures drawn.
 # all of it in one call: `train_gsm8k`.
+# own: REASONERS
+
+# %%
+REASONERS = {"coconut": Coconut}
 
 # %% [markdown]
 # ## Problems

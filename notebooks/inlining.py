@@ -87,14 +87,14 @@ def names_in(source: str) -> set[str]:
         return set()
 
 
-def library_parts(root: Path, wanted: set[str], names: Namespace) -> dict[str, list[LibraryCell]]:
-    """The cells of everything that these names reach, by part; their imports go into `names`.
+def library_parts(root: Path, wanted: set[str], names: Namespace, own: set[str]) -> dict[str, list[LibraryCell]]:
+    """The cells of everything that these names reach, but for the notebook's `own`; their imports go into `names`.
 
     Raises:
         BuildError: a module breaks a rule of inlining, or a name means two things.
     """
     modules = in_reading_order({name: read_module(root, name) for name in package_modules(root)})
-    reached = reached_definitions(modules, wanted)
+    reached = reached_definitions(modules, wanted, own)
     parts: dict[str, list[LibraryCell]] = {}
     for name, module in modules.items():
         taken = [one for one in module.definitions if one in reached[name]]
@@ -154,12 +154,14 @@ def sorted_by_need(needs: dict[str, set[str]]) -> list[str]:
     return ordered
 
 
-def reached_definitions(modules: dict[str, LibraryModule], wanted: set[str]) -> dict[str, list[Definition]]:
-    """Module -> the definitions that these names mention, directly or through other definitions."""
+def reached_definitions(
+    modules: dict[str, LibraryModule], wanted: set[str], own: set[str]
+) -> dict[str, list[Definition]]:
+    """Module -> the definitions that these names mention, directly or through others, but for a notebook's `own`."""
     owners: dict[str, list[tuple[str, Definition]]] = {}
     for module in modules.values():
         for one in module.definitions:
-            for name in one.names:  # two owners are refused later, by name
+            for name in {*one.names} - own:  # two owners are refused later, by name
                 owners.setdefault(name, []).append((module.name, one))
     reached: dict[str, list[Definition]] = {name: [] for name in modules}
     new = wanted & owners.keys()

@@ -101,7 +101,7 @@ RUN = "quick"  # @param ["smoke", "quick", "full"]
 # @markdown **What is trained**
 model_name = "default"  # @param ["default", "HuggingFaceTB/SmolLM3-3B-Base"] {allow-input: true}
 use_trm = True  # @param {type:"boolean"}
-reasoner = "trm"  # @param ["trm", "compressor", "static", "pause", "coconut"]
+reasoner = "trm"  # @param ["trm", "compressor", "static", "pause"]
 num_latents = "default"  # @param ["default", "8", "16", "64", "128", "256", "512"] {allow-input: true}
 trm_kwargs = "default"  # @param ["default", "{'n_latent_steps': 6, 'n_deep_recursions': 3, 'n_supervision_steps': 8}", "{'preset': 'paper'}"] {allow-input: true}
 target = "default"  # @param ["default", "answer", "steps"]
@@ -304,6 +304,11 @@ value = None
 # training: The Lightning module, what watches a run, checkpoints, and how a run goes on.
 # evaluation: Answers graded, arms compared, pictures drawn.
 # all of it in one call: `train_gsm8k`.
+# own: REASONERS
+
+# %%
+# @title The reasoners to choose from; one of your own joins them by a line
+REASONERS = {"trm": HiddenStateTRM, "compressor": CompressedReader, "static": StaticLatents, "pause": PauseTokens}
 
 # %% [markdown]
 # ## GSM8K

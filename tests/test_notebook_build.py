@@ -382,6 +382,19 @@ def test_a_run_cell_that_replaces_a_library_name_is_refused(repo):
         built(repo)
 
 
+def test_what_a_run_cell_defines_in_the_library_s_place_is_left_out_with_all_that_only_it_reaches(repo):
+    edit(repo / "src/smollm_trm/rooms.py", '"""Rooms are made of shapes."""', '"""Rooms."""')
+    edit(repo / "src/smollm_trm/rooms.py", "@cache", "ROOMS = {1: Square}\n\n\n@cache")
+    edit(repo / "src/smollm_trm/rooms.py", "+ Square().side", "+ len(ROOMS)")
+    assert "class Square" in "".join(code_of(built(repo)))
+    edit(repo / "notebooks/demo_colab.py", "stands on.", "stands on.\n# own: ROOMS")
+    with pytest.raises(BuildError, match="ROOMS is bound by no cell|ROOMS is used before"):
+        built(repo)
+    edit(repo / "notebooks/demo_colab.py", "AREA = 16.0", "ROOMS = {}\nAREA = 16.0")
+    cells = "".join(code_of(built(repo)))
+    assert "class Square" not in cells and "ROOMS = {1" not in cells and "def root_of" in cells
+
+
 def test_a_run_cell_may_bind_its_own_names_again_and_import_again(repo):
     edit(repo / "notebooks/demo_colab.py", "width = room", "import math\nwidth = 1\nwidth = room")
     built(repo)
