@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from smollm_trm.models.blocks import SelfAttention, TinyRecursiveNetwork, TransformerBlock, rms_norm
-from smollm_trm.models.compression import LatentAttentionCompressor
+from smollm_trm.models.blocks import SelfAttention, SwiGLU, TinyRecursiveNetwork, TransformerBlock, rms_norm
+from smollm_trm.models.reasoners.compressor import LatentAttentionCompressor
 from smollm_trm.models.recursion import RecursiveReasoningBase
 from smollm_trm.records import UserMistake
 
@@ -33,7 +33,9 @@ def test_matches_the_reference_recursion_on_shared_weights(file):
     with safe_open(file, "pt") as opened:
         config = json.loads(opened.metadata()["config"])
     width = oracle["state_dict.L_level.layers.0.mlp.down_proj.weight"].shape[1]
-    network = TinyRecursiveNetwork(dim=config["hidden_size"], n_layers=2, n_heads=config["num_heads"], mlp_width=width)
+    network = TinyRecursiveNetwork(dim=config["hidden_size"], n_layers=2, n_heads=config["num_heads"])
+    for layer in network.layers:
+        layer.mlp = SwiGLU(dim=config["hidden_size"], width=width)
     weights = {}
     for index in range(2):
         theirs = f"state_dict.L_level.layers.{index}."
@@ -112,7 +114,8 @@ def test_what_was_attended_dominates_the_learned_queries():
     shares = []
     for query_scale in (0.1, 1.0):
         torch.manual_seed(0)
-        compressor = LatentAttentionCompressor(input_dim=8, dim=64, num_latents=5, n_heads=2, query_scale=query_scale)
+        compressor = LatentAttentionCompressor(input_dim=8, dim=64, num_latents=5, n_heads=2)
+        compressor.query_scale = query_scale
         latents = compressor(torch.randn(40, 7, 8)).detach()
         shares.append(float(latents.var(0).mean() / latents.square().mean()))
     assert shares[0] > 0.7 > 0.5 > shares[1]

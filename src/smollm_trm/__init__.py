@@ -15,7 +15,7 @@ PUBLIC_NAMES = {
     "TransformerBlock": "models.blocks",
     "TinyRecursiveNetwork": "models.blocks",
     "RecursiveReasoningBase": "models.recursion",
-    "LatentAttentionCompressor": "models.compression",
+    "LatentAttentionCompressor": "models.reasoners.compressor",
     "HiddenStateTRM": "models.reasoners.trm",
     "TRMSettings": "models.reasoners.trm",
     "Reasoner": "models.reasoners.reasoner",

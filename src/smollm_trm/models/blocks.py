@@ -40,11 +40,8 @@ def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def truncated_normal(*shape: int, std: float = 1.0) -> Tensor:
-    """A tensor from a normal cut at two deviations, with this standard deviation after the cut.
-
-    Cutting shrinks the spread to 0.8796; dividing by that restores what is asked for.
-    """
-    wide = std / 0.87962566
+    """A tensor from a normal cut at two deviations, with this standard deviation after the cut."""
+    wide = std / 0.87962566  # what cutting leaves of the spread
     return nn.init.trunc_normal_(torch.empty(*shape), std=wide, a=-2 * wide, b=2 * wide)
 
 
@@ -55,10 +52,10 @@ def lecun_linear(in_features: int, out_features: int) -> nn.Linear:
     return linear
 
 
-def rotary_tables(length: int, head_dim: int, like: Tensor, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
+def rotary_tables(length: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine `(T, head_dim)` of the rotary position embedding, on the device and in the dtype of `like`."""
     steps = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32) / head_dim
-    angles = torch.outer(torch.arange(length, device=like.device, dtype=torch.float32), theta**-steps)
+    angles = torch.outer(torch.arange(length, device=like.device, dtype=torch.float32), 10_000.0**-steps)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
@@ -87,7 +84,6 @@ class SelfAttention(nn.Module):
     def forward(
         self, states: Tensor, mask: Tensor | None = None, rotary: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """Args: states `(B, T, D)`; mask `(B, T)`, True = real; rotary, from `rotary_tables`. Returns `(B, T, D)`."""
         batch, length, dim = states.shape
         heads = self.qkv(states).view(batch, length, 3, self.n_heads, dim // self.n_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, head_dim)
@@ -103,21 +99,16 @@ class SelfAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward layer, `down(silu(gate(x)) * up(x))`, of width 8D/3 rounded up to a multiple of 256.
-
-    For D below 256 that rounding would make the layer several times as wide as meant, so there it is a multiple of 64.
-    Pass `width` to fix it.
-    """
+    """Gated feed-forward layer, `down(silu(gate(x)) * up(x))`; its width is 8D/3 rounded up, unless it is given."""
 
     def __init__(self, *, dim: int, width: int | None = None) -> None:
         super().__init__()
-        multiple = 256 if dim >= 256 else 64
+        multiple = 256 if dim >= 256 else 64  # the paper's would make a small layer several times as wide as meant
         width = width or -(-round(8 * dim / 3) // multiple) * multiple
         self.gate_up = lecun_linear(dim, 2 * width)
         self.down = lecun_linear(width, dim)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Map `(..., D)` to `(..., D)`."""
         gate, up = self.gate_up(states).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
@@ -129,18 +120,10 @@ class TransformerBlock(nn.Module):
     in the paper; a branch that may grow can drown the state, whatever the question was.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        n_heads: int,
-        dropout: float = 0.0,
-        mlp_width: int | None = None,
-        branch_scale: float | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, n_heads: int, dropout: float = 0.0, branch_scale: float | None = None) -> None:
         super().__init__()
         self.attention = SelfAttention(dim=dim, n_heads=n_heads, dropout=dropout)
-        self.mlp = SwiGLU(dim=dim, width=mlp_width)
+        self.mlp = SwiGLU(dim=dim)
         self.dropout = nn.Dropout(dropout)
         self.branch_scale = branch_scale
 
@@ -152,7 +135,6 @@ class TransformerBlock(nn.Module):
         return self.add(states, self.mlp(states))
 
     def add(self, states: Tensor, branch: Tensor) -> Tensor:
-        """A state and what a residual branch says to it, at size 1 again."""
         if self.branch_scale is not None:
             branch = self.branch_scale * rms_norm(branch)
         return rms_norm(states + self.dropout(branch))

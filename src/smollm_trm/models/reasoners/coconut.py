@@ -30,7 +30,6 @@ class Coconut(Reasoner):
     warned = False
 
     def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
-        """One latent after the other; `(B, M, D)` with M the most slots of a row."""
         if prompt.embeddings.dtype != torch.float32 and not self.warned:
             self.warned = True
             told = "reasoner 'coconut' on a base in %s weights: they hurt it; take dtype='float32' and autocast"
@@ -44,5 +43,4 @@ class Coconut(Reasoner):
         return [Thought(torch.cat(latents, dim=1), cache=cache, n_cached=len(latents) - 1)]
 
     def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
-        """Nothing of its own is trained."""
         return []

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smollm_trm.models.blocks import check_counts, lecun_linear, rms_norm
-from smollm_trm.models.compression import LatentAttentionCompressor
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.reasoner import LatentScale, ParameterGroup, Reasoner, ScaleSettings, Thought
+from smollm_trm.records import UserMistake
 
 CLAMPED_AT = 5.0
 TUNED_WIDTH = 128
@@ -66,6 +67,50 @@ class StateStandardizer(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
+class LatentAttentionCompressor(nn.Module):
+    """Masked cross-attention of M learned queries over any number of states (Perceiver, section 3.1).
+
+    What was attended dominates: the queries themselves enter the output at a tenth of its size, just enough to tell the
+    latents apart. At full size they drown the content, and what follows learns to ignore it.
+    """
+
+    query_scale = 0.1
+
+    def __init__(self, *, input_dim: int, dim: int, num_latents: int, n_heads: int = 8) -> None:
+        super().__init__()
+        check_counts(num_latents=num_latents)
+        if dim % n_heads:
+            raise UserMistake(f"compression_heads={n_heads} must divide the latent width {dim}")
+        self.num_latents = num_latents
+        self.n_heads = n_heads
+        self.queries = nn.Parameter(torch.randn(num_latents, dim))
+        self.to_query = lecun_linear(dim, dim)
+        self.to_key_value = lecun_linear(input_dim, 2 * dim)
+        self.out = lecun_linear(dim, dim)
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compress `(B, L, input_dim)` to `(B, M, d)`, each latent of root mean square 1."""
+        key, value = self.to_key_value(states).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(
+            self._heads(self.to_query(self.queries).expand(states.shape[0], -1, -1)),
+            self._heads(key),
+            self._heads(value),
+            attn_mask=None if mask is None else mask[:, None, None, :].bool(),
+        )  # (B, H, M, head_dim)
+        content = rms_norm(self.out(attended.transpose(1, 2).flatten(2)))
+        return rms_norm(content + self.query_scale * self.queries)
+
+    def attention(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Where each latent looks, `(B, M, L)`: shares of the attention, the mean over heads."""
+        query = self._heads(self.to_query(self.queries).expand(states.shape[0], -1, -1))
+        key = self._heads(self.to_key_value(states).chunk(2, dim=-1)[0])
+        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5  # (B, H, M, L)
+        return scores.masked_fill(~mask[:, None, None, :].bool(), float("-inf")).softmax(-1).mean(1)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
 class CompressedReader(Reasoner):
     """Read the question, compress it to M latents, hand them back."""
 
@@ -85,7 +130,6 @@ class CompressedReader(Reasoner):
         self.soft_words = self.repeats_last = settings.soft_words  # a mixture of words always says something
 
     def fit(self, prompt: Prompt) -> None:
-        """Measure the statistics of the states that will be read."""
         self.standardize.fit(prompt.hidden_states(self.read_depths), prompt.mask)
 
     def compress(self, hidden_states: list[Tensor], mask: Tensor) -> Tensor:
@@ -99,10 +143,8 @@ class CompressedReader(Reasoner):
         return self.compressor.attention(states.to(self.to_embedding.weight.dtype), prompt.mask)
 
     def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
-        """The learning rate is that of a reasoner at most 128 wide; a wider one moves as far at less of it.
-
-        Adam moves every weight alike, so a sum over twice as many of them moves twice as far.
-        """
+        """The learning rate is that of a reasoner at most 128 wide; a wider one moves as far at less of it: Adam moves
+        every weight alike, so a sum over twice as many of them moves twice as far."""
         return super().parameter_groups(learning_rate / max(1.0, self.dim / TUNED_WIDTH))
 
     def to_latents(self, states: Tensor) -> Tensor:
@@ -110,7 +152,6 @@ class CompressedReader(Reasoner):
         return self.scale(rms_norm(self.to_embedding(states)))
 
     def words(self, latents: Tensor, head: nn.Module) -> Tensor:
-        """What latents say, see `LatentScale.words`."""
         return self.scale.words(latents, head)
 
     def reason(self, hidden_states: list[Tensor], mask: Tensor, **options: Any) -> list[Thought]:
@@ -118,7 +159,6 @@ class CompressedReader(Reasoner):
         return [Thought(self.to_latents(self.compress(hidden_states, mask)))]
 
     def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
-        """One read pass of the base, then `reason`."""
         thoughts = self.reason(prompt.hidden_states(self.read_depths), prompt.mask, **options)
         thoughts = [thought._replace(cache=prompt.cache) for thought in thoughts]
         if not self.soft_words:

@@ -24,7 +24,6 @@ REASONERS: dict[str, type[Reasoner]] = {
 
 
 def reasoner_class(name: str) -> type[Reasoner]:
-    """The class of a reasoner."""
     if name not in REASONERS:
         raise UserMistake(f"reasoner={name!r}: choose one of {', '.join(REASONERS)}")
     return REASONERS[name]
@@ -43,8 +42,7 @@ def complete_settings(name: str, given: Mapping[str, Any] | None) -> dict[str, A
 def build_reasoner(
     name: str, settings: Mapping[str, Any], *, num_latents: int, hidden_size: int, depth: int
 ) -> Reasoner:
-    """A fresh reasoner."""
     check_counts(num_latents=num_latents)
     kind = reasoner_class(name)
-    chosen = settings_from(kind.Settings, complete_settings(name, settings), "trm_kwargs")
+    chosen = kind.Settings(**complete_settings(name, settings))
     return kind(chosen, num_latents=num_latents, hidden_size=hidden_size, depth=depth)

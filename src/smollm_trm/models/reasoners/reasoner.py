@@ -89,9 +89,8 @@ class Reasoner(nn.Module, ABC):
         """
 
     def start_near(self, table: Tensor, anchor: Tensor) -> None:
-        """Called once on a fresh model: start close to a base, given its embedding table `(V, D)` and the embedding
-        `(D,)` of a token that says nothing in this place.
-        """
+        """Start close to a base, given its embedding table `(V, D)` and the embedding `(D,)` of a token that says
+        nothing in this place; called once on a fresh model."""
         for module in self.modules():
             if isinstance(module, LatentScale):
                 module.match(table, anchor)
@@ -101,8 +100,7 @@ class Reasoner(nn.Module, ABC):
 
     def words(self, latents: Tensor, head: nn.Module) -> Tensor | None:
         """Latents `(..., D)` in the base's own words: logits `(..., V)` of its head, for training them on the
-        results of a solution's steps. None where latents are not meant to be read so.
-        """
+        results of a solution's steps. None where latents are not meant to be read so."""
         return None
 
     def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
@@ -134,7 +132,6 @@ class LatentScale(nn.Module):
         self.table_rms.copy_(table[:4096].float().square().mean().sqrt())
 
     def forward(self, states: Tensor) -> Tensor:
-        """Map `(..., D)` to `(..., D)`."""
         return self.anchor + self.gain * self.table_rms * states
 
     def words(self, latents: Tensor, head: nn.Linear | nn.Embedding) -> Tensor:
@@ -149,9 +146,7 @@ class LatentScale(nn.Module):
 
 
 def latent_variation(latents: Tensor) -> Tensor:
-    """How much latents `(B, M, D)` differ between problems: std over the batch divided by their rms, a scalar.
-
-    0 means that every problem gets the same latents: whatever was trained, it is a soft prompt.
-    """
+    """How much latents `(B, M, D)` differ between problems, std over the batch divided by their rms: at 0 they are a
+    soft prompt, whatever was trained."""
     wide = latents.detach().float()
     return wide.std(0, correction=0).square().mean().sqrt() / wide.square().mean().sqrt().clamp_min(1e-12)

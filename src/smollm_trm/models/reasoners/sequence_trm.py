@@ -54,27 +54,11 @@ class SequenceTRM(nn.Module):
     position is read off as the prediction `(B, D')`.
     """
 
-    def __init__(
-        self,
-        *,
-        d_compressed: int,
-        n_layers: int = 2,
-        n_heads: int = 8,
-        n_latent_steps: int = 6,
-        n_deep_recursions: int = 3,
-        n_supervision_steps: int = 8,
-    ) -> None:
+    def __init__(self, *, d_compressed: int, n_layers: int, n_heads: int, **steps: int) -> None:
         super().__init__()
         self.reasoning_token = nn.Parameter(truncated_normal(1, d_compressed))
-        self.recursion = RecursiveReasoningBase(
-            network=TinyRecursiveNetwork(
-                dim=d_compressed, n_layers=n_layers, n_heads=n_heads, branch_scale=BRANCH_SCALE
-            ),
-            n_latent_steps=n_latent_steps,
-            n_deep_recursions=n_deep_recursions,
-            n_supervision_steps=n_supervision_steps,
-            from_question=True,
-        )
+        network = TinyRecursiveNetwork(dim=d_compressed, n_layers=n_layers, n_heads=n_heads, branch_scale=BRANCH_SCALE)
+        self.recursion = RecursiveReasoningBase(network=network, **steps, from_question=True)
         self.to_state = lecun_linear(d_compressed, d_compressed)
         with torch.no_grad():
             self.to_state.weight.mul_(0.1)  # the first prediction is near the mean target
@@ -106,7 +90,6 @@ class SequenceTRM(nn.Module):
     def forward(
         self, context: Tensor, mask: Tensor, *, n_steps: int | None = None, gradient_at_every_step: bool = False
     ) -> list[tuple[Tensor, Tensor]]:
-        """`read` after each supervision step."""
         question, whole = self.augment(context, mask)
         options = {"n_supervision_steps": n_steps, "gradient_at_every_step": gradient_at_every_step}
         return [self.read(answer) for answer in self.recursion(question, whole, **options)]
@@ -134,7 +117,6 @@ class PredictedStateReasoner(Reasoner):
         return self.scale(centred @ self.compressor.weight * (wide / narrow) ** 0.5).unsqueeze(1)
 
     def latents_of_states(self, states: Tensor) -> Tensor:
-        """The latents `(B, 1, D)` of given states after thinking, `(B, D)`."""
         return self.to_latent(self.compressor.compress(states))
 
     def think(self, prompt: Prompt, *, n_steps: int | None = None, **gradient: bool) -> list[Thought]:

@@ -19,7 +19,6 @@ class StaticLatents(Reasoner):
         self.states = nn.Parameter(torch.randn(num_latents, hidden_size))
 
     def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
-        """The same latents for every row."""
         return [Thought(self.scale(self.states).expand(len(prompt.mask), self.num_latents, -1))]
 
     def logs(self, thought: Thought) -> dict[str, Tensor]:

@@ -40,8 +40,8 @@ class TRMSettings(CompressorSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_latent_steps", "n_deep_recursions", "n_supervision_steps"):
-            check_counts(MOST_STEPS, **{name: getattr(self, name)})
+        counts = ("n_latent_steps", "n_deep_recursions", "n_supervision_steps")
+        check_counts(MOST_STEPS, **{name: getattr(self, name) for name in counts})
         check_counts(MOST_LAYERS, n_layers=self.n_layers)
         check_counts(n_heads=self.n_heads)
         if self.start not in ("question", "fixed"):
@@ -60,11 +60,9 @@ class HiddenStateTRM(CompressedReader):
     def __init__(self, settings: TRMSettings, *, num_latents: int, hidden_size: int, depth: int) -> None:
         super().__init__(settings, num_latents=num_latents, hidden_size=hidden_size, depth=depth)
         self.n_supervision_steps = settings.n_supervision_steps
+        of_network = {name: getattr(settings, name) for name in ("n_layers", "n_heads", "dropout", "branch_scale")}
         self.recursion = RecursiveReasoningBase(
-            network=TinyRecursiveNetwork(
-                dim=self.dim,
-                **{name: getattr(settings, name) for name in ("n_layers", "n_heads", "dropout", "branch_scale")},
-            ),
+            network=TinyRecursiveNetwork(dim=self.dim, **of_network),
             n_latent_steps=settings.n_latent_steps,
             n_deep_recursions=settings.n_deep_recursions,
             n_supervision_steps=settings.n_supervision_steps,
@@ -82,11 +80,9 @@ class HiddenStateTRM(CompressedReader):
         return [Thought(self.to_latents(answer), self.halting_head(answer[:, 0]).squeeze(-1)) for answer in answers]
 
     def parameter_groups(self, learning_rate: float) -> list[ParameterGroup]:
-        """The recursion's network gets the learning rate divided by its calls with gradient.
-
-        Adam's step does not shrink with the gradient, so a network that is applied n + 1 times with the same weights
-        moves the answer n + 1 times as far; at the full learning rate it learns to say the same to every problem.
-        """
+        """The recursion's network gets the learning rate divided by its calls with gradient: Adam's step does not
+        shrink with the gradient, so n + 1 calls move the answer n + 1 times as far, and at the full learning rate it
+        learns to say the same to every problem."""
         [(name, parameters, own_rate)] = super().parameter_groups(learning_rate)
         tied = list(self.recursion.parameters())
         others = [one for one in parameters if all(one is not other for other in tied)]
