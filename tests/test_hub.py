@@ -1,6 +1,7 @@
 """Sharing a model: the card states what was measured, the upload holds what loads, a refusal is one line."""
 
 import os
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
@@ -43,9 +44,6 @@ class StandIn:
     """A Hub that takes uploads into a folder, as the real one filters them."""
 
     calls: dict = {}
-
-    def __init__(self, endpoint=None):
-        self.calls["endpoint"] = endpoint
 
     def create_repo(self, repo_id, **options):
         self.calls["repo"] = (repo_id, options)
@@ -148,9 +146,10 @@ def test_a_dry_run_uploads_nothing(folder, monkeypatch):
     assert "README.md" in hub.push_model(folder, "me/model", dry_run=True)
 
 
-def test_an_unreachable_hub_is_one_clear_line(folder):
+def test_an_unreachable_hub_is_one_clear_line(folder, monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", partial(hub.HfApi, "http://127.0.0.1:9"))
     with pytest.raises(UserMistake, match="could not push to me/model: .*set HF_TOKEN") as refused:
-        hub.push_model(folder, "me/model", endpoint="http://127.0.0.1:9")
+        hub.push_model(folder, "me/model")
     assert "\n" not in str(refused.value)
 
 

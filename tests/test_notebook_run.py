@@ -23,13 +23,13 @@ import nbformat
 import pytest
 import torch
 from executed_notebook import NOTEBOOK, ROOT, ExecutedNotebook
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from smollm_trm.evaluation.arms import evaluate_arm
 from smollm_trm.evaluation.loading import problems_of
 from smollm_trm.finetune import train_gsm8k
-from smollm_trm.models.configuration import LatentReasoningConfig, registered_config
-from smollm_trm.models.modeling import LatentReasoningModel, registered_for
+from smollm_trm.models.configuration import LatentReasoningConfig, registered_for
+from smollm_trm.models.modeling import LatentReasoningModel
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.training.settings import TrainSettings
 
@@ -225,9 +225,10 @@ def inlined() -> types.ModuleType:
                 exec(cell.source, vars(module))
     yield module
     del sys.modules[module.__name__]
-    registered_config(LatentReasoningConfig)  # the notebook's own classes had taken their place
-    registered_for(AutoModel)(LatentReasoningModel)
-    registered_for(AutoModelForCausalLM)(SmolLMv3WithTRM)
+    # the notebook's own classes had taken their place
+    registered_for(AutoConfig, "latent_reasoning")(LatentReasoningConfig)
+    registered_for(AutoModel, LatentReasoningConfig)(LatentReasoningModel)
+    registered_for(AutoModelForCausalLM, LatentReasoningConfig)(SmolLMv3WithTRM)
 
 
 SMALL_RUN = {  # what a test changes of whatever a notebook's configuration says

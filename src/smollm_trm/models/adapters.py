@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from smollm_trm.models.configuration import readable
+from smollm_trm.models.configuration import readable, refuse_other_tensors
 from smollm_trm.records import UserMistake, first_line
 
 ADAPTER_FOLDER = "adapter"
@@ -83,7 +83,6 @@ def add_adapter(decoder: PreTrainedModel, config: PeftConfig) -> None:
 
 
 def refuse_4bit(decoder: PreTrainedModel) -> None:
-    """Refuse to add updates into weights of 4 bits."""
     if getattr(decoder, "is_loaded_in_4bit", False):
         raise UserMistake("the base is in 4 bits: save the adapter, load it again without load_in_4bit, then merge")
 
@@ -104,28 +103,27 @@ def take_off_adapter(decoder: PreTrainedModel, *, merge: bool = False) -> bool:
     return bool(layers)
 
 
+def adapter_weights(decoder: PreTrainedModel) -> dict[str, Tensor]:
+    return get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)
+
+
 def save_adapter(decoder: PreTrainedModel, folder: Path, *, base_model: str) -> None:
     """Write adapter_config.json, with the base's name on the Hub if it has one, and adapter_model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     config = decoder.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base_model or None, False
     config.save_pretrained(str(folder))
-    weights = get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)
-    save_file(
-        {f"{ADAPTER_PREFIX}{name}": weight.contiguous() for name, weight in weights.items()}, folder / ADAPTER_FILE
-    )
+    weights = {f"{ADAPTER_PREFIX}{name}": one.contiguous() for name, one in adapter_weights(decoder).items()}
+    save_file(weights, folder / ADAPTER_FILE)
 
 
 def load_adapter(decoder: PreTrainedModel, folder: Path) -> None:
-    """Put a saved adapter on a base."""
     with readable(f"{folder}: the adapter"):
         weights = load_file(folder / ADAPTER_FILE)
         config = PeftConfig.from_pretrained(str(folder))
         add_adapter(decoder, config)
     named = {name.removeprefix(ADAPTER_PREFIX): weight for name, weight in weights.items()}
-    expected = get_peft_model_state_dict(decoder, adapter_name="default", save_embedding_layers=False)
-    for name in sorted(named.keys() | expected.keys()):
-        if name not in named or name not in expected or named[name].shape != expected[name].shape:
-            raise UserMistake(f"{folder}: the adapter does not fit this base ({name})")
+    expected = adapter_weights(decoder)
+    refuse_other_tensors(f"{folder}: the adapter does not fit this base", named, expected)
     with torch.no_grad():
         set_peft_model_state_dict(decoder, named, adapter_name="default")

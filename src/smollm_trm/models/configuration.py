@@ -1,10 +1,11 @@
 """The configuration of a latent-reasoning model: its base's configuration, a reasoner, and how questions are asked."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from smollm_trm.models.reasoners.known import complete_settings
@@ -15,13 +16,17 @@ SUPPORTED_BASES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2", "arcee")
 BASE_TRAININGS = ("lora", "frozen", "full")
 
 
-def registered_config(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """Make `AutoConfig` know a configuration (again, where a notebook's cell is run twice)."""
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    return config_class
+def registered_for(auto_class: type, key: Any) -> Callable[[type], type]:
+    """Make one of transformers' `Auto*` classes know a class (again, where a notebook's cell is run twice)."""
+
+    def register(own_class: type) -> type:
+        auto_class.register(key, own_class, exist_ok=True)
+        return own_class
+
+    return register
 
 
-@registered_config
+@registered_for(AutoConfig, "latent_reasoning")
 class LatentReasoningConfig(PreTrainedConfig):
     """Hugging Face's layout of a vision-language model, with a reasoner where they have the vision tower.
 
@@ -104,6 +109,15 @@ def readable(what: str | Path) -> Iterator[None]:
     except Exception as error:  # whatever a damaged file makes its reader raise
         reason = f"cannot be read ({first_line(error)}); save or download the model again"
         raise UserMistake(f"{what} {reason}") from error
+
+
+def refuse_other_tensors(where: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse what was saved of another configuration: tensors that are missing, unknown or of another shape."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            raise UserMistake(f"{where} ({name} is {'unknown' if name in found else 'missing'})")
+        if (has := tuple(found[name].shape)) != (needs := tuple(wanted[name].shape)):
+            raise UserMistake(f"{where} ({name} has shape {has}, not {needs})")
 
 
 def refuse_unsupported(model_type: str | None) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import THINK_OPEN, PromptEncoder, padding_token_id
+from smollm_trm.models.loading import as_list
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.records import UserMistake
 
@@ -123,8 +124,7 @@ def generate_completions(
     think_id = None
     if rethink is not False and not special and generate_kwargs.get("num_return_sequences", 1) == 1 and model.use_trm:
         think_id = single_think_token(encoder)
-    ends = generate_kwargs.get("eos_token_id", model.generation_config.eos_token_id)
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    ends = as_list(generate_kwargs.get("eos_token_id", model.generation_config.eos_token_id))
     if think_id is not None:
         generate_kwargs["eos_token_id"] = [*ends, think_id]
     given = {"latents": latents} if model.use_trm else {}

@@ -46,7 +46,6 @@ def measured_lines(notes: Mapping[str, Any]) -> list[str]:
 
 
 def index_entry(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation as the Hub's model-index has it."""
     share, count = round(result["accuracy"], 4), f"of {result['total']} problems"
     dataset = {"type": result.get("source", "unknown").partition(" ")[0], "name": name}
     metric = {"type": "accuracy", "value": share, "name": count}
@@ -106,15 +105,12 @@ def add_evaluation(folder: str | Path, part: str, result: Mapping[str, Any]) -> 
     write_json(path, content)
 
 
-def push_model(
-    folder: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False, endpoint: str | None = None
-) -> list[str]:
+def push_model(folder: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False) -> list[str]:
     """Write the card, upload a saved model to "owner/name", and return the names of its files.
 
     Args:
         private: whether a new repository is private.
         dry_run: write the card and list the files, upload nothing.
-        endpoint: another Hub than the public one.
 
     Raises:
         UserMistake: not a saved model, a base that is only here, or the Hub refused.
@@ -127,11 +123,10 @@ def push_model(
         raise UserMistake(f"{folder}: its base lies on this machine only, so nobody could load it; {advice}")
     base_license = license_of(config.base_model) if config.base_model else None
     write_text(folder / "README.md", model_card(config, repo_id=repo_id, license=base_license))
-    return upload(folder, repo_id, private=private, dry_run=dry_run, endpoint=endpoint)
+    return upload(folder, repo_id, private=private, dry_run=dry_run)
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no "owner/name"."""
     try:
         validate_repo_id(repo_id)
         _, _ = repo_id.split("/")
@@ -139,12 +134,12 @@ def check_repo_id(repo_id: str) -> None:
         raise UserMistake(f"repo_id={repo_id[:100]!r}: no name that the Hub takes; give owner/name") from error
 
 
-def upload(folder: Path, repo_id: str, *, private: bool, dry_run: bool, endpoint: str | None = None) -> list[str]:
+def upload(folder: Path, repo_id: str, *, private: bool, dry_run: bool) -> list[str]:
     """Upload what may be shared of a folder, see `push_model`; the names of its files."""
     files = sorted({path.relative_to(folder).as_posix() for pattern in SHARED_FILES for path in folder.rglob(pattern)})
     if dry_run:
         return files
-    api = HfApi(endpoint=endpoint)
+    api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(SHARED_FILES))

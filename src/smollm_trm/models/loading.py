@@ -56,11 +56,10 @@ class LoadedBase(NamedTuple):
     head: nn.Linear  # to the vocabulary
     tokenizer: PreTrainedTokenizerBase
     name: str  # Hub name or folder to load it from again; empty where there is none
-    ends: frozenset[int]  # tokens that end a text, as its generation configuration says
+    ends: list[int]  # tokens that end a text, as its generation configuration says
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -123,7 +122,6 @@ def reason_not_loaded(error: Exception, place: Path) -> str:
 
 
 def base_config(model_name: str, **options: Any) -> Any:
-    """The configuration of a base, before its weights are loaded."""
     config = part_of_base(AutoConfig, model_name, **options).get_text_config()
     refuse_unsupported(config.model_type)
     return config
@@ -145,6 +143,11 @@ def without_quantization(causal_lm: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
+def as_list(ends: int | list[int] | None) -> list[int]:
+    """The tokens that end a text, which a generation configuration has in three forms."""
+    return [ends] if isinstance(ends, int) else list(ends or [])
+
+
 def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedBase:
     """A Hugging Face causal LM as decoder, head and tokenizer. One of ours without a reasoner is a base as well."""
     refuse_unsupported(causal_lm.config.get_text_config().model_type)
@@ -153,8 +156,7 @@ def take_apart(causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     if tokenizer.eos_token_id is None:
         raise UserMistake(f"{name}: its tokenizer names no end of text; is tokenizer_config.json there, and whole?")
     backbone = causal_lm.base_model
-    decoder, ends = getattr(backbone, "language_model", backbone), causal_lm.generation_config.eos_token_id
-    ends = frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+    decoder, ends = getattr(backbone, "language_model", backbone), as_list(causal_lm.generation_config.eos_token_id)
     return LoadedBase(decoder, causal_lm.get_output_embeddings(), tokenizer, name, ends)
 
 

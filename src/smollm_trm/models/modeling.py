@@ -7,7 +7,6 @@ about the pass is special, `generate()`, every cache, every attention implementa
 TRL work as they are.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from smollm_trm.models.adapters import take_off_adapter
 from smollm_trm.models.blocks import refuse_too_large
-from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.configuration import LatentReasoningConfig, registered_for
 from smollm_trm.models.prompt import Prompt, positions_of
 from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
@@ -69,7 +68,6 @@ class LatentReasoningPreTrainedModel(PreTrainedModel):
         """Leave the reasoner as its constructor made it; the base initialises itself."""
 
     def print_trainable_parameters(self) -> None:
-        """What is trained, in PEFT's words."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
         print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
@@ -94,17 +92,7 @@ def read_before(slots: Tensor, n_cached: int) -> int:
     return first + min(int(counts.min()), n_cached) if aligned else 0
 
 
-def registered_for(auto_class: type) -> Callable[[type], type]:
-    """Make one of transformers' `Auto*` classes know a model (again, where a notebook's cell is run twice)."""
-
-    def register(model_class: type) -> type:
-        auto_class.register(model_class.config_class, model_class, exist_ok=True)
-        return model_class
-
-    return register
-
-
-@registered_for(AutoModel)
+@registered_for(AutoModel, LatentReasoningConfig)
 class LatentReasoningModel(LatentReasoningPreTrainedModel):
     """The backbone: a decoder without its head, and a reasoner that fills the latent span of a prompt."""
 
@@ -115,12 +103,11 @@ class LatentReasoningModel(LatentReasoningPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "LatentReasoningModel":
-        """The backbone of a saved model, whose base lies elsewhere."""
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "LatentReasoningModel":  # the base lies elsewhere
         return AutoModelForCausalLM.from_pretrained(*args, **{**kwargs, "trust_remote_code": False}).model
 
     def merge_and_unload(self) -> "LatentReasoningModel":
-        """Add the adapter into the base's weights, which are saved with the model from then on."""
+        """See `SmolLMv3WithTRM.merge_and_unload`."""
         if take_off_adapter(self.language_model, merge=True):
             self.config.base_training, self.config.base_model = "full", ""
         return self

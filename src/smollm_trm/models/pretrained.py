@@ -31,6 +31,7 @@ from smollm_trm.models.loading import (
     BaseAndTokenizer,
     LoadedBase,
     anchor_embedding,
+    as_list,
     default_device,
     default_dtype,
     is_local,
@@ -46,7 +47,6 @@ from smollm_trm.models.reasoners.known import reasoner_class
 from smollm_trm.models.storage import (
     REASONER_PREFIX,
     read_config,
-    read_generation_config,
     read_weights,
     saved_model_folder,
     weights_to_save,
@@ -137,12 +137,10 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         """This model without its reasoner, as what another one is built on; its adapter is kept or merged."""
         if not with_adapter:
             self.merge_and_unload()
-        ends = self.generation_config.eos_token_id
-        ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        ends = as_list(self.generation_config.eos_token_id)
         return LoadedBase(self.model.language_model, self.lm_head, self.tokenizer, "", ends)
 
     def take_reasoner(self, earlier: "SavedBesideItsBase") -> None:
-        """Take over the weights of another model's reasoner."""
         try:
             self.model.reasoner.load_state_dict(earlier.model.reasoner.state_dict())
         except RuntimeError as error:
@@ -211,7 +209,9 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         tokenizer = part_of_base(AutoTokenizer, str(folder))
         with readable(f"{folder}: the tokenizer"):
             model.use_tokenizer(tokenizer)
-        model.generation_config = read_generation_config(folder) or model.generation_config
+        if (how := folder / "generation_config.json").is_file():
+            with readable(how):
+                model.generation_config = GenerationConfig.from_pretrained(folder)
         model.freeze_base()
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
@@ -275,7 +275,6 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         self.tokenizer.chat_template = self.encoder.template
 
     def freeze_base(self) -> None:
-        """Train of the base what the configuration says, and the reasoner."""
         full = self.config.base_training == "full"
         for name, parameter in self.named_parameters():
             if ".reasoner." not in name and "lora_" not in name:

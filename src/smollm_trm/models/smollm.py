@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM, Cache, GenerationConfig, Generati
 from smollm_trm.data.batching import pad_left
 from smollm_trm.data.prompts import padding_token_id
 from smollm_trm.models.adapters import load_adapter, take_off_adapter
-from smollm_trm.models.configuration import LatentReasoningConfig
+from smollm_trm.models.configuration import LatentReasoningConfig, registered_for
 from smollm_trm.models.generation import Completion, chosen_latents, generate_completions
-from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel, registered_for
+from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel
 from smollm_trm.models.pretrained import SavedBesideItsBase
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
 from smollm_trm.records import UserMistake
 
 
-@registered_for(AutoModelForCausalLM)
+@registered_for(AutoModelForCausalLM, LatentReasoningConfig)
 class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
     """A decoder with a latent span (SmolLM3 by default; Llama, Qwen2, Qwen3 and GPT-2 work as well).
 
@@ -39,7 +39,6 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         self.post_init()
 
     def active_adapters(self) -> list[str]:
-        """Of the base: ["default"], or a refusal where it has none."""
         return self.model.language_model.active_adapters()
 
     def disable_adapters(self) -> None:
@@ -47,11 +46,9 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         self.model.language_model.disable_adapters()
 
     def enable_adapters(self) -> None:
-        """Take the adapter in again."""
         self.model.language_model.enable_adapters()
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
-        """Choose the adapter of the base: there is one, "default"."""
         self.model.language_model.set_adapter(adapter_name)
 
     def load_adapter(self, peft_model_id: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -75,12 +72,10 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
 
     @property
     def use_trm(self) -> bool:
-        """Whether there is a latent span."""
         return self.model.reasoner is not None
 
     @property
     def num_latents(self) -> int:
-        """M; 0 for the baseline."""
         return self.config.num_latents
 
     def think(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> list[Thought]:
@@ -152,7 +147,6 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
         )
 
     def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
-        """Read the prompt, in one piece."""
         size = generation_config.prefill_chunk_size
         if self.use_trm and size is not None and size < input_ids.shape[1]:
             raise UserMistake(f"prefill_chunk_size={size}: the latents depend on the whole prompt, leave it out")

@@ -6,16 +6,12 @@ from torch import Tensor
 from smollm_trm.records import UserMistake
 
 
-def first_span(input_ids: Tensor, slot_id: int) -> Tensor:
-    """Where the first run of slot tokens of each row stands, `(B, L)` of bool. Later slot tokens are no slots."""
+def whole_spans(input_ids: Tensor, slot_id: int, *, needed: bool = True) -> Tensor:
+    """Where the first run of slot tokens of each row stands, `(B, L)` of bool; later slot tokens are no slots. A span
+    that is cut off by the row's end is refused, and where one is `needed`, a row without any."""
     slots = input_ids == slot_id
     begins = slots & ~torch.cat([torch.zeros_like(slots[:, :1]), slots[:, :-1]], dim=1)
-    return slots & (begins.cumsum(1) == 1)
-
-
-def whole_spans(input_ids: Tensor, slot_id: int, *, needed: bool = True) -> Tensor:
-    """`first_span`, refused where one ends with the row, cut off, or, if one is `needed`, where a row has none."""
-    slots = first_span(input_ids, slot_id)
+    slots = slots & (begins.cumsum(1) == 1)
     if bool(slots[:, -1].any()) or (needed and not bool(slots.any(1).all())):
         raise UserMistake(
             "a prompt without a latent span: write it with model.encoder.encode_prompt, the tokenizer's "

@@ -7,13 +7,11 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
-from smollm_trm.models.configuration import LatentReasoningConfig, readable
+from smollm_trm.models.configuration import LatentReasoningConfig, readable, refuse_other_tensors
 from smollm_trm.records import UserMistake, first_line
 
 CONFIG_FILE = "config.json"
-GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 EARLIER_FORMAT = "smollm_trm.json"
 SHARED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
@@ -37,7 +35,7 @@ def local_model_folder(name: str | Path) -> Path | None:
 
 
 def saved_model_folder(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a saved model: as given, `model/` in a training run's folder, or downloaded from the Hub."""
+    """`local_model_folder`, or one downloaded from the Hub."""
     if (folder := local_model_folder(name)) is not None:
         return folder
     looks_like_a_hub_name = str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
@@ -50,7 +48,6 @@ def saved_model_folder(name: str | Path, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> LatentReasoningConfig:
-    """The configuration of a saved model."""
     path = folder / CONFIG_FILE
     if not path.is_file() and (folder / EARLIER_FORMAT).is_file():
         reason = "saved by an earlier version, whose latents stood at other positions"
@@ -72,14 +69,6 @@ def read_config(folder: Path) -> LatentReasoningConfig:
         raise UserMistake(f"{path}: not a configuration of this program ({reason})") from error
 
 
-def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """How a saved model generates; None where it does not say."""
-    if not (folder / GENERATION_CONFIG_FILE).is_file():
-        return None
-    with readable(folder / GENERATION_CONFIG_FILE):
-        return GenerationConfig.from_pretrained(folder)
-
-
 def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
     """What `model.safetensors` holds: the reasoner, and the base only where it is nowhere else."""
     state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
@@ -90,18 +79,10 @@ def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `model.safetensors`, just those that are wanted."""
     path = folder / WEIGHTS_FILE
     if not wanted and not path.is_file():
         return {}
     with readable(path):
         saved = load_file(path)
-    for name, tensor in wanted.items():
-        if name not in saved:
-            raise UserMistake(f"{path}: the tensor {name} is missing; it belongs to another configuration")
-        if saved[name].shape != tensor.shape:
-            shapes = tuple(saved[name].shape), tuple(tensor.shape)
-            raise UserMistake(f"{path}: {name} has shape {shapes[0]}, the configuration asks for {shapes[1]}")
-    if extra := sorted(saved.keys() - wanted.keys()):
-        raise UserMistake(f"{path}: unknown tensor {extra[0]}; it belongs to another configuration")
+    refuse_other_tensors(f"{path} belongs to another configuration", saved, wanted)
     return saved
