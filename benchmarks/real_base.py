@@ -3,14 +3,16 @@
     python benchmarks/real_base.py [--problems words] [--steps 100] [--seed 0] [--arms LoRA TRM] [--record]
 
 A reasoner is trained alone first (`train_reasoner`), then LoRA and it together. LoRA alone gets the same number of
-steps of 16 problems, and as "LoRA, as long" as many as fit into the TRM's seconds, those alone included. All in bf16
-from the same base (figures differ between CPUs); all answer the same held-out problems, with latents shuffled between
-problems too. An arm is a process and a thread, two at a time; run again, it goes on where it stopped. Word problems
-have one or two steps and numbers up to 30.
+steps of 16 problems, and as "LoRA, as long" as many as fit into the TRM's CPU seconds, those alone included. All in
+bf16 from the same base (figures differ between CPUs); all answer the same held-out problems, with latents shuffled
+between problems too; "base" is the untuned base, which writes its steps. An arm is a process and a thread, two at a
+time; run again, it goes on where it stopped. Word problems have one or two steps and numbers up to 30.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,14 @@ from smollm_trm.data.word_stories import WordProblemSettings
 from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
 from smollm_trm.evaluation.plots import plot_losses
 from smollm_trm.finetune import train_gsm8k, train_reasoner
-from smollm_trm.records import UserMistake
+from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.records import UserMistake, write_json
 
 SMALL_TRM = {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1, "dim": 256, "soft_words": True}
+BASE = "base"
 AS_LONG = "LoRA, as long"
 ARMS: dict[str, dict[str, Any]] = {
+    BASE: {},
     "LoRA": {"use_trm": False},
     AS_LONG: {"use_trm": False},
     "compressor": {"reasoner": "compressor", "trm_kwargs": {"dim": 256, "soft_words": True}},
@@ -77,6 +82,8 @@ def settings_of(name: str, options: argparse.Namespace, folder: Path, data: Path
         "patience": None, "lora_kwargs": {"dropout": 0.0}, "progress": False, "seed": options.seed,
         "split_seed": options.seed, **ARMS[name],
     }  # fmt: skip
+    if name == BASE:
+        return [{**shared, "output_dir": str(folder / "base")}]
     run = f"{name.replace(' ', '_').replace(',', '')}_{steps}_{options.learning_rate:g}_{options.warmup_fraction:g}"
     together = {"batch_size": 16, "max_steps": steps, "val_check_interval": 50, "save_every_n_steps": 50}
     together |= {"learning_rate": options.learning_rate, "warmup_fraction": options.warmup_fraction}
@@ -97,18 +104,32 @@ def settings_of(name: str, options: argparse.Namespace, folder: Path, data: Path
 def train_and_answer(name: str, runs: list[dict[str, Any]], rows: list[dict[str, str]]) -> dict[str, Any]:
     """One arm from training to its graded answers; what is finished is only read."""
     torch.set_num_threads(1)
-    *alone, last = runs
+    folder, seconds = Path(runs[-1]["output_dir"]), []
     with sdpa_kernel(SDPBackend.MATH):  # the other kernel's backward in bf16 takes a CPU five times as long
-        for first in alone:
-            train_reasoner(**first)
-        _, module = train_gsm8k(**last)
-    asked = {"batch_size": 128, "seed": last["seed"], "progress": False}
-    results = evaluate_arm(name, module.model, rows, Path(last["output_dir"]) / "predictions", **asked)
-    files = [json.loads((Path(run["output_dir"]) / "results.json").read_text(encoding="utf-8")) for run in runs]
-    seconds = [file["seconds"] for file in files]
+        if name == BASE:
+            how = {"reasoner": None, "base_training": "frozen", "think": False, "dtype": torch.bfloat16}
+            model = SmolLMv3WithTRM.from_base(runs[-1]["model_name"], **how).eval()
+        for run in runs if name != BASE else ():
+            train = train_reasoner if run["output_dir"].endswith("_first") else train_gsm8k
+            (_, module), spent = timed(train, run)
+            model, seconds = module.model, [*seconds, spent]
+    asked = {"batch_size": 128, "seed": runs[-1]["seed"], "progress": False}
+    results = evaluate_arm(name, model, rows, folder / "predictions", **asked)
     told = " + ".join(f"{one:.0f}" for one in seconds)
-    print(f"{name}: {100 * results[name]['accuracy']:.1f}%, trained in {told} s", flush=True)
-    return {"results": results, "halting": None, "training_seconds": sum(seconds), "dev_loss": files[-1]["dev_loss"]}
+    print(f"{name}: {100 * results[name]['accuracy']:.1f}%, trained in {told} CPU seconds", flush=True)
+    trained = {} if name == BASE else json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    loss, steps = (trained.get(key) for key in ("dev_loss", "optimizer_steps"))
+    return {"results": results, "halting": None, "training_seconds": sum(seconds), "dev_loss": loss, "steps": steps}
+
+
+def timed(train: Callable, settings: dict[str, Any]) -> tuple[Any, float]:
+    """What a training gives, and its CPU seconds, those of sessions that were broken off left out."""
+    file = Path(settings["output_dir"]) / "cpu_seconds.json"
+    started = time.process_time()
+    result = train(**settings)
+    if not file.is_file():
+        write_json(file, {"cpu_seconds": round(time.process_time() - started, 1)})
+    return result, json.loads(file.read_text(encoding="utf-8"))["cpu_seconds"]
 
 
 def main() -> None:
@@ -130,11 +151,12 @@ def main() -> None:
         found |= side_by_side({AS_LONG: jobs[AS_LONG]}, rows, arm=train_and_answer, at_once=1)
     results = {name: result for arm in found.values() for name, result in arm["results"].items()}
     curves = {name: Path(runs[-1]["output_dir"]) / "logs" / "metrics.csv" for name, runs in jobs.items()}
-    plot_losses(curves, folder / "losses.png")
-    print(report_comparison(results, folder, baseline=next(iter(jobs)), seed=options.seed), end="\n\n")
+    plot_losses({name: file for name, file in curves.items() if name != BASE}, folder / "losses.png")
+    baseline = "LoRA" if "LoRA" in jobs else next(iter(jobs))
+    print(report_comparison(results, folder, baseline=baseline, seed=options.seed), end="\n\n")
     figures = figures_of(found)
     for name, arm in found.items():
-        figures[name] |= {"dev_loss": arm["dev_loss"], "steps": jobs[name][-1]["max_steps"]}
+        figures[name] |= {"dev_loss": arm["dev_loss"], "steps": arm["steps"]}
     setup = {name: value for name, value in vars(options).items() if name not in ("record", "output_dir", "seed")}
     record("real_base", {"setup": setup, "arms": figures}, seed=options.seed, keep=options.record)
 
