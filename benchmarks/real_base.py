@@ -1,8 +1,8 @@
 """Do latents carry on a real pretrained base? SmolLM2-135M, answering at once, on word problems or real GSM8K.
 
-    python benchmarks/real_base.py [--problems words] [--steps 100] [--seed 0] [--arms LoRA TRM] [--record]
+    python benchmarks/real_base.py [--problems words] [--steps 300] [--seed 0] [--arms LoRA TRM] [--record]
 
-A reasoner is trained alone first (`train_reasoner`), then LoRA and it together. LoRA alone gets the same number of
+A reasoner is trained alone first (`reasoner_steps`), then LoRA and it together. LoRA alone gets the same number of
 steps of 16 problems, and as "LoRA, as long" as many as fit into the TRM's CPU seconds, those alone included. All in
 bf16 from the same base (figures differ between CPUs); all answer the same held-out problems, with latents shuffled
 between problems too; "base" is the untuned base, which writes its steps. An arm is a process and a thread, two at a
@@ -12,7 +12,6 @@ time; run again, it goes on where it stopped. Word problems have one or two step
 import argparse
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from smollm_trm.data.word_problems import write_word_problems
 from smollm_trm.data.word_stories import WordProblemSettings
 from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
 from smollm_trm.evaluation.plots import plot_losses
-from smollm_trm.finetune import train_gsm8k, train_reasoner
+from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import UserMistake, write_json
 
@@ -47,9 +46,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = benchmark_options(__doc__)
     parser.add_argument("--problems", choices=("words", "gsm8k"), default="words", help="what is trained and asked")
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of LoRA, with or without a reasoner")
-    parser.add_argument("--reasoner_steps", type=int, default=1000, help="steps of 32 of the reasoner alone, before")
-    parser.add_argument("--reasoner_rows", type=int, default=10_000, help="problems that these are of, each read once")
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of LoRA, with or without a reasoner")
+    parser.add_argument("--reasoner_steps", type=int, default=1500, help="steps of 32 of the reasoner alone, before")
+    parser.add_argument("--rows", type=int, default=10_000, help="problems that are trained on")
     parser.add_argument("--seed", type=int, default=0, help="of problems, weights and order")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms to train")
     parser.add_argument("--num_latents", type=int, default=8, help="M")
@@ -74,62 +73,50 @@ def problems_in(options: argparse.Namespace, folder: Path) -> Path:
     return found
 
 
-def settings_of(name: str, options: argparse.Namespace, folder: Path, data: Path, steps: int) -> list[dict[str, Any]]:
-    """An arm's runs, each in a folder named by what decides it: the reasoner alone, then LoRA and it."""
-    shared: dict[str, Any] = {
+def settings_of(name: str, options: argparse.Namespace, folder: Path, data: Path, steps: int) -> dict[str, Any]:
+    """An arm's run, in a folder named by what decides it."""
+    settings: dict[str, Any] = {
         "data_dir": str(data), "model_name": str(smollm2_folder()), "target": "answer", "precision": "bf16-mixed",
-        "accumulate_grad_batches": 1, "eval_batch_size": 64, "max_dev_samples": 256, "num_epochs": 1000,
-        "patience": None, "lora_kwargs": {"dropout": 0.0}, "progress": False, "seed": options.seed,
-        "split_seed": options.seed, **ARMS[name],
+        "batch_size": 16, "accumulate_grad_batches": 1, "eval_batch_size": 64, "max_dev_samples": 256,
+        "max_samples": options.rows, "max_steps": steps, "num_epochs": 1000, "val_check_interval": 50,
+        "save_every_n_steps": 50, "patience": None, "lora_kwargs": {"dropout": 0.0}, "progress": False,
+        "learning_rate": options.learning_rate, "warmup_fraction": options.warmup_fraction,
+        "seed": options.seed, "split_seed": options.seed, **ARMS[name],
     }  # fmt: skip
-    if name == BASE:
-        return [{**shared, "output_dir": str(folder / "base")}]
     run = f"{name.replace(' ', '_').replace(',', '')}_{steps}_{options.learning_rate:g}_{options.warmup_fraction:g}"
-    together = {"batch_size": 16, "max_steps": steps, "val_check_interval": 50, "save_every_n_steps": 50}
-    together |= {"learning_rate": options.learning_rate, "warmup_fraction": options.warmup_fraction}
-    if not shared.get("use_trm", True):
-        return [{**shared, **together, "output_dir": str(folder / run.lower())}]
-    shared["num_latents"] = options.num_latents
-    run += f"_m{options.num_latents}_{options.trm_learning_rate:g}_{options.reasoner_steps}_{options.reasoner_rows}"
-    last = {**shared, **together, "trm_learning_rate": options.trm_learning_rate}
-    last["output_dir"] = str(folder / run.lower())
-    if not options.reasoner_steps:
-        return [last]
-    alone = {"batch_size": 32, "max_steps": options.reasoner_steps, "max_samples": options.reasoner_rows}
-    alone |= {"trm_learning_rate": 2 * options.trm_learning_rate, "val_check_interval": 250, "save_every_n_steps": 250}
-    first = {**shared, **alone, "output_dir": str(folder / f"{run}_first".lower())}
-    return [first, {**last, "load_model_path": first["output_dir"]}]
+    if settings.get("use_trm", True):
+        latents = {"num_latents": options.num_latents, "trm_learning_rate": options.trm_learning_rate}
+        settings |= {**latents, "reasoner_steps": options.reasoner_steps}
+        run += f"_m{options.num_latents}_{options.trm_learning_rate:g}_{options.reasoner_steps}"
+    return {**settings, "output_dir": str(folder / f"{run}_{options.rows}".lower())}
 
 
-def train_and_answer(name: str, runs: list[dict[str, Any]], rows: list[dict[str, str]]) -> dict[str, Any]:
+def train_and_answer(name: str, settings: dict[str, Any], rows: list[dict[str, str]]) -> dict[str, Any]:
     """One arm from training to its graded answers; what is finished is only read."""
     torch.set_num_threads(1)
-    folder, seconds = Path(runs[-1]["output_dir"]), []
+    folder, seconds = Path(settings["output_dir"]), 0.0
     with sdpa_kernel(SDPBackend.MATH):  # the other kernel's backward in bf16 takes a CPU five times as long
         if name == BASE:
             how = {"reasoner": None, "base_training": "frozen", "think": False, "dtype": torch.bfloat16}
-            model = SmolLMv3WithTRM.from_base(runs[-1]["model_name"], **how).eval()
-        for run in runs if name != BASE else ():
-            train = train_reasoner if run["output_dir"].endswith("_first") else train_gsm8k
-            (_, module), spent = timed(train, run)
-            model, seconds = module.model, [*seconds, spent]
-    asked = {"batch_size": 128, "seed": runs[-1]["seed"], "progress": False}
+            model = SmolLMv3WithTRM.from_base(settings["model_name"], **how).eval()
+        else:
+            model, seconds = timed(settings)
+    asked = {"batch_size": 128, "seed": settings["seed"], "progress": False}
     results = evaluate_arm(name, model, rows, folder / "predictions", **asked)
-    told = " + ".join(f"{one:.0f}" for one in seconds)
-    print(f"{name}: {100 * results[name]['accuracy']:.1f}%, trained in {told} CPU seconds", flush=True)
+    print(f"{name}: {100 * results[name]['accuracy']:.1f}%, trained in {seconds:.0f} CPU seconds", flush=True)
     trained = {} if name == BASE else json.loads((folder / "results.json").read_text(encoding="utf-8"))
     loss, steps = (trained.get(key) for key in ("dev_loss", "optimizer_steps"))
-    return {"results": results, "halting": None, "training_seconds": sum(seconds), "dev_loss": loss, "steps": steps}
+    return {"results": results, "halting": None, "training_seconds": seconds, "dev_loss": loss, "steps": steps}
 
 
-def timed(train: Callable, settings: dict[str, Any]) -> tuple[Any, float]:
-    """What a training gives, and its CPU seconds, those of sessions that were broken off left out."""
+def timed(settings: dict[str, Any]) -> tuple[SmolLMv3WithTRM, float]:
+    """A trained model, and its training's CPU seconds, those of sessions that were broken off left out."""
     file = Path(settings["output_dir"]) / "cpu_seconds.json"
     started = time.process_time()
-    result = train(**settings)
+    _, module = train_gsm8k(**settings)
     if not file.is_file():
         write_json(file, {"cpu_seconds": round(time.process_time() - started, 1)})
-    return result, json.loads(file.read_text(encoding="utf-8"))["cpu_seconds"]
+    return module.model, json.loads(file.read_text(encoding="utf-8"))["cpu_seconds"]
 
 
 def main() -> None:
@@ -150,7 +137,7 @@ def main() -> None:
         jobs[AS_LONG] = settings_of(AS_LONG, options, folder, data, round(options.steps * longer))
         found |= side_by_side({AS_LONG: jobs[AS_LONG]}, rows, arm=train_and_answer, at_once=1)
     results = {name: result for arm in found.values() for name, result in arm["results"].items()}
-    curves = {name: Path(runs[-1]["output_dir"]) / "logs" / "metrics.csv" for name, runs in jobs.items()}
+    curves = {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}
     plot_losses({name: file for name, file in curves.items() if name != BASE}, folder / "losses.png")
     baseline = "LoRA" if "LoRA" in jobs else next(iter(jobs))
     print(report_comparison(results, folder, baseline=baseline, seed=options.seed), end="\n\n")

@@ -62,6 +62,7 @@ TRAIN = {
     **{"trm_kwargs": TINY_TRM, "lora_kwargs": {"r": 2}, "accumulate_grad_batches": 2, "val_check_interval": 4},
     **{"save_every_n_steps": 1, "learning_rate": 3e-3, "progress": False},
 }
+ALONE_FIRST = {"output_dir": "alone", "target": "answer", "latents_per_step": 1, "reasoner_steps": 4}
 SUMS = {
     **{
         "data_dir": "sums",
@@ -89,9 +90,9 @@ KILLED = {  # a command, and the files that it must leave whatever happens
         ["train", *as_options(TRAIN)],
         ("run/model/model.safetensors", "run/model/adapter/adapter_model.safetensors"),
     ),
-    "pretrain": (
-        ["pretrain", *as_options({**TRAIN, "output_dir": "alone", "latents_per_step": 1})],
-        ("alone/model/model.safetensors",),
+    "train, the reasoner first": (
+        ["train", *as_options({**TRAIN, **ALONE_FIRST})],
+        ("alone/reasoner/model/model.safetensors", "alone/model/model.safetensors"),
     ),
     "arithmetic": (["arithmetic", "train", *as_options(SUMS)], ("sum_run/model.safetensors",)),
     "evaluate": (EVALUATE, ("ev/dev-6-tokens.json",)),

@@ -40,11 +40,6 @@ COMMANDS = {
         "training.reference_keys:read_config_file",
         "training.settings:HELP_GROUPS",
     ),
-    "pretrain": Command(
-        "commands:pretrain",
-        "Train a reasoner alone, for `train --load_model_path`; target and base_training are given.",
-        "training.settings:TrainSettings",
-    ),
     "grpo": Command(
         "commands:grpo", "Train a saved model on the grades of its own answers.", "training.grpo_settings:GRPOSettings"
     ),

@@ -347,16 +347,6 @@ def train(settings: "TrainSettings") -> str:
     return f"the model is in {folder}/model, results in {folder}/results.json" if trainer.is_global_zero else ""
 
 
-def pretrain(settings: "TrainSettings") -> str:
-    """Train a reasoner alone, on the results of the steps, for a training of both to go on from."""
-    from smollm_trm.finetune import train_reasoner
-
-    if settings.progress:
-        logging.getLogger("smollm_trm").setLevel(logging.INFO)
-    train_reasoner(**{name: value for name, value in vars(settings).items() if name not in ("target", "base_training")})
-    return f"go on with `smollm-trm train --target answer --load_model_path {settings.output_dir}/model ...`"
-
-
 def grpo(settings: "GRPOSettings") -> str:
     """Train a saved model on the grades of its own sampled answers."""
     if find_spec("trl") is None:

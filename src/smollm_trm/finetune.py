@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pytorch_lightning import Trainer
 
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.models.loading import BaseAndTokenizer, device_and_precision
+from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import CONFIG_FILE, read_config
 from smollm_trm.records import UserMistake, run_record, settings_from, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
@@ -43,7 +44,12 @@ MAY_CHANGE = (
     *("resume", "progress", "output_dir", "data_dir", "wandb_project", "wandb_name", "save_every_n_steps"),
     *("gradient_checkpointing", "eval_batch_size", "patience", "sample_answers", "trust_remote_code"),
 )
-ONLY_WITH_TRM = ("reasoner", "num_latents", "latents_per_step", "trm_kwargs", "trm_learning_rate", "supervise")
+ONLY_WITH_TRM = (
+    *("reasoner", "num_latents", "latents_per_step", "reasoner_steps", "trm_kwargs", "trm_learning_rate"),
+    "supervise",
+)
+ROWS_ALONE, RATE_ALONE = 32, 2.0
+"""Rows per step of the reasoner alone, and its learning rate as a multiple of the one beside LoRA."""
 
 
 def uncounted(settings: TrainSettings) -> tuple[str, ...]:
@@ -98,6 +104,9 @@ def train_gsm8k(
         first_step = steps_done(start.checkpoint)
         precision, dtype = pick_precision(settings.precision)
         options = {"base": base, "module_class": module_class, "answer_test": answer_test}
+        if settings.reasoner_steps and settings.use_trm:
+            rows = {"train_dataset": train_dataset, "test_dataset": test_dataset}
+            options["base"] = train_reasoner(settings, **rows, base=base)
         module = build_module(settings, splits, dtype, begins_at=start.raised_at, **options)
         data = build_data(settings, splits, module)
         n_batches = -(-len(data.train_set) // (settings.batch_size * settings.devices * settings.num_nodes))
@@ -116,24 +125,29 @@ def train_gsm8k(
     return trainer, module
 
 
-def train_reasoner(**config: Any) -> tuple[Trainer, SmolLMTRMLightningModule]:
-    """Train the reasoner alone to say the results of a solution's steps, on a base that stays as it is.
-
-        train_reasoner(data_dir="gsm8k", batch_size=32, output_dir="outputs/reasoner")
-        train_gsm8k(data_dir="gsm8k", target="answer", load_model_path="outputs/reasoner", ...)
-
-    A fresh reasoner has more to learn than LoRA; begun with alone, it says something when LoRA begins to listen. The
-    rows need GSM8K's calculator annotations. Every question is read once; its states lie in a file beside the run.
-
-    Args:
-        config: as for `train_gsm8k`; `target="answer"` and a frozen base are given.
-    """
-    given = {"target": "answer", "base_training": "frozen", "use_trm": True}
-    if wrong := [name for name, value in given.items() if config.get(name, value) != value]:
-        raise UserMistake(f"train_reasoner: {wrong[0]} is {given[wrong[0]]!r} here; leave it out")
-    if config.get("latents_per_step") == 0 or config.get("mode") is not None:
-        raise UserMistake("train_reasoner asks latents for results: leave latents_per_step=0 and mode out")
-    return train_gsm8k(**{**config, **given}, module_class=ReasonerFirstModule)
+def train_reasoner(
+    settings: TrainSettings, *, train_dataset: Rows | None, test_dataset: Rows | None, base: BaseAndTokenizer | None
+) -> SmolLMv3WithTRM:
+    """The reasoner alone, before the adapter: a run of its own in `output_dir/reasoner`; the base stands still."""
+    alone = replace(
+        settings,
+        reasoner_steps=0,
+        max_steps=settings.reasoner_steps,
+        num_epochs=settings.reasoner_steps,  # the steps end it
+        base_training="frozen",
+        batch_size=ROWS_ALONE,
+        accumulate_grad_batches=1,
+        trm_learning_rate=RATE_ALONE * settings.optimizer_settings().reasoner_learning_rate,
+        val_check_interval=max(1, settings.reasoner_steps // 6),
+        patience=None,
+        sample_answers=0,
+        resume="never" if settings.resume == "never" else "auto",
+        output_dir=str(Path(settings.output_dir) / "reasoner"),
+    )
+    logger.info("the reasoner alone, %d steps of %d rows", alone.max_steps, alone.batch_size)
+    rows = {"train_dataset": train_dataset, "test_dataset": test_dataset}
+    _, module = train_gsm8k(**rows, base=base, module_class=ReasonerFirstModule, **vars(alone))
+    return module.model
 
 
 def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, str]], batch_idx: int) -> float:

@@ -101,27 +101,27 @@ def build_module(
     splits: GSM8KSplits,
     dtype: torch.dtype,
     *,
-    base: BaseAndTokenizer | None = None,
+    base: BaseAndTokenizer | SmolLMv3WithTRM | None = None,
     module_class: type[SmolLMTRMLightningModule] = SmolLMTRMLightningModule,
     **options: Any,
 ) -> SmolLMTRMLightningModule:
-    """The model with a fresh adapter and reasoner, on a loaded base or one loaded here. What is trained is fp32."""
+    """The model with a fresh adapter and reasoner, on a base that is loaded, or loaded here; on an earlier model
+    of ours it goes on with that one's reasoner. What is trained is fp32."""
     texts = [f"{row['question']}\n{strip_annotations(row['answer'])}" for row in splits.gsm8k_train[:4000]]
     dtype = torch.float32 if settings.wants_fp32_base else dtype
-    earlier, goes_on = settings.load_model_path, False
-    if earlier is not None:
-        four_bits = settings.load_in_4bit
-        earlier = SmolLMv3WithTRM.from_pretrained(earlier, dtype=dtype, device="cpu", load_in_4bit=four_bits)
-        goes_on = earlier.config.reasoner == settings.model_config()["reasoner"]
+    if settings.load_model_path is not None:
+        where = {"device": "cpu", "load_in_4bit": settings.load_in_4bit}
+        base = SmolLMv3WithTRM.from_pretrained(settings.load_model_path, dtype=dtype, **where)
+    goes_on = isinstance(base, SmolLMv3WithTRM) and base.config.reasoner == settings.model_config()["reasoner"]
     model = SmolLMv3WithTRM.from_base(
-        base or earlier or settings.model_name,
+        settings.model_name if base is None else base,
         lora=settings.lora_settings(),
         dtype=dtype,
         tiny_texts=texts,
         seed=settings.seed,
         calibration=(),
         trust_remote_code=settings.trust_remote_code,
-        load_in_4bit=settings.load_in_4bit and not (base or earlier),
+        load_in_4bit=settings.load_in_4bit and base is None,
         **settings.model_config(),
     )
     if settings.gradient_checkpointing:

@@ -5,11 +5,12 @@ nothing yet (docs/log.md). Alone a step costs a fraction: nothing is written, an
 question is read once and its hidden states are kept in a file.
 """
 
+import mmap
 import os
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -40,22 +41,20 @@ class KeptPrompt(Prompt):
 
 
 class KeptStates:
-    """Hidden states of questions, read once by a frozen base and kept in bf16 in a memory-mapped file.
+    """Hidden states of questions, read once by a frozen base and kept in bf16 in a memory-mapped temporary file.
 
     Args:
-        model: whose base reads, and whose reasoner says which layers.
+        model: whose base reads, and whose reasoner says which layers; `n_read_layers * D * 2` bytes a token.
         questions: ids of each prompt up to its first slot; the same ones twice are read once.
-        path: the file, written anew; `n_read_layers * D * 2` bytes a token.
     """
 
-    def __init__(self, model: SmolLMv3WithTRM, questions: Sequence[tuple[int, ...]], path: Path) -> None:
+    def __init__(self, model: SmolLMv3WithTRM, questions: Sequence[tuple[int, ...]]) -> None:
         self.depths = model.reasoner.read_depths
         questions = sorted(set(questions), key=lambda ids: (len(ids), ids))
         n_tokens, width = sum(map(len, questions)), len(self.depths) * model.config.hidden_size
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 2 * n_tokens * width)  # a full disk is told of here
-        kept = torch.from_file(str(path), shared=True, size=n_tokens * width, dtype=torch.bfloat16)
+        with tempfile.TemporaryFile() as file:  # it has no name: gone when this process is
+            os.posix_fallocate(file.fileno(), 0, size := 2 * n_tokens * width)  # a full disk is told of here
+            kept = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.bfloat16)
         self.states = kept.view(n_tokens, width)
         begins = accumulate(map(len, questions), initial=0)
         self.places = {ids: slice(at, at + len(ids)) for ids, at in zip(questions, begins, strict=False)}
@@ -83,7 +82,7 @@ class KeptStates:
 
 
 class ReasonerFirstModule(SmolLMTRMLightningModule):
-    """Trains the reasoner alone, on what `latents_per_step` asks of its latents; see `train_reasoner`."""
+    """Trains the reasoner alone, on what `latents_per_step` asks of its latents; see `reasoner_steps`."""
 
     @cached_property
     def kept(self) -> KeptStates:
@@ -94,16 +93,11 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
         if not any(annotations_in(row["answer"]) for row in data.train_set.rows):
             raise UserMistake("no row has a calculator annotation <<...>>, whose results the latents are asked for")
         examples = [example for part in (data.train_set, data.dev_set) for example in part.examples]
-        path = Path(self.trainer.default_root_dir) / f"states-{self.global_rank}.bin"
         was_training = self.model.training
         self.model.eval()
-        kept = KeptStates(self.model, [question_of(example) for example in examples], path)
+        kept = KeptStates(self.model, [question_of(example) for example in examples])
         self.model.train(was_training)
         return kept
-
-    def on_fit_end(self) -> None:
-        """The states are of no use any more."""
-        Path(self.trainer.default_root_dir, f"states-{self.global_rank}.bin").unlink(missing_ok=True)
 
     def thoughts(self, batch: dict[str, Tensor], **options) -> list[Thought]:
         """What the reasoner thinks about a batch's questions, whose states are kept."""

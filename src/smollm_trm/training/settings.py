@@ -69,6 +69,9 @@ class TrainSettings(Curriculum):
     latents_per_step: int = 4
     """Latents that training asks, besides the answer, for the result of each step that is not written (target="answer",
     rows with calculator annotations, reasoners "trm" and "compressor"); 0 asks nothing."""
+    reasoner_steps: int = 0
+    """Steps of 32 rows that the reasoner first makes alone, on the results of the steps, while the base stands still
+    (target="answer", reasoners "trm" and "compressor"): beside LoRA from the start, a real base ignores it."""
     trm_kwargs: dict[str, Any] = field(default_factory=dict)
     """Fields of the reasoner's settings, such as {"n_latent_steps": 6, "dim": 256}; {"preset": "paper"} is TRM as
     published."""
@@ -157,6 +160,13 @@ class TrainSettings(Curriculum):
                 raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
         if self.sample_answers < 0:
             raise UserMistake(f"sample_answers={self.sample_answers}: must be at least 0")
+        if self.reasoner_steps < 0:
+            raise UserMistake(f"reasoner_steps={self.reasoner_steps}: must be at least 0")
+        if self.reasoner_steps and self.use_trm:
+            taught = self.target == "answer" and self.mode is None and self.latents_per_step > 0
+            if not taught or self.load_model_path is not None:
+                told = "needs target='answer', latents_per_step above 0, and neither mode nor load_model_path"
+                raise UserMistake(f"reasoner_steps={self.reasoner_steps}: the reasoner alone {told}")
         if self.use_trm and self.num_latents < 1:
             raise UserMistake(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
         choices = {
