@@ -32,6 +32,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from _record import benchmark_options, print_table, record
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -46,6 +47,7 @@ from smollm_trm.models import modeling
 from smollm_trm.models.adapters import LoraSettings, add_adapter
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import take_apart
+from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import train_tiny_tokenizer
 from smollm_trm.training.ema import AverageWeights
@@ -80,7 +82,7 @@ class Run:
     at_once: int = 32
     use_trm: bool = True
     gradient_checkpointing: bool = False
-    trm: Mapping[str, int] | None = None
+    trm: Mapping[str, object] | None = None
     target: str = "steps"
 
 
@@ -133,7 +135,7 @@ def notebook_run(name: str, changes: Mapping[str, object]) -> Run:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("RUNS", "AROUND"):
             tables[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
     numbers = {**tables["RUNS"][name], **tables["AROUND"][name]}
-    fields = Run.__dataclass_fields__
+    fields, numbers["trm"] = Run.__dataclass_fields__, numbers.get("trm_kwargs")
     return Run(**{key: value for key, value in numbers.items() if key in fields} | dict(changes))
 
 
@@ -240,7 +242,10 @@ def batch_of(model: SmolLMv3WithTRM, rows: int) -> dict[str, Tensor]:
     at_once = model.config.target == "answer"
     question, solution = (LONGEST_QUESTION, AT_ONCE) if at_once else (QUESTION, SOLUTION)
     row = EncodedExample(prompt=[7] * (question - 1) + span + [8], completion=[9] * solution)
-    return collate_examples([row] * rows, 0)
+    batch = collate_examples([row] * rows, 0)
+    if at_once and model.use_trm:
+        batch["latent_labels"] = torch.full((rows, model.num_latents), 9)
+    return batch
 
 
 def filled_wholly(embeddings: Tensor, slots: Tensor, latents: Tensor) -> Tensor:
@@ -259,12 +264,20 @@ def train_once(model: SmolLMv3WithTRM, optimizer: torch.optim.Optimizer, batch: 
     optimizer.zero_grad()
 
 
+def latent_loss(module: SmolLMTRMLightningModule, thought: Thought, labels: Tensor) -> Tensor:
+    """The module's own where every latent is asked, without its log: what is selected by a mask has no shape."""
+    latents = thought.latents if thought.free is None else thought.free
+    logits = module.model.reasoner.words(latents, module.model.lm_head)
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+
 def lightning_module(model: SmolLMv3WithTRM) -> SmolLMTRMLightningModule:
     """The Lightning module without a trainer: one process, nothing accumulated, nothing logged."""
     module = SmolLMTRMLightningModule(model=model)
     module._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, global_step=0)
     module.draw_step = lambda: None  # all steps, the last with gradient
     module.log_training = lambda *_: None
+    module.latent_loss = lambda thought, labels: latent_loss(module, thought, labels)
     return module
 
 

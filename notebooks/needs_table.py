@@ -26,6 +26,8 @@ TRAIN_ROWS, DEV_ROWS = 5978, 1495
 ROW, QUESTION = 163, 57  # mean tokens of a training row, and of its question
 AT_ONCE = 12  # tokens of a row that are no question, where the answer is given at once
 FORWARD = 1 / 3  # cost of a pass without gradient beside one with it
+SAYING = 0.09  # cost of asking a latent for a word, the vocabulary's part of SmolLM3, beside a token's
+ROWS_ALONE = 32  # of a step of the reasoner alone
 HALTING = 4 / 16  # such passes a batch, for the halting head: 4 of them every 16th batch
 REMEDY = "run 'python benchmarks/t4_memory.py --record', then 'make notebook'"
 HEAD = (
@@ -140,6 +142,9 @@ def training_minutes(settings: dict, latents: int) -> tuple[float, float]:
     trained = min(settings.get("max_samples", TRAIN_ROWS), TRAIN_ROWS) * (row * (1 + halting) + reading * FORWARD)
     validated = (settings["dev"] or DEV_ROWS) * (row + reading) * FORWARD / settings.get("val_check_interval", 1)
     tokens = settings["num_epochs"] * (trained + validated)
+    if latents and (alone := settings.get("reasoner_steps", 0)):  # every question is read once, then nothing more
+        read = min(settings.get("max_samples", TRAIN_ROWS), TRAIN_ROWS) + (settings["dev"] or DEV_ROWS)
+        tokens += read * QUESTION * FORWARD + alone * ROWS_ALONE * latents * SAYING
     return tokens / TRAINED[0] / 60, tokens / TRAINED[1] / 60
 
 

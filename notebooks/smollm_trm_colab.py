@@ -198,6 +198,7 @@ RUNS = {
         "model_name": "HuggingFaceTB/SmolLM3-3B", "num_latents": 16, "target": "answer", "num_epochs": 1,
         "batch_size": 8, "eval_batch_size": 16, "accumulate_grad_batches": 1, "max_length": 512,
         "learning_rate": 2e-4, "trm_learning_rate": 1e-3, "gradient_checkpointing": True,
+        "reasoner_steps": 1000, "trm_kwargs": {"soft_words": True},
         "val_check_interval": 0.2, "save_every_n_steps": 50,
     },
     "full": {
@@ -242,6 +243,8 @@ given = {name: said for name, value in form.items() if (said := of_the_form(name
 chosen = {**RUNS[RUN], **given}
 if reasoner != "trm" and "trm_kwargs" not in given:
     chosen.pop("trm_kwargs", None)  # those of RUN are the TRM's
+if chosen["target"] != "answer" or reasoner not in ("trm", "compressor"):
+    chosen.pop("reasoner_steps", None)  # nothing to say alone
 around = AROUND[RUN]
 
 # %% [markdown]
@@ -553,6 +556,10 @@ judge("LoRA", model.model, training["output_dir"])
 
 # %% [markdown]
 # ### LoRA + TRM
+#
+# With `reasoner_steps` the TRM comes first, alone: SmolLM3 reads every question once, and the TRM learns to say what the
+# steps of the solution come to, in SmolLM3's own words. On a real base that is what makes LoRA listen to latents later:
+# a TRM that begins beside LoRA has nothing to say until LoRA has learned to do without it.
 
 # %%
 if checked.use_trm:

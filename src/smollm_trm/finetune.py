@@ -48,8 +48,8 @@ ONLY_WITH_TRM = (
     *("reasoner", "num_latents", "latents_per_step", "reasoner_steps", "trm_kwargs", "trm_learning_rate"),
     "supervise",
 )
-ROWS_ALONE, RATE_ALONE = 32, 2.0
-"""Rows per step of the reasoner alone, and its learning rate as a multiple of the one beside LoRA."""
+ALONE, ROWS_ALONE, RATE_ALONE = "reasoner", 32, 2.0
+"""Of the reasoner alone: its folder in the run's, rows per step, learning rate as a multiple of that beside LoRA."""
 
 
 def uncounted(settings: TrainSettings) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def train_reasoner(
         patience=None,
         sample_answers=0,
         resume="never" if settings.resume == "never" else "auto",
-        output_dir=str(Path(settings.output_dir) / "reasoner"),
+        output_dir=str(Path(settings.output_dir) / ALONE),
     )
     logger.info("the reasoner alone, %d steps of %d rows", alone.max_steps, alone.batch_size)
     rows = {"train_dataset": train_dataset, "test_dataset": test_dataset}
@@ -172,12 +172,15 @@ def finish_run(
     if not trainer.is_global_zero or (not trained and is_exported(folder)):
         return
     data, steps_per_epoch = trainer.datamodule, -(-n_batches // settings.accumulate_grad_batches)
+    seconds = next(part.seconds for part in trainer.callbacks if isinstance(part, Speedometer))
+    if settings.reasoner_steps and settings.use_trm:
+        seconds += json.loads((folder / ALONE / "results.json").read_text(encoding="utf-8"))["seconds"]
     figures = {
         "dev_loss": kept.best_loss,
         "best_step": kept.best_step,
         "optimizer_steps": trainer.global_step,
         "epochs": round(trainer.global_step / steps_per_epoch, 3),
-        "seconds": round(next(part.seconds for part in trainer.callbacks if isinstance(part, Speedometer)), 1),
+        "seconds": round(seconds, 1),
         "train_rows": len(data.train_set),
         "dropped_rows": data.train_set.dropped,
         "dev_rows": len(data.dev_set),
