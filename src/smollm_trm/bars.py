@@ -30,10 +30,10 @@ class LineBar(tqdm):
     """A bar as a line every few seconds: a log file cannot go back."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "ncols": 0, "file": io.StringIO(), "mininterval": SECONDS_BETWEEN_LINES})
+        fixed = {"dynamic_ncols": False, "ncols": 0, "file": io.StringIO(), "mininterval": SECONDS_BETWEEN_LINES}
+        super().__init__(*args, **{**options, **fixed})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Write the line."""
         print(str(self) if msg is None else msg, file=sys.stderr, flush=True)
 
 
@@ -47,7 +47,6 @@ class NotebookBar(tqdm):
         super().__init__(*args, **{**options, **fixed})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Replace the line."""
         from IPython.display import display
 
         shown = {"text/plain": str(self) if msg is None else msg}

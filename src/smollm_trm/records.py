@@ -8,11 +8,12 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOBase
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -48,6 +49,26 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where:
             found = "no finite number" if is_unreal(value) else type(value).__name__
             raise UserMistake(f"{where}: {name}={value!r} must be {wanted}, found {found}")
     return kind(**values)
+
+
+def picked(settings: Any, *names: str) -> dict[str, Any]:
+    """Some fields by their names."""
+    return {name: getattr(settings, name) for name in names}
+
+
+def check_range(least: float = 1, most: float = inf, **values: float | None) -> None:
+    """Refuse, by name, a number outside of a range; None is left to a default."""
+    for name, value in values.items():
+        if value is not None and not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise UserMistake(f"{name}={value}: must be {limit}")
+
+
+def check_choices(settings: Any, **choices: Iterable[str]) -> None:
+    """Refuse, by name, what is not one of a field's choices."""
+    for name, allowed in choices.items():
+        if (value := getattr(settings, name)) not in allowed:
+            raise UserMistake(f"{name}={value!r}: choose one of {', '.join(allowed)}")
 
 
 def is_of_type(value: Any, hint: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from smollm_trm.data.prompts import EncodedExample
-from smollm_trm.records import UserMistake
+from smollm_trm.records import check_range
 
 IGNORED_LABEL = -100
 BATCHES_SORTED = 50  # the stretch of an epoch within which rows are sorted by length
@@ -70,8 +70,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         rank: int = 0,
         accumulate: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise UserMistake(f"batch_size={batch_size}: must be at least 1")
+        check_range(1, batch_size=batch_size)
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.world_size, self.rank, self.accumulate = world_size, rank, accumulate
         self.epoch = self.first_batch = 0

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smollm_trm.data.answers import annotations_in, gold_answer, strip_annotations
 from smollm_trm.data.curriculum import ALL_STEPS
-from smollm_trm.records import UserMistake, first_line
+from smollm_trm.records import UserMistake, check_choices, first_line
 
 prompt_log = logging.getLogger("smollm_trm.data.prompts")
 
@@ -135,14 +135,9 @@ class PromptEncoder:
     skip_steps: int = 0  # first steps that are not written
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UserMistake(f"target={self.target!r}: choose one of {', '.join(TARGETS)}")
+        check_choices(self, target=TARGETS, prompt_format=PROMPT_FORMATS, steps_from=STEP_SOURCES)
         if self.target == "think" and (self.num_latents or not self.think or self.prompt_format == "coconut"):
             raise UserMistake("target='think' thinks in text: it goes with use_trm=False and 'plain' or 'chat' prompts")
-        if self.prompt_format not in PROMPT_FORMATS:
-            raise UserMistake(f"prompt_format={self.prompt_format!r}: choose one of {', '.join(PROMPT_FORMATS)}")
-        if self.steps_from not in STEP_SOURCES:
-            raise UserMistake(f"steps_from={self.steps_from!r}: choose one of {', '.join(STEP_SOURCES)}")
         if self.prompt_format == "chat" and not self.tokenizer.chat_template:
             raise UserMistake("prompt_format='chat': this tokenizer has no chat template; choose 'plain'")
 

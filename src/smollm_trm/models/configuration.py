@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from smollm_trm.models.reasoners.known import complete_settings
-from smollm_trm.records import UserMistake, first_line, is_of_type
+from smollm_trm.records import UserMistake, check_choices, first_line, is_of_type
 
 SUPPORTED_BASES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2", "arcee")
 """Decoders whose head is one linear layer and nothing else; many others scale or cap their logits."""
@@ -79,8 +79,7 @@ class LatentReasoningConfig(PreTrainedConfig):
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("smollm3")
         refuse_unsupported(self.text_config.model_type)
-        if self.base_training not in BASE_TRAININGS:
-            raise UserMistake(f"base_training={self.base_training!r}: choose one of {', '.join(BASE_TRAININGS)}")
+        check_choices(self, base_training=BASE_TRAININGS)
         if self.reasoner is not None:
             if self.num_latents > (positions := self.text_config.max_position_embeddings):
                 raise UserMistake(f"num_latents={self.num_latents}: the base has only {positions} positions")

@@ -51,7 +51,7 @@ from smollm_trm.models.storage import (
     saved_model_folder,
     weights_to_save,
 )
-from smollm_trm.records import UserMistake, write_text
+from smollm_trm.records import UserMistake, picked, write_text
 
 
 class SavedBesideItsBase(LatentReasoningPreTrainedModel):
@@ -268,8 +268,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         `skip_steps` and `target` go with the stage of a curriculum."""
         for name, value in changes.items():
             setattr(self.config, name, value)
-        names = ("target", "prompt_format", "keep_annotations", "think", "steps_from", "skip_steps")
-        asked = {name: getattr(self.config, name) for name in names}
+        asked = picked(self.config, "target", "prompt_format", "keep_annotations", "think", "steps_from", "skip_steps")
         slots = self.config.num_latents if self.config.num_slots is None else self.config.num_slots
         self.encoder = PromptEncoder(tokenizer=self.tokenizer, num_latents=slots, **asked)
         self.tokenizer.chat_template = self.encoder.template

@@ -16,7 +16,7 @@ from smollm_trm.models.generation import Completion, chosen_latents, generate_co
 from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel
 from smollm_trm.models.pretrained import SavedBesideItsBase
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range
 
 
 @registered_for(AutoModelForCausalLM, LatentReasoningConfig)
@@ -214,8 +214,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             generate_kwargs = {**given.to_diff_dict(), **generate_kwargs}
         limit = generate_kwargs.pop("max_new_tokens", 256)
         limit = limit if max_new_tokens is None else max_new_tokens
-        if limit < 1:
-            raise UserMistake(f"max_new_tokens={limit}: must be at least 1")
+        check_range(1, max_new_tokens=limit)
         questions = [prompts] if isinstance(prompts, str) else prompts
         given = isinstance(questions, Sequence) and len(questions) > 0
         if not given or not all(isinstance(one, (str, list)) for one in questions):

@@ -24,7 +24,7 @@ from transformers import DynamicCache, PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 from trl import GRPOConfig, GRPOTrainer
 
-from smollm_trm.bars import is_watched, progress_bar
+from smollm_trm.bars import progress_bar
 from smollm_trm.data.answers import annotations_in, gold_answer, is_correct
 from smollm_trm.data.batching import pad_left
 from smollm_trm.models.generation import ended_at
@@ -126,8 +126,8 @@ class RunLogs(TrainerCallback):
         self.loggers, self.progress, self.advice, self.not_finite = loggers, progress, advice, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        hidden = not (self.progress and is_watched())
-        self.bar = progress_bar(total=args.max_steps, initial=state.global_step, unit="step", disable=hidden)
+        count = {"total": args.max_steps, "initial": state.global_step, "unit": "step"}
+        self.bar = progress_bar(**count, disable=not self.progress)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]

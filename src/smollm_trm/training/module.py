@@ -16,7 +16,7 @@ from smollm_trm.data.batching import IGNORED_LABEL, supervised_columns
 from smollm_trm.models.modeling import LatentCausalLMOutput
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
 
 HALTING_WEIGHT = 0.5
@@ -72,11 +72,10 @@ class SmolLMTRMLightningModule(LightningModule):
         answer_test: Callable[[LightningModule, Sequence[dict[str, str]], int], float] | None = None,
     ) -> None:
         super().__init__()
-        if supervise not in ("one", "all"):
-            raise UserMistake(f"supervise={supervise!r}: choose 'one' or 'all'")
         self.model = model
         self.optimizer_settings = optimizer_settings or OptimizerSettings()
         self.supervise = supervise
+        check_choices(self, supervise=("one", "all"))
         self.seed = seed
         self.fitted_on, self.begins_at = fitted_on, begins_at
         self.answer_test = answer_test

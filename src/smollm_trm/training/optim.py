@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from smollm_trm.models.reasoners.reasoner import ParameterGroup, Reasoner
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices, check_range, picked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,11 @@ class OptimizerSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise UserMistake(f"{name}={value}: must be above 0 and below 1 (2e-4 is usual)")
-        for name in ("warmup_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be between 0 and 1")
-        if self.optimizer not in ("adamw", "adamw_8bit"):
-            raise UserMistake(f"optimizer={self.optimizer!r}: choose one of adamw, adamw_8bit")
+        check_range(0, 1, **picked(self, "warmup_fraction", "final_fraction"))
+        check_range(0, weight_decay=self.weight_decay)
+        check_choices(self, optimizer=("adamw", "adamw_8bit"))
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
             raise UserMistake("optimizer='adamw_8bit' needs bitsandbytes: pip install bitsandbytes, or choose 'adamw'")
-        if self.weight_decay < 0:
-            raise UserMistake(f"weight_decay={self.weight_decay}: must be 0 or more")
 
     @property
     def reasoner_learning_rate(self) -> float:
