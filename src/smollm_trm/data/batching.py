@@ -73,15 +73,12 @@ class LengthGroupedBatches(Sampler[list[int]]):
         check_range(1, batch_size=batch_size)
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.world_size, self.rank, self.accumulate = world_size, rank, accumulate
-        self.epoch = self.first_batch = 0
+        self.epoch = 0
+        self.first_batch = 0  # with which the next iteration, and only that one, begins
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; Lightning calls it."""
         self.epoch = epoch
-
-    def resume_at(self, batch: int) -> None:
-        """Let the next iteration, and only that one, begin with this batch."""
-        self.first_batch = batch
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // (self.batch_size * self.world_size))

@@ -14,7 +14,6 @@ from smollm_trm.data.rows import write_jsonl
 
 
 def steps_alone(row: dict[str, str]) -> dict[str, str]:
-    """A row with its annotations as its solution."""
     answer = "\n".join([*annotations_in(row["answer"]), f"#### {gold_answer(row['answer'])}"])
     return {"question": row["question"], "answer": answer}
 

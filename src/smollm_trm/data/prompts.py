@@ -190,7 +190,6 @@ class PromptEncoder:
         return self.tokenizer.apply_chat_template(chat, chat_template=self.template, **how)
 
     def encode_prompt(self, question: str) -> list[int]:
-        """Ids of the whole prompt."""
         return self.ids_of(self.prompt_text(question), add_special_tokens=False)
 
     def ids_of(self, text: str, **options: Any) -> list[int]:
@@ -225,7 +224,6 @@ class PromptEncoder:
         return [" " + (answer if self.keep_annotations else strip_annotations(answer)).strip()]
 
     def completion_text(self, answer: str) -> str:
-        """What the model is to write behind the span, without the end of text."""
         return "".join(self.completion_parts(answer))
 
     def results_for_latents(self, answer: str, latents_per_step: int, *, repeat_last: bool = False) -> list[int | None]:
@@ -243,7 +241,6 @@ class PromptEncoder:
         return asked
 
     def encode_completion(self, answer: str, skip_steps: int | None = None) -> list[int]:
-        """Ids of the completion and the end-of-text token."""
         parts = self.tokenizer(self.completion_parts(answer, skip_steps), add_special_tokens=False)["input_ids"]
         return [*(token for part in parts for token in part), self.tokenizer.eos_token_id]
 

@@ -44,7 +44,6 @@ class WordStep:
 
     @property
     def result(self) -> int:
-        """What the operation gives; divisions are exact."""
         return STEP_ARITHMETIC[self.operator](self.left, self.right)
 
     def written(self) -> str:
@@ -202,6 +201,5 @@ class WordStory:
         self.before = None
 
     def distract(self) -> None:
-        """Say something with a number that does not matter."""
         fitting = [text for text in STORY_DISTRACTORS if STORY_TOPICS[self.topic].has or "{has}" not in text]
         self.tell(self.rng.choice(fitting), n=self.rng.randint(5, self.settings.max_number))

@@ -246,16 +246,14 @@ def grpo_damage_of(path: Path) -> str | None:
 
 def choose_trained(model: SmolLMv3WithTRM, train: str, where: str) -> None:
     """Let GRPO change the reasoner, the adapter, or both, and nothing else."""
-    parts = {"reasoner": [], "lora": []}
-    for name, parameter in model.named_parameters():
-        if ".reasoner." in name or "lora_" in name:
-            parts["reasoner" if ".reasoner." in name else "lora"].append(parameter)
+    marks = {"reasoner": ".reasoner.", "lora": "lora_"}
+    parts = {part: [one for name, one in model.named_parameters() if mark in name] for part, mark in marks.items()}
+    for parameter in model.parameters():
         parameter.requires_grad_(False)
     for part in parts if train == "both" else [train]:
         if not parts[part]:
-            there = next(
-                (f"choose train={other!r}" for other in parts if parts[other]), "train one by `smollm-trm train`"
-            )
+            others = [f"choose train={other!r}" for other in parts if parts[other]]
+            there = others[0] if others else "train one by `smollm-trm train`"
             raise UserMistake(f"train={train!r}: {where} has no {'LoRA adapter' if part == 'lora' else part}; {there}")
         for parameter in parts[part]:
             parameter.requires_grad_(parameter.is_floating_point())

@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from smollm_trm.data.batching import IGNORED_LABEL, supervised_columns
+from smollm_trm.models.configuration import refuse_other_tensors
 from smollm_trm.models.modeling import LatentCausalLMOutput
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -72,13 +73,10 @@ class SmolLMTRMLightningModule(LightningModule):
         answer_test: Callable[[LightningModule, Sequence[dict[str, str]], int], float] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.supervise, self.seed = model, supervise, seed
         self.optimizer_settings = optimizer_settings or OptimizerSettings()
-        self.supervise = supervise
         check_choices(self, supervise=("one", "all"))
-        self.seed = seed
-        self.fitted_on, self.begins_at = fitted_on, begins_at
-        self.answer_test = answer_test
+        self.fitted_on, self.begins_at, self.answer_test = fitted_on, begins_at, answer_test
         self.strict_loading = False  # checkpoints leave the frozen base out
 
     def on_fit_start(self) -> None:
@@ -194,14 +192,12 @@ class SmolLMTRMLightningModule(LightningModule):
         self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
 
     def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:
-        """Answer this process's share of the official test problems."""
         if self.answer_test is None:
             raise UserMistake("trainer.test needs a module made by train_gsm8k, which knows how to answer")
         with torch.autocast(self.device.type, enabled=False):  # as elsewhere
             self.log_mean("test_accuracy", self.answer_test(self, rows, batch_idx), len(rows))
 
     def configure_optimizers(self) -> dict:
-        """AdamW, and its schedule stepped once per optimizer step."""
         settings, reasoner = self.optimizer_settings, self.model.reasoner
         base = [parameter for name, parameter in self.model.named_parameters() if ".reasoner." not in name]
         optimizer = build_optimizer(base=base, reasoner=reasoner, settings=settings)
@@ -210,16 +206,12 @@ class SmolLMTRMLightningModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Leave the frozen base out."""
         kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: one for name, one in weights if name in kept or ".reasoner." in name}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model."""
-        found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and found.get(name) != parameter.shape:
-                shapes = f"its {name} has shape {found.get(name)}, not {tuple(parameter.shape)}"
-                reason = shapes if name in found else f"it has no {name}"
-                raise UserMistake(f"the checkpoint was made by another configuration: {reason}")
+        wanted = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        found = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in wanted}
+        refuse_other_tensors("the checkpoint was made by another configuration", found, wanted)

@@ -35,7 +35,6 @@ class KeptPrompt(Prompt):
         self.states = states
 
     def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
-        """What was kept."""
         return self.states
 
 
@@ -141,5 +140,4 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
 
 
 def question_of(example: EncodedExample) -> tuple[int, ...]:
-    """The ids of a row before its first slot."""
     return tuple(example.prompt[: len(example.prompt) - example.n_behind])

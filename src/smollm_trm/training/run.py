@@ -57,7 +57,6 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the training checkpoints."""
         return self.folder / "checkpoints"
 
 

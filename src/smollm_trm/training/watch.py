@@ -18,17 +18,14 @@ class NonFiniteGuard(Callback):
     """Counts steps whose gradients are not finite, leaves them out, and ends a run that has too many in a row."""
 
     def __init__(self, *, limit: int = 25, advice: str = "lower learning_rate") -> None:
-        self.limit = limit
-        self.advice = advice
-        self.in_a_row = 0
-        self.total = 0
+        self.limit, self.advice = limit, advice
+        self.in_a_row = self.total = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The counts, so that a resumed run goes on with them."""
         return {"in_a_row": self.in_a_row, "total": self.total}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
+        vars(self).update(state_dict)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradient before it is clipped; drop it if it is not finite."""
@@ -54,12 +51,9 @@ class CollapseWarning(Callback):
     """
 
     def __init__(self, *, threshold: float = 0.04, after: int = 50) -> None:
-        self.threshold = threshold
-        self.after = after
-        self.warned = False
+        self.threshold, self.after, self.warned = threshold, after, False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Read the variation that the module logged."""
         variation = trainer.callback_metrics.get("latent_variation")
         if self.warned or variation is None or trainer.global_step < self.after or not variation < self.threshold:
             return
@@ -73,8 +67,7 @@ class SampleAnswers(Callback):
     """Lets the model, with its averaged weights, answer the first dev problems at every validation, and logs them."""
 
     def __init__(self, count: int, *, max_new_tokens: int = 200) -> None:
-        self.count = count
-        self.max_new_tokens = max_new_tokens
+        self.count, self.max_new_tokens = count, max_new_tokens
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer, before the average goes back."""
@@ -111,7 +104,6 @@ class Speedometer(Callback):
         self.started -= state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here."""
         self.on_validation_end()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -119,7 +111,6 @@ class Speedometer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Count, and report at every logging step."""
         self.tokens += next(iter(batch.values())).shape[:2].numel()  # (B, L)
         steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if steps and trainer.global_step % trainer.log_every_n_steps == 0:
@@ -130,7 +121,6 @@ class Speedometer(Callback):
                 pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give every validation's figures their time."""
         if trainer.state.fn == "fit":
             pl_module.log("seconds", self.seconds, sync_dist=True)
 
