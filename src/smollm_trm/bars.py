@@ -57,7 +57,6 @@ class NotebookBar(tqdm):
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A bar for wherever this runs."""
     if in_notebook() or not is_watched():
         return (NotebookBar if in_notebook() else LineBar)(**options)
     with suppress(OSError, ValueError):  # a terminal that does not say how wide it is would show nothing
@@ -75,7 +74,6 @@ class KeepMoving(StoppingCriteria):
         self.drawn, self.begun, self.score = time.monotonic(), 0, ""
 
     def show_score(self, score: str) -> None:
-        """Note what a finished batch brought; the next one begins."""
         self.begun, self.score = 0, score
         self.bar.set_postfix_str(score, refresh=False)
 

@@ -47,7 +47,6 @@ ONLY_WITH_TRM = ("reasoner", "num_latents", "latents_per_step", "trm_kwargs", "t
 
 
 def uncounted(settings: TrainSettings) -> tuple[str, ...]:
-    """Settings that may differ between the sessions of one run."""
     return MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
 
 

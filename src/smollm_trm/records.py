@@ -88,7 +88,6 @@ def is_unreal(value: Any) -> bool:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with suppress(PackageNotFoundError):
@@ -119,7 +118,6 @@ class AboveBars(TextIOBase):
     """Standard error for messages: they stand above a progress bar, not behind it."""
 
     def write(self, text: str) -> int:
-        """Clear what bars are drawn, write, draw them again."""
         from tqdm import tqdm  # a command that says nothing does not wait for it
 
         tqdm.write(text, file=sys.stderr, end="")
@@ -189,7 +187,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def noted_settings(path: Path) -> dict[str, Any]:
-    """What a run was begun with (JSON); nothing where there is no such file."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError, RecursionError) as error:

@@ -207,7 +207,6 @@ class PromptEncoder:
         return [line.strip() for line in text.rpartition("####")[0].split("\n") if line.strip()]
 
     def written_steps(self, answer: str) -> list[str]:
-        """The steps that the model is to write behind the span."""
         return [] if self.target != "steps" else self.steps(answer)[self.skip_steps :]
 
     def completion_parts(self, answer: str, skip_steps: int | None = None) -> list[str]:

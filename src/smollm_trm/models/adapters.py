@@ -47,7 +47,6 @@ class LoraSettings:
             raise UserMistake(f"lora target_modules={self.target_modules!r}: {advice}")
 
     def to_peft(self, model_type: str) -> LoraConfig:
-        """PEFT's configuration for a decoder of this kind."""
         is_gpt2 = model_type == "gpt2"
         return LoraConfig(
             task_type=TaskType.FEATURE_EXTRACTION,
@@ -60,7 +59,6 @@ class LoraSettings:
 
 
 def adapter_layers(decoder: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that LoRA adapts, by name."""
     return {name: module for name, module in decoder.named_modules() if isinstance(module, LoraLayer)}
 
 

@@ -128,7 +128,6 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, dry_run: bool) -> list[str]:
-    """Upload what may be shared of a folder, see `push_model`; the names of its files."""
     files = sorted({path.relative_to(folder).as_posix() for pattern in SHARED_FILES for path in folder.rglob(pattern)})
     if dry_run:
         return files

@@ -282,7 +282,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Write configuration, reasoner, adapter, tokenizer and card; the base only where it is nowhere else."""
         folder = Path(save_directory)
-        kwargs["state_dict"] = weights_to_save(self)
+        kwargs["state_dict"] = weights_to_save(self, self.config.base_model)
         with no_progress_bars():
             super().save_pretrained(folder, *args, **kwargs)
         shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)

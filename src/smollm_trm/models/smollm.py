@@ -136,15 +136,8 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             loss = self.loss_function(
                 logits, labels[:, kept], self.lm_head.out_features, num_items_in_batch=num_items_in_batch
             )
-        return LatentCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            latents=output.latents,
-            halting_logit=output.halting_logit,
-        )
+        others = {name: one for name, one in output.items() if name != "last_hidden_state"}
+        return LatentCausalLMOutput(loss=loss, logits=logits, **others)
 
     def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
         size = generation_config.prefill_chunk_size

@@ -69,10 +69,10 @@ def read_config(folder: Path) -> LatentReasoningConfig:
         raise UserMistake(f"{path}: not a configuration of this program ({reason})") from error
 
 
-def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
-    """What `model.safetensors` holds: the reasoner, and the base only where it is nowhere else."""
+def weights_to_save(model: nn.Module, base_model: str) -> dict[str, Tensor]:
+    """What `model.safetensors` holds: the reasoner, and the base only where it is nowhere else, no `base_model`."""
     state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
-    if model.config.base_model:
+    if base_model:
         return {name: value for name, value in state.items() if name.startswith(REASONER_PREFIX)}
     tied = model.config.tie_word_embeddings
     return {name: v for name, v in state.items() if ".lora_" not in name and not (tied and name.startswith("lm_head."))}

@@ -86,7 +86,6 @@ def reason_unread(error: Exception) -> str:
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
-    """The `step-<n>.ckpt` files of a folder by their n."""
     return {int(path.stem[5:]): path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()}
 
 

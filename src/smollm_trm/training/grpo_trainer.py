@@ -224,7 +224,6 @@ class LatentGRPOTrainer(GRPOTrainer):
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Where a checkpoint's run stood."""
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 

@@ -1,6 +1,5 @@
 """Where a run's figures go, and what of Lightning's own talk the user is spared."""
 
-import csv
 import hashlib
 import logging
 import os
@@ -70,12 +69,13 @@ class KeptCSVLogger(CSVLogger):
         """Rows of earlier sessions that stay; lines that cannot be read are dropped, with their number."""
         path, kept, dropped = Path(self.log_dir) / "metrics.csv", [], 0
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # a torn last line is made again
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a line torn by a crash is made again
+        for line in lines[1:]:
             try:
-                row = {name: value for name, value in row.items() if value != ""}
+                row = {name: value for name, value in zip(lines[0].split(","), line.split(","), strict=True) if value}
                 if int(row["step"]) < self.first_step and [*map(float, row.values())]:
                     kept.append(row)
-            except (ValueError, KeyError, TypeError):  # a field too few or too many is None, or a list
+            except (ValueError, KeyError):
                 dropped += 1
         if dropped:
             logger.warning("%s: dropped %d lines that cannot be read", path, dropped)

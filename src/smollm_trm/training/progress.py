@@ -41,7 +41,6 @@ class RunProgress(ProgressBar):
             self.bar = progress_bar(total=self.total, initial=self.first, desc="training", **style)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """After the first few steps say how long the run will take."""
         step, now = trainer.global_step, time.perf_counter()
         if self.timed_from is None and step > self.first:
             self.timed_from = step, now

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from smollm_trm.data.answers import annotations_in
 from smollm_trm.data.batching import IGNORED_LABEL, pad_left
-from smollm_trm.data.prompts import EncodedExample
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -92,16 +91,16 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
             raise UserMistake(f"reasoner={self.model.config.reasoner!r} reads nothing: choose 'trm' or 'compressor'")
         if not any(annotations_in(row["answer"]) for row in data.train_set.rows):
             raise UserMistake("no row has a calculator annotation <<...>>, whose results the latents are asked for")
-        examples = [example for part in (data.train_set, data.dev_set) for example in part.examples]
+        examples = data.train_set.examples + data.dev_set.examples
+        questions = [tuple(one.prompt[: len(one.prompt) - one.n_behind]) for one in examples]  # up to the first slot
         path = Path(self.trainer.default_root_dir) / f"states-{self.global_rank}.bin"
         was_training = self.model.training
         self.model.eval()
-        kept = KeptStates(self.model, [question_of(example) for example in examples], path)
+        kept = KeptStates(self.model, questions, path)
         self.model.train(was_training)
         return kept
 
     def on_fit_end(self) -> None:
-        """The states are of no use any more."""
         Path(self.trainer.default_root_dir, f"states-{self.global_rank}.bin").unlink(missing_ok=True)
 
     def thoughts(self, batch: dict[str, Tensor], **options) -> list[Thought]:
@@ -137,7 +136,3 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
         right = ((logits.argmax(-1) == labels) | ~asked).all(1)[asked.any(1)]
         self.log_mean("dev_loss", loss / asked.sum().clamp_min(1), int(asked.sum()))
         self.log_mean("dev_results_right", right.float().mean(), len(right))
-
-
-def question_of(example: EncodedExample) -> tuple[int, ...]:
-    return tuple(example.prompt[: len(example.prompt) - example.n_behind])

@@ -194,7 +194,6 @@ class TrainSettings(Curriculum):
 
     @property
     def curriculum(self) -> Curriculum | None:
-        """How much of a solution each stage writes."""
         return None if self.mode is None else Curriculum(**picked(self, *(one.name for one in fields(Curriculum))))
 
     @property
