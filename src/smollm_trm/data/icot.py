@@ -19,11 +19,8 @@ def steps_alone(row: dict[str, str]) -> dict[str, str]:
 
 
 def prepare_icot_files(data_dir: str | Path | None, output_dir: Path) -> str:
-    """Write `train.jsonl` and `test.jsonl` (and `valid.jsonl` from published text); what was written, in words.
-
-    Rows without annotations are left out of the training part and keep only their answer in the others: no problem to
-    be evaluated on is lost.
-    """
+    """Write `train.jsonl` and `test.jsonl` (and `valid.jsonl` from published text); what was written, in words. Rows
+    without annotations are left out of the training part and keep only their answer in the others."""
     given = data_dir or os.environ.get("GSM8K_DIR")
     folder = Path(given) if given else None
     if folder is not None and (folder / "train.txt").is_file():

@@ -29,9 +29,9 @@ def refuse_too_large(what: str, module: nn.Module, *, copies: int = 1) -> None:
         raise UserMistake(f"{what} is too large: it takes {asked:,.0f} GiB, there are {has:,.0f}; choose smaller sizes")
 
 
-def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
+def rms_norm(states: Tensor) -> Tensor:
     """Scale the last dimension of `(..., D)` to root mean square 1, computed in fp32, without a weight."""
-    return F.rms_norm(states.float(), states.shape[-1:], eps=eps).to(states.dtype)
+    return F.rms_norm(states.float(), states.shape[-1:], eps=1e-5).to(states.dtype)
 
 
 def truncated_normal(*shape: int, std: float = 1.0) -> Tensor:

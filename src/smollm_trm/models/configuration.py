@@ -53,19 +53,12 @@ class LatentReasoningConfig(PreTrainedConfig):
     slot_token_id: int | None = None
     """The placeholder that marks a slot."""
     target: str = "steps"
-    """What is written after `</think>`: "steps" (the solution and `#### n`) or "answer" (`#### n` at once); with
-    "think" the solution is written before `</think>`."""
+    """What is written; this and the next five as in `PromptEncoder`."""
     prompt_format: str = "plain"
-    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template), "bare" (the question itself) or
-    "coconut" (Coconut's markers)."""
     keep_annotations: bool = False
-    """Whether calculator annotations stay in what the model is to write."""
     steps_from: str = "lines"
-    """What a step of a solution is: one of its "lines" or of its "annotations"."""
     skip_steps: int = 0
-    """First steps that are not written: latents stand for them."""
     think: bool = True
-    """Whether there is a think block; an untuned base is asked without."""
     notes: dict | None = None
     """Plain values that are kept with the model: what it was trained on, how it was evaluated."""
 

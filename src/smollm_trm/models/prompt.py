@@ -69,14 +69,9 @@ class Prompt:
     def extend(
         self, embeddings: Tensor | None = None, past: Cache | Tensor | None = None
     ) -> tuple[Tensor, Cache | Tensor]:
-        """One step of the base behind the prompt, with gradient.
-
-        Given what stands next, `(B, 1, D)`, and the past; without both it reads the prompt itself.
-
-        Returns:
-            The final-norm hidden state `(B, 1, D)` of the last position, and the past: a cache, written in place, or
-            all embeddings so far where gradient checkpointing allows no cache and everything is read again.
-        """
+        """One step of the base behind the prompt, with gradient, given what stands next, `(B, 1, D)`, and the past;
+        without both it reads the prompt itself. Returns the final-norm hidden state `(B, 1, D)` of the last position,
+        and the past: a cache, written in place, or, where gradient checkpointing allows none, all embeddings so far."""
         given = self.embeddings if embeddings is None else embeddings
         if self.checkpointing:
             given = given if past is None else torch.cat([past, given], dim=1)

@@ -35,6 +35,7 @@ from smollm_trm.training.grpo_settings import GRPOSettings
 from smollm_trm.training.loggers import build_loggers, finish_wandb
 from smollm_trm.training.optim import build_optimizer, build_schedule
 from smollm_trm.training.run import Run
+from smollm_trm.training.watch import gradient_norm
 
 WEIGHTS, STATE = "weights.pt", "trainer_state.json"
 TENSOR_FILES = (WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -130,11 +131,7 @@ class RunLogs(TrainerCallback):
         self.bar = progress_bar(**count, disable=not self.progress)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        finite = not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-        self.not_finite = 0 if finite else self.not_finite + 1
-        if not finite:
-            model.zero_grad()
+        self.not_finite = 0 if bool(torch.isfinite(gradient_norm(model))) else self.not_finite + 1
         if self.not_finite == NOT_FINITE_LIMIT:
             raise FloatingPointError(
                 f"the gradients of {self.not_finite} steps in a row were not finite: {self.advice}"

@@ -149,10 +149,8 @@ def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLi
 
 
 def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
-    """When Lightning is to validate and to log, given the batches of an epoch per process.
-
-    Validations fall on optimizer steps: what an unfinished accumulation holds is in no checkpoint.
-    """
+    """When Lightning is to validate and to log, given the batches of an epoch per process. Validations fall on
+    optimizer steps: what an unfinished accumulation holds is in no checkpoint."""
     interval, accumulate = settings.val_check_interval, settings.accumulate_grad_batches
     wanted = interval * n_batches if interval <= 1 else interval
     steps = -(-n_batches // accumulate)

@@ -38,13 +38,8 @@ class KeptPrompt(Prompt):
 
 
 class KeptStates:
-    """Hidden states of questions, read once by a frozen base and kept in bf16 in a memory-mapped file.
-
-    Args:
-        model: whose base reads, and whose reasoner says which layers.
-        questions: ids of each prompt up to its first slot; the same ones twice are read once.
-        path: the file, written anew; `n_read_layers * D * 2` bytes a token.
-    """
+    """Hidden states of questions, ids up to the first slot, read once by a frozen base and kept in bf16 in a
+    memory-mapped file, `n_read_layers * D * 2` bytes a token."""
 
     def __init__(self, model: SmolLMv3WithTRM, questions: Sequence[tuple[int, ...]], path: Path) -> None:
         self.depths = model.reasoner.read_depths

@@ -6,12 +6,21 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smollm_trm.data.answers import gold_answer, is_correct
 
 logger = logging.getLogger(__name__)
+
+
+def gradient_norm(module: nn.Module) -> Tensor:
+    """The norm of a module's gradients, which are dropped where it is not finite."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    if not bool(torch.isfinite(norm)):
+        module.zero_grad()
+    return norm
 
 
 class NonFiniteGuard(Callback):
@@ -29,16 +38,13 @@ class NonFiniteGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradient before it is clipped; drop it if it is not finite."""
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = gradient_norm(pl_module)
         pl_module.log("grad_norm", norm)
         finite = bool(torch.isfinite(norm))
         self.in_a_row = 0 if finite else self.in_a_row + 1
         self.total += not finite
         if self.total:
             pl_module.log("nonfinite_steps", float(self.total), prog_bar=True)
-        if not finite:
-            pl_module.zero_grad()
         if self.in_a_row >= self.limit:
             raise FloatingPointError(f"the gradients of {self.in_a_row} steps in a row were not finite: {self.advice}")
 
@@ -66,8 +72,8 @@ class CollapseWarning(Callback):
 class SampleAnswers(Callback):
     """Lets the model, with its averaged weights, answer the first dev problems at every validation, and logs them."""
 
-    def __init__(self, count: int, *, max_new_tokens: int = 200) -> None:
-        self.count, self.max_new_tokens = count, max_new_tokens
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer, before the average goes back."""
@@ -75,9 +81,7 @@ class SampleAnswers(Callback):
             return
         rows = trainer.datamodule.splits.gsm8k_test[: self.count]
         with torch.autocast(pl_module.device.type, enabled=False):  # as in an evaluation
-            texts = pl_module.model.generate_with_thinking(
-                [row["question"] for row in rows], max_new_tokens=self.max_new_tokens
-            )
+            texts = pl_module.model.generate_with_thinking([row["question"] for row in rows], max_new_tokens=200)
         for row, text in zip(rows, texts, strict=True):
             mark, right = ("✓" if is_correct(text, row["answer"]) else "✗"), gold_answer(row["answer"])
             written = " ".join(text.split())[:300]
