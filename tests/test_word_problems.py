@@ -339,9 +339,9 @@ def test_impossible_settings_are_refused_by_name(settings, message):
 
 
 def test_a_count_below_one_is_refused(tmp_path):
-    with pytest.raises(UserMistake, match="count 0: at least 1"):
+    with pytest.raises(UserMistake, match="count=0: must be at least 1"):
         generate_word_problems(count=0, seed=0)
-    with pytest.raises(UserMistake, match="test 0: at least 1"):
+    with pytest.raises(UserMistake, match="test=0: must be at least 1"):
         write_word_problems(tmp_path, train=10, test=0, seed=0)
     assert not list(tmp_path.iterdir())
 

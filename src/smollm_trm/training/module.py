@@ -82,8 +82,7 @@ class SmolLMTRMLightningModule(LightningModule):
     def on_fit_start(self) -> None:
         """Measure a fresh reasoner's statistics, on the device: on a CPU a base in half precision takes minutes."""
         if self.fitted_on and self.trainer.ckpt_path is None:
-            self.model.eval().fit_reasoner(self.fitted_on)
-            self.model.train()
+            self.model.fit_reasoner(self.fitted_on)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Make a step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one."""
