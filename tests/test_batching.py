@@ -67,7 +67,7 @@ def test_the_order_follows_from_seed_and_epoch_alone():
 def test_an_epoch_can_be_entered_at_any_batch_once():
     batches = LengthGroupedBatches(lengths=gsm8k_like_lengths(50), batch_size=4, seed=1)
     whole = list(batches)
-    batches.resume_at(5)
+    batches.first_batch = 5
     assert list(batches) == whole[5:] and list(batches) == whole
 
 

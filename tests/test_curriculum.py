@@ -142,8 +142,8 @@ def test_a_curriculum_beyond_the_data_and_rows_without_annotations_are_told(capl
     [
         ({"mode": "coconot"}, "mode='coconot': choose one of cot, no_cot, coconut, pause, no_thoughts, icot"),
         ({"mode": "coconut", "c_thought": 0}, "c_thought=0: must be at least 1"),
-        ({"mode": "coconut", "uniform_prob": 2.0}, "uniform_prob=2.0: must be between 0 and 1"),
-        ({"mode": "coconut", "first_stage": -1}, "first_stage=-1: must be 0 or more"),
+        ({"mode": "coconut", "uniform_prob": 2.0}, "uniform_prob=2.0: must be at most 1"),
+        ({"mode": "coconut", "first_stage": -1}, "first_stage=-1: must be at least 0"),
         ({"mode": "pause"}, "mode='pause' with reasoner='trm': set reasoner='pause'"),
         ({"mode": "coconut", "use_trm": False}, "mode='coconut' needs latents: leave use_trm=False out"),
         ({"mode": "cot", "target": "answer"}, "mode='cot': it decides what is written; leave target out"),

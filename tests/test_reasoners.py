@@ -284,7 +284,7 @@ def test_the_papers_preset_is_trm_as_published():
         ({"n_latent_steps": 0}, "n_latent_steps=0: must be at least 1"),
         ({"n_heads": 2.5}, "n_heads=2.5 must be int"),
         ({"dropout": 1.0}, r"dropout=1.0: must be in \[0, 1\)"),
-        ({"start": "anywhere"}, "start='anywhere': choose 'question' or 'fixed'"),
+        ({"start": "anywhere"}, "start='anywhere': choose one of question, fixed"),
         ({"compression_heads": 3}, "compression_heads=3 must divide"),
         ({"n_heads": 5}, "n_heads=5 must divide"),
         ({"n_read_layers": 0}, "n_read_layers=0: must be at least 1"),

@@ -59,7 +59,7 @@ def test_settings_are_taken_by_name_and_an_unknown_one_names_the_nearest():
         ("n_layers", None, "kwargs: n_layers=None must be int, found NoneType"),
         ("dim", "wide", "kwargs: dim='wide' must be int | None, found str"),
         ("start", 1, "kwargs: start=1 must be str, found int"),
-        ("start", "here", "start='here': choose 'question' or 'fixed'"),
+        ("start", "here", "start='here': choose one of question, fixed"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_name(name, value, message):

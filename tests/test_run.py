@@ -16,7 +16,6 @@ from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.records import AboveBars
 from smollm_trm.training.loggers import quiet_lightning
-from smollm_trm.training.progress import RunProgress
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average
 from smollm_trm.training.text_log import training_log
 
@@ -184,9 +183,7 @@ class Screen(io.StringIO):
 def shown_by(folder: Path, monkeypatch, *, terminal: bool = False, wait: float = 10.0, **changes) -> str:
     screen = Screen(terminal=terminal)
     monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr("smollm_trm.training.progress.SECONDS_WHERE_WATCHED", 0.0)
-    build = "smollm_trm.training.run.RunProgress"
-    monkeypatch.setattr(build, lambda **options: RunProgress(**options, seconds_between_lines=wait))
+    monkeypatch.setattr("smollm_trm.bars.SECONDS_BETWEEN_LINES", wait)
     fit_line(folder, progress=True, **changes)
     monkeypatch.undo()
     return screen.getvalue()
@@ -196,7 +193,7 @@ def shown_by(folder: Path, monkeypatch, *, terminal: bool = False, wait: float =
 def test_steps_are_counted_to_where_the_run_ends_by_steps_or_by_epochs(tmp_path, monkeypatch, limits, total):
     lines = shown_by(tmp_path, monkeypatch, wait=0.0, **limits).splitlines()
     steps = [tuple(map(int, re.search(r" (\d+)/(\d+) \[", line).groups())) for line in lines if "training" in line]
-    assert steps == [(step, total) for step in range(1, total + 1)]
+    assert steps == [(step, total) for step in range(total + 1)]
     assert any(line.startswith("validating 1/1") for line in lines)
     assert f"100% {total}/{total} [" in lines[-1] and "train_loss=" in lines[-1] and "height=" in lines[-1]
 
@@ -214,14 +211,15 @@ def test_a_resumed_run_counts_the_steps_it_has(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             fit_line(tmp_path)
     lines = shown_by(tmp_path, monkeypatch, wait=0.0).splitlines()
-    assert " 9/20 [" in lines[0]
+    assert re.search(r"^training: +40% 8/20 \[", lines[0]) and " 9/20 [" in lines[1]
     assert shown_by(tmp_path, monkeypatch, wait=0.0) == "", "the run had ended"
 
 
 def test_where_there_is_no_terminal_a_line_comes_every_few_seconds_only(tmp_path, monkeypatch):
     text = shown_by(tmp_path, monkeypatch)
     assert len(text.splitlines()) == 2 and "\r" not in text, "its beginning and its end"
-    assert re.search(r"training: +5% 1/20 \[\d\d:\d\d<\d\d:\d\d, .*step/s, train_loss=", text)
+    assert text.startswith("training:   0% 0/20 [")
+    assert re.search(r"trained: +100% 20/20 \[\d\d:\d\d<\d\d:\d\d, .*step/s, train_loss=", text)
 
 
 def test_on_a_terminal_there_is_one_bar(tmp_path, monkeypatch):

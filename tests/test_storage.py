@@ -389,16 +389,6 @@ def test_a_configuration_that_is_not_ours_is_refused(tmp_path, content):
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_of_the_version_before_is_refused_unless_it_was_saved_over(saved, tmp_path):
-    _, folder = saved
-    (tmp_path / "old").mkdir()
-    for place in (tmp_path / "old", folder):
-        (place / "smollm_trm.json").write_text('{"format_version": 3}')
-    with pytest.raises(UserMistake, match="saved by an earlier version.*train the model again"):
-        SmolLMv3WithTRM.from_pretrained(tmp_path / "old")
-    assert SmolLMv3WithTRM.from_pretrained(folder, model_name=fresh_base()).num_latents == 6
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -325,12 +325,12 @@ def test_every_setting_changes_the_problems(field):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_steps": 0}, "min_steps 0"),
+        ({"min_steps": 0}, "min_steps=0: must be at least 1"),
         ({"min_steps": 4}, "min_steps 4, max_steps 3"),
-        ({"max_steps": 99}, "max_steps 99"),
-        ({"max_number": 5}, "max_number 5: must be at least 10"),
-        ({"max_value": 40}, "max_value 40: must be at least 60"),
-        ({"distractor_rate": 1.5}, "distractor_rate 1.5: must be between 0 and 1"),
+        ({"max_steps": 99}, "max_steps=99: must be at most 8"),
+        ({"max_number": 5}, "max_number=5: must be at least 10"),
+        ({"max_value": 40}, "max_value=40: must be at least 60"),
+        ({"distractor_rate": 1.5}, "distractor_rate=1.5: must be at most 1"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings, message):
@@ -339,9 +339,9 @@ def test_impossible_settings_are_refused_by_name(settings, message):
 
 
 def test_a_count_below_one_is_refused(tmp_path):
-    with pytest.raises(UserMistake, match="count 0: at least 1"):
+    with pytest.raises(UserMistake, match="count=0: must be at least 1"):
         generate_word_problems(count=0, seed=0)
-    with pytest.raises(UserMistake, match="test 0: at least 1"):
+    with pytest.raises(UserMistake, match="test=0: must be at least 1"):
         write_word_problems(tmp_path, train=10, test=0, seed=0)
     assert not list(tmp_path.iterdir())
 

@@ -30,10 +30,10 @@ class LineBar(tqdm):
     """A bar as a line every few seconds: a log file cannot go back."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "ncols": 0, "file": io.StringIO(), "mininterval": SECONDS_BETWEEN_LINES})
+        fixed = {"dynamic_ncols": False, "ncols": 0, "file": io.StringIO(), "mininterval": SECONDS_BETWEEN_LINES}
+        super().__init__(*args, **{**options, **fixed})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Write the line."""
         print(str(self) if msg is None else msg, file=sys.stderr, flush=True)
 
 
@@ -47,7 +47,6 @@ class NotebookBar(tqdm):
         super().__init__(*args, **{**options, **fixed})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Replace the line."""
         from IPython.display import display
 
         shown = {"text/plain": str(self) if msg is None else msg}
@@ -58,7 +57,6 @@ class NotebookBar(tqdm):
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A bar for wherever this runs."""
     if in_notebook() or not is_watched():
         return (NotebookBar if in_notebook() else LineBar)(**options)
     with suppress(OSError, ValueError):  # a terminal that does not say how wide it is would show nothing
@@ -76,7 +74,6 @@ class KeepMoving(StoppingCriteria):
         self.drawn, self.begun, self.score = time.monotonic(), 0, ""
 
     def show_score(self, score: str) -> None:
-        """Note what a finished batch brought; the next one begins."""
         self.begun, self.score = 0, score
         self.bar.set_postfix_str(score, refresh=False)
 

@@ -53,7 +53,6 @@ ALONE, ROWS_ALONE, RATE_ALONE = "reasoner", 32, 2.0
 
 
 def uncounted(settings: TrainSettings) -> tuple[str, ...]:
-    """Settings that may differ between the sessions of one run."""
     return MAY_CHANGE if settings.use_trm else MAY_CHANGE + ONLY_WITH_TRM
 
 

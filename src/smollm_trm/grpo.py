@@ -19,7 +19,7 @@ from smollm_trm.finetune import exported_files, is_exported
 from smollm_trm.models.loading import device_and_precision
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import saved_model_folder
-from smollm_trm.records import UserMistake, run_record, settings_from, write_json, write_whole
+from smollm_trm.records import UserMistake, picked, run_record, settings_from, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.grpo_settings import GRPOSettings
 from smollm_trm.training.grpo_trainer import choose_trained, fit_grpo, grpo_damage_of
@@ -90,7 +90,7 @@ def run_grpo(
 ) -> tuple[SmolLMv3WithTRM, dict[str, Any]]:
     """See `train_grpo`: answer, train, answer, save."""
     folder = Path(settings.output_dir)
-    shared = {name: getattr(settings, name) for name in ("resume", "seed", "progress")}
+    shared = picked(settings, "resume", "seed", "progress")
     run = Run(folder=folder, wandb=(settings.wandb_project, None), **shared)
     noted = {**asdict(settings), "split": split["fingerprint"], "start": model_fingerprint(model)}
     checkpoint = begin_run(run, noted, may_change=MAY_CHANGE_IN_GRPO, damage_of=grpo_damage_of).checkpoint

@@ -8,11 +8,12 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOBase
+from math import inf
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -50,6 +51,26 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any] | None, where:
     return kind(**values)
 
 
+def picked(settings: Any, *names: str) -> dict[str, Any]:
+    """Some fields by their names."""
+    return {name: getattr(settings, name) for name in names}
+
+
+def check_range(least: float = 1, most: float = inf, **values: float | None) -> None:
+    """Refuse, by name, a number outside of a range; None is left to a default."""
+    for name, value in values.items():
+        if value is not None and not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise UserMistake(f"{name}={value}: must be {limit}")
+
+
+def check_choices(settings: Any, **choices: Iterable[str]) -> None:
+    """Refuse, by name, what is not one of a field's choices."""
+    for name, allowed in choices.items():
+        if (value := getattr(settings, name)) not in allowed:
+            raise UserMistake(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+
+
 def is_of_type(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that a field's annotation names, a list's elements too; no NaN, no infinity."""
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -67,7 +88,6 @@ def is_unreal(value: Any) -> bool:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with suppress(PackageNotFoundError):
@@ -98,7 +118,6 @@ class AboveBars(TextIOBase):
     """Standard error for messages: they stand above a progress bar, not behind it."""
 
     def write(self, text: str) -> int:
-        """Clear what bars are drawn, write, draw them again."""
         from tqdm import tqdm  # a command that says nothing does not wait for it
 
         tqdm.write(text, file=sys.stderr, end="")
@@ -168,7 +187,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def noted_settings(path: Path) -> dict[str, Any]:
-    """What a run was begun with (JSON); nothing where there is no such file."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError, RecursionError) as error:

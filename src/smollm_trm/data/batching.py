@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from smollm_trm.data.prompts import EncodedExample
-from smollm_trm.records import UserMistake
+from smollm_trm.records import check_range
 
 IGNORED_LABEL = -100
 BATCHES_SORTED = 50  # the stretch of an epoch within which rows are sorted by length
@@ -70,19 +70,15 @@ class LengthGroupedBatches(Sampler[list[int]]):
         rank: int = 0,
         accumulate: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise UserMistake(f"batch_size={batch_size}: must be at least 1")
+        check_range(1, batch_size=batch_size)
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.world_size, self.rank, self.accumulate = world_size, rank, accumulate
-        self.epoch = self.first_batch = 0
+        self.epoch = 0
+        self.first_batch = 0  # with which the next iteration, and only that one, begins
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; Lightning calls it."""
         self.epoch = epoch
-
-    def resume_at(self, batch: int) -> None:
-        """Let the next iteration, and only that one, begin with this batch."""
-        self.first_batch = batch
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // (self.batch_size * self.world_size))

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices, check_range, picked
 
 LATENT_MODES = ("coconut", "pause")
 CURRICULUM_MODES = ("cot", "no_cot", *LATENT_MODES, "no_thoughts", "icot")
@@ -50,19 +50,14 @@ class Curriculum:
     """The stage to begin with, such as 1 after a chain-of-thought run (load_model_path)."""
 
     def __post_init__(self) -> None:
-        if self.mode not in (None, *CURRICULUM_MODES):
-            raise UserMistake(f"mode={self.mode!r}: choose one of {', '.join(CURRICULUM_MODES)}")
-        for name in ("c_thought", "epochs_per_stage", "max_latent_stage"):
-            if getattr(self, name) < 1:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.first_stage < 0:
-            raise UserMistake(f"first_stage={self.first_stage}: must be 0 or more")
-        if not 0 <= self.uniform_prob <= 1:
-            raise UserMistake(f"uniform_prob={self.uniform_prob}: must be between 0 and 1")
+        if self.mode is not None:
+            check_choices(self, mode=CURRICULUM_MODES)
+        check_range(1, **picked(self, "c_thought", "epochs_per_stage", "max_latent_stage"))
+        check_range(0, first_stage=self.first_stage)
+        check_range(0, 1, uniform_prob=self.uniform_prob)
 
     @property
     def has_latents(self) -> bool:
-        """Whether any stage has."""
         return self.mode in LATENT_MODES
 
     @property
@@ -72,7 +67,6 @@ class Curriculum:
 
     @property
     def staged(self) -> bool:
-        """Whether stages differ."""
         return self.mode not in ("cot", "no_cot")
 
     def stage_of(self, epoch: int) -> int:

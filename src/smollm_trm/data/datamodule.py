@@ -41,11 +41,8 @@ class GSM8KDataset(Dataset):
     ) -> None:
         rows = annotated_rows(rows) if encoder.steps_from == "annotations" else rows
         self.encoder, self.curriculum = encoder, curriculum
-        self.seed = seed
-        """Of drawn stages; None draws none."""
-        self.latents_per_step = latents_per_step
-        """Latents that are asked for the result of a step; 0 asks nothing."""
-        self.repeat_last = repeat_last
+        self.seed = seed  # of drawn stages; None draws none
+        self.latents_per_step, self.repeat_last = latents_per_step, repeat_last
         encoded = [encoder.encode(row) for row in rows]
         window = None if max_length is None else max_length + encoder.num_latents
         kept = [at for at, example in enumerate(encoded) if window is None or len(example) <= window]
@@ -60,7 +57,6 @@ class GSM8KDataset(Dataset):
         if self.dropped:
             logger.warning("dropped %d of %d rows with more than %d tokens", self.dropped, len(encoded), max_length)
         self.lengths = [len(example) for example in self.examples]
-        """Tokens of each row."""
         self.entered: tuple[int, int | None] | None = None
         if curriculum is not None:
             self.enter_stage(curriculum.stage_of(0), epoch=0)
@@ -136,24 +132,20 @@ class ResumableLoader(DataLoader):
             yield {**batch, **steps[(self.given - 1) // self.batches.accumulate]} if steps else batch
 
     def state_dict(self) -> dict[str, int]:
-        """Batches given in this epoch."""
         return {"given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Begin the next iteration after those batches; a finished epoch begins anew."""
-        self.batches.resume_at(state_dict["given"] % len(self.batches))
+        self.batches.first_batch = state_dict["given"] % len(self.batches)
 
 
 class GSM8KDataModule(LightningDataModule):
     """GSM8K's three parts: train, dev (the 20% part, which may pick a checkpoint) and the official test.
 
     Args:
-        encoder: the prompt format.
-        splits: the parts, from `load_gsm8k`.
         batch_size, eval_batch_size: rows per process and step, in training and in validation.
         max_length: see `GSM8KDataset`.
         max_samples, max_dev_samples: only the first so many rows of a part; all when None.
-        seed: of the order of the training rows.
         curriculum: how much of a solution each stage writes; None writes what the encoder says.
         latents_per_step: latents that training asks for the result of each step of a solution; 0 asks nothing.
         repeat_last: whether the latents behind the last result are asked for it again.
@@ -176,11 +168,9 @@ class GSM8KDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.asked = {"latents_per_step": latents_per_step, "repeat_last": repeat_last}
-        self.encoder, self.splits = encoder, splits
+        self.encoder, self.splits, self.seed, self.curriculum = encoder, splits, seed, curriculum
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.max_length = max_length
-        self.max_samples, self.max_dev_samples = max_samples, max_dev_samples
-        self.seed, self.curriculum = seed, curriculum
+        self.max_length, self.max_samples, self.max_dev_samples = max_length, max_samples, max_dev_samples
         self.train_set: GSM8KDataset | None = None
         self.dev_set: GSM8KDataset | None = None
         self.train_loader: ResumableLoader | None = None
@@ -206,7 +196,6 @@ class GSM8KDataModule(LightningDataModule):
         return stage
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of similar lengths, in this process's share."""
         self.train_loader = self._loader(self.train_set, self.batch_size, seed=self.seed, totals=self.train_set.totals)
         if self.position is not None:
             self.train_loader.load_state_dict(self.position)
@@ -214,7 +203,6 @@ class GSM8KDataModule(LightningDataModule):
         return self.train_loader
 
     def val_dataloader(self) -> DataLoader:
-        """The dev part."""
         return self._loader(self.dev_set, self.eval_batch_size, seed=0)
 
     def test_dataloader(self) -> DataLoader:
@@ -222,16 +210,13 @@ class GSM8KDataModule(LightningDataModule):
         rows = self.splits.gsm8k_final_test
         if not rows:
             raise UserMistake(f"{self.splits.source} has no test part: evaluate it with evaluate_gsm8k")
-        trainer = self.trainer
-        share = rows[trainer.global_rank :: trainer.world_size] if trainer else rows
+        share = rows[self.trainer.global_rank :: self.trainer.world_size] if self.trainer else rows
         return DataLoader([share], batch_size=None)
 
-    def state_dict(self) -> dict[str, int]:
-        """The position in the training rows."""  # the loader's own is restored too late to count the steps left
+    def state_dict(self) -> dict[str, int]:  # the loader's own is restored too late to count the steps left
         return {} if self.train_loader is None else self.train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next training loader begin there."""
         self.position = state_dict
 
     def _loader(self, dataset: GSM8KDataset, batch_size: int, *, seed: int, totals: Any = None) -> ResumableLoader:

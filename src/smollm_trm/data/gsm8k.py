@@ -44,7 +44,6 @@ class GSM8KSplits:
 
     @property
     def summary(self) -> dict[str, str | int]:
-        """What every run and every result says about its split."""
         return {"fingerprint": self.fingerprint, "seed": self.seed, "source": source_name(self.source)}
 
 

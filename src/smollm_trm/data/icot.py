@@ -14,17 +14,13 @@ from smollm_trm.data.rows import write_jsonl
 
 
 def steps_alone(row: dict[str, str]) -> dict[str, str]:
-    """A row with its annotations as its solution."""
     answer = "\n".join([*annotations_in(row["answer"]), f"#### {gold_answer(row['answer'])}"])
     return {"question": row["question"], "answer": answer}
 
 
 def prepare_icot_files(data_dir: str | Path | None, output_dir: Path) -> str:
-    """Write `train.jsonl` and `test.jsonl` (and `valid.jsonl` from published text); what was written, in words.
-
-    Rows without annotations are left out of the training part and keep only their answer in the others: no problem to
-    be evaluated on is lost.
-    """
+    """Write `train.jsonl` and `test.jsonl` (and `valid.jsonl` from published text); what was written, in words. Rows
+    without annotations are left out of the training part and keep only their answer in the others."""
     given = data_dir or os.environ.get("GSM8K_DIR")
     folder = Path(given) if given else None
     if folder is not None and (folder / "train.txt").is_file():

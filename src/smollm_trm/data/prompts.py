@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from smollm_trm.data.answers import annotations_in, gold_answer, strip_annotations
 from smollm_trm.data.curriculum import ALL_STEPS
-from smollm_trm.records import UserMistake, first_line
+from smollm_trm.records import UserMistake, check_choices, first_line
 
 prompt_log = logging.getLogger("smollm_trm.data.prompts")
 
@@ -135,14 +135,9 @@ class PromptEncoder:
     skip_steps: int = 0  # first steps that are not written
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UserMistake(f"target={self.target!r}: choose one of {', '.join(TARGETS)}")
+        check_choices(self, target=TARGETS, prompt_format=PROMPT_FORMATS, steps_from=STEP_SOURCES)
         if self.target == "think" and (self.num_latents or not self.think or self.prompt_format == "coconut"):
             raise UserMistake("target='think' thinks in text: it goes with use_trm=False and 'plain' or 'chat' prompts")
-        if self.prompt_format not in PROMPT_FORMATS:
-            raise UserMistake(f"prompt_format={self.prompt_format!r}: choose one of {', '.join(PROMPT_FORMATS)}")
-        if self.steps_from not in STEP_SOURCES:
-            raise UserMistake(f"steps_from={self.steps_from!r}: choose one of {', '.join(STEP_SOURCES)}")
         if self.prompt_format == "chat" and not self.tokenizer.chat_template:
             raise UserMistake("prompt_format='chat': this tokenizer has no chat template; choose 'plain'")
 
@@ -195,7 +190,6 @@ class PromptEncoder:
         return self.tokenizer.apply_chat_template(chat, chat_template=self.template, **how)
 
     def encode_prompt(self, question: str) -> list[int]:
-        """Ids of the whole prompt."""
         return self.ids_of(self.prompt_text(question), add_special_tokens=False)
 
     def ids_of(self, text: str, **options: Any) -> list[int]:
@@ -213,7 +207,6 @@ class PromptEncoder:
         return [line.strip() for line in text.rpartition("####")[0].split("\n") if line.strip()]
 
     def written_steps(self, answer: str) -> list[str]:
-        """The steps that the model is to write behind the span."""
         return [] if self.target != "steps" else self.steps(answer)[self.skip_steps :]
 
     def completion_parts(self, answer: str, skip_steps: int | None = None) -> list[str]:
@@ -230,7 +223,6 @@ class PromptEncoder:
         return [" " + (answer if self.keep_annotations else strip_annotations(answer)).strip()]
 
     def completion_text(self, answer: str) -> str:
-        """What the model is to write behind the span, without the end of text."""
         return "".join(self.completion_parts(answer))
 
     def results_for_latents(self, answer: str, latents_per_step: int, *, repeat_last: bool = False) -> list[int | None]:
@@ -248,7 +240,6 @@ class PromptEncoder:
         return asked
 
     def encode_completion(self, answer: str, skip_steps: int | None = None) -> list[int]:
-        """Ids of the completion and the end-of-text token."""
         parts = self.tokenizer(self.completion_parts(answer, skip_steps), add_special_tokens=False)["input_ids"]
         return [*(token for part in parts for token in part), self.tokenizer.eos_token_id]
 

@@ -72,7 +72,6 @@ class ReasoningDataset(Dataset):
 
 
 def checked_own_rows(places: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
-    """Check rows one by one; bare numbers become `#### number`, an id seen before is refused."""
     rows = []
     place_of_id: dict[str, str] = {}
     for where, row in places:

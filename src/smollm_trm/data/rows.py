@@ -115,7 +115,6 @@ def read_icot(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a Parquet file, counted from 1."""
     from pyarrow import parquet  # comes with datasets
 
     if not path.is_file():

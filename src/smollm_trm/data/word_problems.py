@@ -16,7 +16,7 @@ from pathlib import Path
 from smollm_trm.data.rows import normalize_question, write_jsonl
 from smollm_trm.data.word_grammar import STORY_CONTAINERS, STORY_PRONOUNS, STORY_SCENES, STORY_STARTS, STORY_TOPICS
 from smollm_trm.data.word_stories import WordProblemSettings, WordStory
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range
 
 
 def tell_word_story(*, rng: random.Random, settings: WordProblemSettings) -> WordStory | None:
@@ -48,8 +48,7 @@ def generate_word_problems(
     *, count: int, seed: int, settings: WordProblemSettings | None = None
 ) -> list[dict[str, str]]:
     """Make problems `{"question", "answer"}`, no two with the same normalised question."""
-    if count < 1:
-        raise UserMistake(f"count {count}: at least 1 word problem must be asked for.")
+    check_range(1, count=count)
     rng, settings = random.Random(seed), settings or WordProblemSettings()
     rows: dict[str, dict[str, str]] = {}
     misses = 0
@@ -71,8 +70,7 @@ def write_word_problems(
     folder: str | Path, *, train: int, test: int, seed: int, settings: WordProblemSettings | None = None
 ) -> Path:
     """Write `train.jsonl` and `test.jsonl`, the two files that GSM8K is loaded from, and return the folder."""
-    if min(train, test) < 1:
-        raise UserMistake(f"train {train}, test {test}: at least 1 word problem must be asked for in each.")
+    check_range(1, train=train, test=test)
     rows = generate_word_problems(count=train + test, seed=seed, settings=settings)
     write_jsonl(Path(folder) / "train.jsonl", rows[test:])
     write_jsonl(Path(folder) / "test.jsonl", rows[:test])

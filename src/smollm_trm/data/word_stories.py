@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 
 from smollm_trm.data.word_grammar import STORY_CONTAINERS, STORY_DISTRACTORS, STORY_PRONOUNS, STORY_TOPICS, StoryPhrase
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range, picked
 
 STEP_ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
@@ -25,14 +25,12 @@ class WordProblemSettings:
     distractor_rate: float = 0.3  # share of problems with a number that does not matter
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_steps <= self.max_steps <= 8:
-            raise UserMistake(f"min_steps {self.min_steps}, max_steps {self.max_steps}: need 1 <= min <= max <= 8.")
-        if self.max_number < 10:
-            raise UserMistake(f"max_number {self.max_number}: must be at least 10.")
-        if self.max_value < 3 * self.max_number:
-            raise UserMistake(f"max_value {self.max_value}: must be at least {3 * self.max_number} (3 * max_number).")
-        if not 0.0 <= self.distractor_rate <= 1.0:
-            raise UserMistake(f"distractor_rate {self.distractor_rate}: must be between 0 and 1.")
+        check_range(1, 8, **picked(self, "min_steps", "max_steps"))
+        if self.min_steps > self.max_steps:
+            raise UserMistake(f"min_steps {self.min_steps}, max_steps {self.max_steps}: need min <= max.")
+        check_range(10, max_number=self.max_number)
+        check_range(3 * self.max_number, max_value=self.max_value)
+        check_range(0, 1, distractor_rate=self.distractor_rate)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class WordStep:
 
     @property
     def result(self) -> int:
-        """What the operation gives; divisions are exact."""
         return STEP_ARITHMETIC[self.operator](self.left, self.right)
 
     def written(self) -> str:
@@ -204,6 +201,5 @@ class WordStory:
         self.before = None
 
     def distract(self) -> None:
-        """Say something with a number that does not matter."""
         fitting = [text for text in STORY_DISTRACTORS if STORY_TOPICS[self.topic].has or "{has}" not in text]
         self.tell(self.rng.choice(fitting), n=self.rng.randint(5, self.settings.max_number))

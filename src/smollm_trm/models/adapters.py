@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from smollm_trm.models.configuration import readable, refuse_other_tensors
-from smollm_trm.records import UserMistake, first_line
+from smollm_trm.records import UserMistake, check_range, first_line, picked
 
 ADAPTER_FOLDER = "adapter"
 """Not the model's own folder: transformers takes a folder with an adapter_config.json for an adapter and no more."""
@@ -39,9 +39,7 @@ class LoraSettings:
     """Train each column's length apart from its direction (DoRA): better at low ranks, slower."""
 
     def __post_init__(self) -> None:
-        for name in ("r", "alpha"):
-            if getattr(self, name) < 1:
-                raise UserMistake(f"lora {name}={getattr(self, name)}: must be at least 1")
+        check_range(1, **{"lora r": self.r, "lora alpha": self.alpha})
         if not 0 <= self.dropout < 1:
             raise UserMistake(f"lora dropout={self.dropout}: must be in [0, 1)")
         if self.target_modules == [] or (isinstance(self.target_modules, str) and self.target_modules != "all-linear"):
@@ -49,22 +47,18 @@ class LoraSettings:
             raise UserMistake(f"lora target_modules={self.target_modules!r}: {advice}")
 
     def to_peft(self, model_type: str) -> LoraConfig:
-        """PEFT's configuration for a decoder of this kind."""
         is_gpt2 = model_type == "gpt2"
         return LoraConfig(
             task_type=TaskType.FEATURE_EXTRACTION,
-            r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.target_modules or (GPT2_ATTENTION if is_gpt2 else list(ATTENTION_PROJECTIONS)),
             fan_in_fan_out=is_gpt2,
-            use_rslora=self.use_rslora,
-            use_dora=self.use_dora,
+            **picked(self, "r", "use_rslora", "use_dora"),
         )
 
 
 def adapter_layers(decoder: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that LoRA adapts, by name."""
     return {name: module for name, module in decoder.named_modules() if isinstance(module, LoraLayer)}
 
 

@@ -14,15 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range
 
-
-def check_counts(most: int = 65_536, **counts: int | None) -> None:
-    """Refuse, by name, what is not between 1 and `most`; None is left to a default."""
-    for name, value in counts.items():
-        if value is not None and not 1 <= value <= most:
-            limit = "at least 1" if value < 1 else f"at most {most}"
-            raise UserMistake(f"{name}={value}: must be {limit}")
+WIDEST = 65_536
+"""What no size of a reasoner is above."""
 
 
 def refuse_too_large(what: str, module: nn.Module, *, copies: int = 1) -> None:
@@ -34,9 +29,9 @@ def refuse_too_large(what: str, module: nn.Module, *, copies: int = 1) -> None:
         raise UserMistake(f"{what} is too large: it takes {asked:,.0f} GiB, there are {has:,.0f}; choose smaller sizes")
 
 
-def rms_norm(states: Tensor, eps: float = 1e-5) -> Tensor:
+def rms_norm(states: Tensor) -> Tensor:
     """Scale the last dimension of `(..., D)` to root mean square 1, computed in fp32, without a weight."""
-    return F.rms_norm(states.float(), states.shape[-1:], eps=eps).to(states.dtype)
+    return F.rms_norm(states.float(), states.shape[-1:], eps=1e-5).to(states.dtype)
 
 
 def truncated_normal(*shape: int, std: float = 1.0) -> Tensor:
@@ -145,7 +140,7 @@ class TinyRecursiveNetwork(nn.Module):
 
     def __init__(self, *, dim: int, n_layers: int = 2, n_heads: int = 8, **block: Any) -> None:
         super().__init__()
-        check_counts(n_layers=n_layers)
+        check_range(1, WIDEST, n_layers=n_layers)
         self.dim = dim
         self.layers = nn.ModuleList(TransformerBlock(dim=dim, n_heads=n_heads, **block) for _ in range(n_layers))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from smollm_trm.models.reasoners.known import complete_settings
-from smollm_trm.records import UserMistake, first_line, is_of_type
+from smollm_trm.records import UserMistake, check_choices, first_line, is_of_type
 
 SUPPORTED_BASES = ("smollm3", "llama", "qwen2", "qwen3", "gpt2", "arcee")
 """Decoders whose head is one linear layer and nothing else; many others scale or cap their logits."""
@@ -53,19 +53,12 @@ class LatentReasoningConfig(PreTrainedConfig):
     slot_token_id: int | None = None
     """The placeholder that marks a slot."""
     target: str = "steps"
-    """What is written after `</think>`: "steps" (the solution and `#### n`) or "answer" (`#### n` at once); with
-    "think" the solution is written before `</think>`."""
+    """What is written; this and the next five as in `PromptEncoder`."""
     prompt_format: str = "plain"
-    """"plain" (`Question: ... Answer:`), "chat" (the tokenizer's chat template), "bare" (the question itself) or
-    "coconut" (Coconut's markers)."""
     keep_annotations: bool = False
-    """Whether calculator annotations stay in what the model is to write."""
     steps_from: str = "lines"
-    """What a step of a solution is: one of its "lines" or of its "annotations"."""
     skip_steps: int = 0
-    """First steps that are not written: latents stand for them."""
     think: bool = True
-    """Whether there is a think block; an untuned base is asked without."""
     notes: dict | None = None
     """Plain values that are kept with the model: what it was trained on, how it was evaluated."""
 
@@ -79,8 +72,7 @@ class LatentReasoningConfig(PreTrainedConfig):
         elif self.text_config is None:
             self.text_config = AutoConfig.for_model("smollm3")
         refuse_unsupported(self.text_config.model_type)
-        if self.base_training not in BASE_TRAININGS:
-            raise UserMistake(f"base_training={self.base_training!r}: choose one of {', '.join(BASE_TRAININGS)}")
+        check_choices(self, base_training=BASE_TRAININGS)
         if self.reasoner is not None:
             if self.num_latents > (positions := self.text_config.max_position_embeddings):
                 raise UserMistake(f"num_latents={self.num_latents}: the base has only {positions} positions")

@@ -10,8 +10,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import check_counts
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range
 
 
 class DimensionCompressor(nn.Module):
@@ -19,7 +18,7 @@ class DimensionCompressor(nn.Module):
 
     def __init__(self, *, hidden_size: int, d_compressed: int) -> None:
         super().__init__()
-        check_counts(d_compressed=d_compressed)
+        check_range(d_compressed=d_compressed)
         if d_compressed > hidden_size:
             raise UserMistake(f"d_compressed={d_compressed}: the states have only {hidden_size} dimensions")
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(d_compressed, hidden_size)))
@@ -30,7 +29,6 @@ class DimensionCompressor(nn.Module):
         return (states.to(self.weight.dtype) - self.mean) @ self.weight.T
 
     def decompress(self, compressed: Tensor) -> Tensor:
-        """Map `(..., D')` back to `(..., D)`."""
         return compressed @ self.weight + self.mean
 
     def forward(self, states: Tensor) -> Tensor:
@@ -49,7 +47,6 @@ class StateMoments:
 
     @torch.no_grad()
     def add(self, states: Tensor) -> None:
-        """Take in states `(T, D)`."""
         if self.count == 0 and len(states):
             self.shift = states.float().mean(0).cpu()
         wide = states.float() - self.shift.to(states.device)
@@ -59,7 +56,6 @@ class StateMoments:
 
     @property
     def mean(self) -> Tensor:
-        """`(D,)`."""
         return self.shift + self.total / self.count
 
     def spectrum(self) -> tuple[Tensor, Tensor]:

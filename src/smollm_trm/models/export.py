@@ -9,7 +9,7 @@ from huggingface_hub import save_torch_state_dict
 from smollm_trm.models.adapters import adapter_layers, refuse_4bit
 from smollm_trm.models.hub import model_card
 from smollm_trm.models.pretrained import SavedBesideItsBase
-from smollm_trm.models.storage import REASONER_PREFIX
+from smollm_trm.models.storage import REASONER_PREFIX, weights_to_save
 from smollm_trm.records import write_text
 
 
@@ -20,11 +20,8 @@ def export_merged(model: SavedBesideItsBase, folder: str | Path, *, dtype: torch
     config = copy.deepcopy(model.config)
     config.base_training, config.base_model = "full", ""
     decoder = model.model.language_model
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if ".lora_" in name or (config.tie_word_embeddings and name.startswith("lm_head.")):
-            continue
-        state[name.replace(".base_layer.", ".")] = tensor if name.startswith(REASONER_PREFIX) else tensor.to(dtype)
+    state = weights_to_save(model, base_model="")
+    state = {name: one if name.startswith(REASONER_PREFIX) else one.to(dtype) for name, one in state.items()}
     for name, layer in adapter_layers(decoder).items():
         merged = layer.get_base_layer().weight.float() + layer.get_delta_weight("default").float()
         state[f"model.language_model.{name}.weight"] = merged.to(dtype)

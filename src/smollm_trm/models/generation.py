@@ -30,10 +30,7 @@ class Completion:
 
 
 def fit_to_context(prompt: list[int], *, frame: int, max_new_tokens: int, context_length: int) -> list[int]:
-    """Make room for new tokens: the prompt's oldest tokens go, but the first 4 (attention sinks) stay.
-
-    A prompt that fits is never touched.
-    """
+    """Make room for new tokens: the prompt's oldest tokens go, but the first 4 (attention sinks) stay."""
     excess = len(prompt) + max_new_tokens - context_length
     if excess <= 0:
         return prompt

@@ -106,15 +106,8 @@ def add_evaluation(folder: str | Path, part: str, result: Mapping[str, Any]) -> 
 
 
 def push_model(folder: str | Path, repo_id: str, *, private: bool = True, dry_run: bool = False) -> list[str]:
-    """Write the card, upload a saved model to "owner/name", and return the names of its files.
-
-    Args:
-        private: whether a new repository is private.
-        dry_run: write the card and list the files, upload nothing.
-
-    Raises:
-        UserMistake: not a saved model, a base that is only here, or the Hub refused.
-    """
+    """Write the card, upload a saved model to "owner/name", and return the names of its files; a `dry_run` uploads
+    nothing. Not a saved model, a base that is only here, or what the Hub refuses is a `UserMistake`."""
     check_repo_id(repo_id)
     folder = local_model_folder(folder) or Path(folder)
     config = read_config(folder)
@@ -135,7 +128,6 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, dry_run: bool) -> list[str]:
-    """Upload what may be shared of a folder, see `push_model`; the names of its files."""
     files = sorted({path.relative_to(folder).as_posix() for pattern in SHARED_FILES for path in folder.rglob(pattern)})
     if dry_run:
         return files

@@ -31,7 +31,6 @@ ANCHOR_TEXT = "..."
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without transformers' bars over reading and writing weights."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -108,7 +107,6 @@ def part_of_base(kind: type, model_name: str, **options: Any) -> Any:
 
 
 def reason_not_loaded(error: Exception, place: Path) -> str:
-    """Why a base does not load, in a line that says what to do."""
     reason = first_line(error)
     if "custom code" in reason:
         return "it brings code of its own, which is not run"

@@ -51,7 +51,7 @@ from smollm_trm.models.storage import (
     saved_model_folder,
     weights_to_save,
 )
-from smollm_trm.records import UserMistake, write_text
+from smollm_trm.records import UserMistake, picked, write_text
 
 
 class SavedBesideItsBase(LatentReasoningPreTrainedModel):
@@ -268,8 +268,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
         `skip_steps` and `target` go with the stage of a curriculum."""
         for name, value in changes.items():
             setattr(self.config, name, value)
-        names = ("target", "prompt_format", "keep_annotations", "think", "steps_from", "skip_steps")
-        asked = {name: getattr(self.config, name) for name in names}
+        asked = picked(self.config, "target", "prompt_format", "keep_annotations", "think", "steps_from", "skip_steps")
         slots = self.config.num_latents if self.config.num_slots is None else self.config.num_slots
         self.encoder = PromptEncoder(tokenizer=self.tokenizer, num_latents=slots, **asked)
         self.tokenizer.chat_template = self.encoder.template
@@ -283,7 +282,7 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Write configuration, reasoner, adapter, tokenizer and card; the base only where it is nowhere else."""
         folder = Path(save_directory)
-        kwargs["state_dict"] = weights_to_save(self)
+        kwargs["state_dict"] = weights_to_save(self, self.config.base_model)
         with no_progress_bars():
             super().save_pretrained(folder, *args, **kwargs)
         shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)

@@ -37,20 +37,13 @@ def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> lis
 
 
 class Prompt:
-    """A batch of prompts up to and including `<think>`, their last tokens in the last column.
-
-    Args:
-        decoder: the base without its head.
-        embeddings: `(B, L, D)`.
-        mask: `(B, L)` of bool, True = real.
-        n_slots: `(B,)`, slots that each row has behind the prompt.
-    """
+    """A batch of prompts up to and including `<think>`, their last tokens in the last column."""
 
     def __init__(self, *, decoder: nn.Module, embeddings: Tensor, mask: Tensor, n_slots: Tensor) -> None:
-        self.decoder = decoder
-        self.embeddings = embeddings
-        self.mask = mask
-        self.n_slots = n_slots
+        self.decoder = decoder  # the base without its head
+        self.embeddings = embeddings  # (B, L, D)
+        self.mask = mask  # (B, L) of bool, True = real
+        self.n_slots = n_slots  # (B,), slots that each row has behind the prompt
         self.cache: Cache | None = None
 
     @property
@@ -60,10 +53,8 @@ class Prompt:
         return self.decoder.training and any(getattr(part, "gradient_checkpointing", False) for part in parts)
 
     def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
-        """The read pass: hidden states `(B, L, D)` of the base at these depths, see `hidden_states_at`.
-
-        Its keys and values stay in `cache`, so that the answering pass need not read the prompt again.
-        """
+        """The read pass: hidden states `(B, L, D)` of the base at these depths, see `hidden_states_at`; its keys and
+        values stay in `cache`, so that the answering pass need not read the prompt again."""
         self.cache = None if self.checkpointing else DynamicCache(config=self.decoder.config)
         return hidden_states_at(
             self.decoder,
@@ -78,14 +69,9 @@ class Prompt:
     def extend(
         self, embeddings: Tensor | None = None, past: Cache | Tensor | None = None
     ) -> tuple[Tensor, Cache | Tensor]:
-        """One step of the base behind the prompt, with gradient.
-
-        Given what stands next, `(B, 1, D)`, and the past; without both it reads the prompt itself.
-
-        Returns:
-            The final-norm hidden state `(B, 1, D)` of the last position, and the past: a cache, written in place, or
-            all embeddings so far where gradient checkpointing allows no cache and everything is read again.
-        """
+        """One step of the base behind the prompt, with gradient, given what stands next, `(B, 1, D)`, and the past;
+        without both it reads the prompt itself. Returns the final-norm hidden state `(B, 1, D)` of the last position,
+        and the past: a cache, written in place, or, where gradient checkpointing allows none, all embeddings so far."""
         given = self.embeddings if embeddings is None else embeddings
         if self.checkpointing:
             given = given if past is None else torch.cat([past, given], dim=1)

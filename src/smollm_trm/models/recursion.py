@@ -15,7 +15,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import TinyRecursiveNetwork, check_counts, truncated_normal
+from smollm_trm.models.blocks import TinyRecursiveNetwork, truncated_normal
+from smollm_trm.records import check_range, picked
 
 MOST_STEPS = 1000
 
@@ -43,12 +44,11 @@ class RecursiveReasoningBase(nn.Module):
         from_question: bool = False,
     ) -> None:
         super().__init__()
-        check_counts(MOST_STEPS, n_latent_steps=n_latent_steps, n_deep_recursions=n_deep_recursions)
-        check_counts(MOST_STEPS, n_supervision_steps=n_supervision_steps)
         self.network = network
         self.n_latent_steps = n_latent_steps
         self.n_deep_recursions = n_deep_recursions
         self.n_supervision_steps = n_supervision_steps
+        check_range(1, MOST_STEPS, **picked(self, "n_latent_steps", "n_deep_recursions", "n_supervision_steps"))
         self.from_question = from_question
         # Buffers: with T > 1 no gradient ever reaches them, so as parameters they would be dead weight.
         self.register_buffer("initial_answer", truncated_normal(network.dim))  # y0

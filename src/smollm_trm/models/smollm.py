@@ -16,7 +16,7 @@ from smollm_trm.models.generation import Completion, chosen_latents, generate_co
 from smollm_trm.models.modeling import LatentCausalLMOutput, LatentReasoningModel
 from smollm_trm.models.pretrained import SavedBesideItsBase
 from smollm_trm.models.reasoners.reasoner import Reasoner, Thought
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range
 
 
 @registered_for(AutoModelForCausalLM, LatentReasoningConfig)
@@ -136,15 +136,8 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             loss = self.loss_function(
                 logits, labels[:, kept], self.lm_head.out_features, num_items_in_batch=num_items_in_batch
             )
-        return LatentCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=output.past_key_values,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            latents=output.latents,
-            halting_logit=output.halting_logit,
-        )
+        others = {name: one for name, one in output.items() if name != "last_hidden_state"}
+        return LatentCausalLMOutput(loss=loss, logits=logits, **others)
 
     def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
         size = generation_config.prefill_chunk_size
@@ -214,8 +207,7 @@ class SmolLMv3WithTRM(SavedBesideItsBase, GenerationMixin):
             generate_kwargs = {**given.to_diff_dict(), **generate_kwargs}
         limit = generate_kwargs.pop("max_new_tokens", 256)
         limit = limit if max_new_tokens is None else max_new_tokens
-        if limit < 1:
-            raise UserMistake(f"max_new_tokens={limit}: must be at least 1")
+        check_range(1, max_new_tokens=limit)
         questions = [prompts] if isinstance(prompts, str) else prompts
         given = isinstance(questions, Sequence) and len(questions) > 0
         if not given or not all(isinstance(one, (str, list)) for one in questions):

@@ -13,18 +13,15 @@ from smollm_trm.records import UserMistake, first_line
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-EARLIER_FORMAT = "smollm_trm.json"
 SHARED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "README.md")
 REASONER_PREFIX = "model.reasoner."
 
 
 def is_saved_model(folder: Path) -> bool:
     """Whether a folder holds a model of ours (readable or not)."""
-    path = folder / CONFIG_FILE
-    if (folder / EARLIER_FORMAT).is_file():
-        return True
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type") == LatentReasoningConfig.model_type
+        found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return found.get("model_type") == LatentReasoningConfig.model_type
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
@@ -49,9 +46,6 @@ def saved_model_folder(name: str | Path, revision: str | None = None) -> Path:
 
 def read_config(folder: Path) -> LatentReasoningConfig:
     path = folder / CONFIG_FILE
-    if not path.is_file() and (folder / EARLIER_FORMAT).is_file():
-        reason = "saved by an earlier version, whose latents stood at other positions"
-        raise UserMistake(f"{folder} was {reason}: train the model again")
     if not path.is_file():
         raise UserMistake(f"{folder}: no {CONFIG_FILE} there; give a folder that save_pretrained wrote")
     try:
@@ -69,10 +63,10 @@ def read_config(folder: Path) -> LatentReasoningConfig:
         raise UserMistake(f"{path}: not a configuration of this program ({reason})") from error
 
 
-def weights_to_save(model: nn.Module) -> dict[str, Tensor]:
-    """What `model.safetensors` holds: the reasoner, and the base only where it is nowhere else."""
+def weights_to_save(model: nn.Module, base_model: str) -> dict[str, Tensor]:
+    """What `model.safetensors` holds: the reasoner, and the base only where it is nowhere else, no `base_model`."""
     state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
-    if model.config.base_model:
+    if base_model:
         return {name: value for name, value in state.items() if name.startswith(REASONER_PREFIX)}
     tied = model.config.tie_word_embeddings
     return {name: v for name, v in state.items() if ".lora_" not in name and not (tied and name.startswith("lm_head."))}

@@ -12,7 +12,6 @@ import errno
 import logging
 import math
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -63,7 +62,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
         write_whole(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Tensors and plain values; a file that is damaged or holds something that would run code is refused."""
         try:
             return checked_checkpoint(torch.load(path, map_location=map_location or "cpu", weights_only=True))
         except Exception as error:  # whatever a damaged or foreign file makes the reader raise
@@ -88,9 +86,7 @@ def reason_unread(error: Exception) -> str:
 
 
 def checkpoints_by_step(folder: Path) -> dict[int, Path]:
-    """The `step-<n>.ckpt` files of a folder by their n."""
-    names = {path: re.fullmatch(r"step-(\d+)", path.stem) for path in folder.glob("*.ckpt")}
-    return {int(match[1]): path for path, match in names.items() if match}
+    return {int(path.stem[5:]): path for path in folder.glob("step-*.ckpt") if path.stem[5:].isdecimal()}
 
 
 def damage_of(path: Path) -> str | None:
@@ -121,21 +117,14 @@ class BestAndLatest(Checkpoint):
     """Writes `step-<n>.ckpt` after every validation and every so many steps; keeps two, and each one's best."""
 
     def __init__(self, folder: Path, *, every_n_steps: int, metric: str = "dev_loss", advice: str = "") -> None:
-        self.folder = folder
-        self.every_n_steps = every_n_steps
-        self.metric = metric
-        self.advice = advice
-        self.best_step = 0
-        self.best_loss = math.inf
-        self.recent: list[list[int]] = []
-        """Step and best step of the last two checkpoints."""
-        self.finished = False
-        self.asked_to_stop = self.in_training = False
+        self.folder, self.every_n_steps, self.metric, self.advice = folder, every_n_steps, metric, advice
+        self.best_step, self.best_loss = 0, math.inf
+        self.recent: list[list[int]] = []  # step and best step of the last two checkpoints
+        self.finished = self.asked_to_stop = self.in_training = False
         self.earlier_handler: Any = None
 
     @property
     def last_word(self) -> str:
-        """What a run that was stopped leaves."""
         kept = max(checkpoints_by_step(self.folder), default=None)
         if kept is None:
             return "stopped before the first checkpoint: nothing is kept"
@@ -147,7 +136,6 @@ class BestAndLatest(Checkpoint):
         return self.folder / f"step-{self.best_step}.ckpt" if self.best_step else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for the checkpoint."""
         return {name: getattr(self, name) for name in ("best_step", "best_loss", "recent", "finished")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -172,7 +160,6 @@ class BestAndLatest(Checkpoint):
         logger.warning("stopping after this step (Ctrl-C again: at once)")
 
     def give_back_ctrl_c(self, *_: Any, **__: Any) -> None:
-        """Let Ctrl-C do what it did before."""
         if self.earlier_handler is not None:
             signal.signal(signal.SIGINT, self.earlier_handler)
             self.earlier_handler = None
@@ -180,7 +167,6 @@ class BestAndLatest(Checkpoint):
     teardown = on_exception = give_back_ctrl_c
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """From here on a Ctrl-C waits for the end of the step."""
         self.in_training = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,7 +196,6 @@ class BestAndLatest(Checkpoint):
             raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the metric and write."""
         if trainer.state.fn != "fit":
             return
         loss = float(trainer.callback_metrics[self.metric])
@@ -222,7 +207,6 @@ class BestAndLatest(Checkpoint):
         self.write(trainer)
 
     def write(self, trainer: Trainer) -> None:
-        """Write a checkpoint, then remove what is no longer needed."""
         self.recent = [*self.recent[-1:], [trainer.global_step, self.best_step]]
         trainer.save_checkpoint(self.folder / f"step-{trainer.global_step}.ckpt", weights_only=False)
         needed = {step for pair in self.recent for step in pair}

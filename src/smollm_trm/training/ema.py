@@ -20,7 +20,6 @@ class AverageWeights(Callback):
         self.averages: dict[str, torch.Tensor] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the weights, or from the checkpoint."""
         loaded, named = self.averages, pl_module.named_parameters()
         self.averages = {name: one.detach().clone() for name, one in named if one.requires_grad}
         for name, average in loaded.items():
@@ -56,9 +55,7 @@ class AverageWeights(Callback):
                 parameter.data, self.averages[name] = self.averages[name], parameter.data
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers for the checkpoint."""
         return {"steps": self.steps, "averages": self.averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the average from a checkpoint; used when the fit starts."""
-        self.steps, self.averages = state_dict["steps"], dict(state_dict["averages"])
+        self.steps, self.averages = state_dict["steps"], dict(state_dict["averages"])  # used when the fit starts

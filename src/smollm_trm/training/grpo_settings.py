@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices, check_range, picked
 from smollm_trm.training.optim import OptimizerSettings
 
 
@@ -66,34 +66,25 @@ class GRPOSettings:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        counts = ("max_steps", "problems_per_step", "samples_per_problem", "batch_size", "max_dev_samples",
-                  "constant_limit", "save_every_n_steps")  # fmt: skip
-        for name in counts:
-            least = 2 if name == "samples_per_problem" else 1
-            if (value := getattr(self, name)) is not None and value < least:
-                raise UserMistake(f"{name}={value}: must be at least {least}")
-        if self.train not in ("reasoner", "lora", "both"):
-            raise UserMistake(f"train={self.train!r}: choose one of reasoner, lora, both")
+        counts = ("max_steps", "problems_per_step", "batch_size", "max_dev_samples", "constant_limit")
+        check_range(1, **picked(self, *counts, "save_every_n_steps"))
+        check_range(2, samples_per_problem=self.samples_per_problem)
+        check_range(0, 1, open_next_at=self.open_next_at)
+        check_choices(self, train=("reasoner", "lora", "both"), resume=("auto", "never"))
         if self.samples_per_step % self.batch_size and self.samples_per_step > self.batch_size:
             raise UserMistake(
                 f"batch_size={self.batch_size}: must divide the {self.samples_per_step} samples of a step"
             )
         if not self.temperature > 0:
             raise UserMistake(f"temperature={self.temperature}: must be above 0")
-        if self.resume not in ("auto", "never"):
-            raise UserMistake(f"resume={self.resume!r}: choose 'auto' or 'never'")
-        if not 0 <= self.open_next_at <= 1:
-            raise UserMistake(f"open_next_at={self.open_next_at}: must be between 0 and 1")
         if not self.output_dir.strip():
             raise UserMistake("output_dir: it is empty; name a folder")
         self.optimizer_settings()
 
     @property
     def samples_per_step(self) -> int:
-        """Answers sampled for a step."""
         return self.problems_per_step * self.samples_per_problem
 
     def optimizer_settings(self) -> OptimizerSettings:
-        """The optimizer's part."""
         names = ("learning_rate", "trm_learning_rate", "warmup_fraction")
-        return OptimizerSettings(weight_decay=0.0, **{name: getattr(self, name) for name in names})
+        return OptimizerSettings(weight_decay=0.0, **picked(self, *names))

@@ -24,7 +24,7 @@ from transformers import DynamicCache, PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 from trl import GRPOConfig, GRPOTrainer
 
-from smollm_trm.bars import is_watched, progress_bar
+from smollm_trm.bars import progress_bar
 from smollm_trm.data.answers import annotations_in, gold_answer, is_correct
 from smollm_trm.data.batching import pad_left
 from smollm_trm.models.generation import ended_at
@@ -35,6 +35,7 @@ from smollm_trm.training.grpo_settings import GRPOSettings
 from smollm_trm.training.loggers import build_loggers, finish_wandb
 from smollm_trm.training.optim import build_optimizer, build_schedule
 from smollm_trm.training.run import Run
+from smollm_trm.training.watch import gradient_norm
 
 WEIGHTS, STATE = "weights.pt", "trainer_state.json"
 TENSOR_FILES = (WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -126,15 +127,11 @@ class RunLogs(TrainerCallback):
         self.loggers, self.progress, self.advice, self.not_finite = loggers, progress, advice, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        hidden = not (self.progress and is_watched())
-        self.bar = progress_bar(total=args.max_steps, initial=state.global_step, unit="step", disable=hidden)
+        count = {"total": args.max_steps, "initial": state.global_step, "unit": "step"}
+        self.bar = progress_bar(**count, disable=not self.progress)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        finite = not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-        self.not_finite = 0 if finite else self.not_finite + 1
-        if not finite:
-            model.zero_grad()
+        self.not_finite = 0 if bool(torch.isfinite(gradient_norm(model))) else self.not_finite + 1
         if self.not_finite == NOT_FINITE_LIMIT:
             raise FloatingPointError(
                 f"the gradients of {self.not_finite} steps in a row were not finite: {self.advice}"
@@ -224,7 +221,6 @@ class LatentGRPOTrainer(GRPOTrainer):
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Where a checkpoint's run stood."""
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
@@ -246,16 +242,14 @@ def grpo_damage_of(path: Path) -> str | None:
 
 def choose_trained(model: SmolLMv3WithTRM, train: str, where: str) -> None:
     """Let GRPO change the reasoner, the adapter, or both, and nothing else."""
-    parts = {"reasoner": [], "lora": []}
-    for name, parameter in model.named_parameters():
-        if ".reasoner." in name or "lora_" in name:
-            parts["reasoner" if ".reasoner." in name else "lora"].append(parameter)
+    marks = {"reasoner": ".reasoner.", "lora": "lora_"}
+    parts = {part: [one for name, one in model.named_parameters() if mark in name] for part, mark in marks.items()}
+    for parameter in model.parameters():
         parameter.requires_grad_(False)
     for part in parts if train == "both" else [train]:
         if not parts[part]:
-            there = next(
-                (f"choose train={other!r}" for other in parts if parts[other]), "train one by `smollm-trm train`"
-            )
+            others = [f"choose train={other!r}" for other in parts if parts[other]]
+            there = others[0] if others else "train one by `smollm-trm train`"
             raise UserMistake(f"train={train!r}: {where} has no {'LoRA adapter' if part == 'lora' else part}; {there}")
         for parameter in parts[part]:
             parameter.requires_grad_(parameter.is_floating_point())

@@ -68,12 +68,11 @@ class KeptCSVLogger(CSVLogger):
     def earlier_rows(self) -> list[dict[str, Any]]:
         """Rows of earlier sessions that stay; lines that cannot be read are dropped, with their number."""
         path, kept, dropped = Path(self.log_dir) / "metrics.csv", [], 0
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
-        names = lines[0].strip().split(",") if lines else []
-        torn = lines and not lines[-1].endswith("\n")  # by a crash: the run makes that line again
-        for line in lines[1:-1] if torn else lines[1:]:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a line torn by a crash is made again
+        for line in lines[1:]:
             try:
-                row = {name: value for name, value in zip(names, line.strip().split(","), strict=True) if value}
+                row = {name: value for name, value in zip(lines[0].split(","), line.split(","), strict=True) if value}
                 if int(row["step"]) < self.first_step and [*map(float, row.values())]:
                     kept.append(row)
             except (ValueError, KeyError):

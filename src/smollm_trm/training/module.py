@@ -13,10 +13,11 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from smollm_trm.data.batching import IGNORED_LABEL, supervised_columns
+from smollm_trm.models.configuration import refuse_other_tensors
 from smollm_trm.models.modeling import LatentCausalLMOutput
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer, build_schedule
 
 HALTING_WEIGHT = 0.5
@@ -72,21 +73,16 @@ class SmolLMTRMLightningModule(LightningModule):
         answer_test: Callable[[LightningModule, Sequence[dict[str, str]], int], float] | None = None,
     ) -> None:
         super().__init__()
-        if supervise not in ("one", "all"):
-            raise UserMistake(f"supervise={supervise!r}: choose 'one' or 'all'")
-        self.model = model
+        self.model, self.supervise, self.seed = model, supervise, seed
         self.optimizer_settings = optimizer_settings or OptimizerSettings()
-        self.supervise = supervise
-        self.seed = seed
-        self.fitted_on, self.begins_at = fitted_on, begins_at
-        self.answer_test = answer_test
+        check_choices(self, supervise=("one", "all"))
+        self.fitted_on, self.begins_at, self.answer_test = fitted_on, begins_at, answer_test
         self.strict_loading = False  # checkpoints leave the frozen base out
 
     def on_fit_start(self) -> None:
         """Measure a fresh reasoner's statistics, on the device: on a CPU a base in half precision takes minutes."""
         if self.fitted_on and self.trainer.ckpt_path is None:
-            self.model.eval().fit_reasoner(self.fitted_on)
-            self.model.train()
+            self.model.fit_reasoner(self.fitted_on)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Make a step's randomness a function of seed, step and rank: a resumed run repeats an unbroken one."""
@@ -195,14 +191,12 @@ class SmolLMTRMLightningModule(LightningModule):
         self.log(name, mean, batch_size=count * self.trainer.world_size, sync_dist=True, prog_bar=True)
 
     def test_step(self, rows: list[dict[str, str]], batch_idx: int) -> None:
-        """Answer this process's share of the official test problems."""
         if self.answer_test is None:
             raise UserMistake("trainer.test needs a module made by train_gsm8k, which knows how to answer")
         with torch.autocast(self.device.type, enabled=False):  # as elsewhere
             self.log_mean("test_accuracy", self.answer_test(self, rows, batch_idx), len(rows))
 
     def configure_optimizers(self) -> dict:
-        """AdamW, and its schedule stepped once per optimizer step."""
         settings, reasoner = self.optimizer_settings, self.model.reasoner
         base = [parameter for name, parameter in self.model.named_parameters() if ".reasoner." not in name]
         optimizer = build_optimizer(base=base, reasoner=reasoner, settings=settings)
@@ -211,16 +205,12 @@ class SmolLMTRMLightningModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Leave the frozen base out."""
         kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         weights = checkpoint["state_dict"].items()
         checkpoint["state_dict"] = {name: one for name, one in weights if name in kept or ".reasoner." in name}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another model."""
-        found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and found.get(name) != parameter.shape:
-                shapes = f"its {name} has shape {found.get(name)}, not {tuple(parameter.shape)}"
-                reason = shapes if name in found else f"it has no {name}"
-                raise UserMistake(f"the checkpoint was made by another configuration: {reason}")
+        wanted = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        found = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in wanted}
+        refuse_other_tensors("the checkpoint was made by another configuration", found, wanted)

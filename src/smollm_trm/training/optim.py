@@ -11,7 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from smollm_trm.models.reasoners.reasoner import ParameterGroup, Reasoner
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices, check_range
+
+BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +25,19 @@ class OptimizerSettings:
     """Peak learning rate of the reasoner; None takes five times `learning_rate`. The recursion's network, called many
     times per step, gets this divided by its calls with gradient."""
     weight_decay: float = 0.01  # decoupled weight decay, on matrices only
-    betas: tuple[float, float] = (0.9, 0.95)  # adamW's averages of the gradient and its square
     warmup_fraction: float = 0.1  # share of the run's optimizer steps in which the learning rate climbs to its peak
     optimizer: str = "adamw"  # or "adamw_8bit", of bitsandbytes
-    final_fraction: float = 0.05  # the learning rate at the end of the cosine, as a share of the peak
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "trm_learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise UserMistake(f"{name}={value}: must be above 0 and below 1 (2e-4 is usual)")
-        for name in ("warmup_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be between 0 and 1")
-        if self.optimizer not in ("adamw", "adamw_8bit"):
-            raise UserMistake(f"optimizer={self.optimizer!r}: choose one of adamw, adamw_8bit")
+        check_range(0, 1, warmup_fraction=self.warmup_fraction)
+        check_range(0, weight_decay=self.weight_decay)
+        check_choices(self, optimizer=("adamw", "adamw_8bit"))
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
             raise UserMistake("optimizer='adamw_8bit' needs bitsandbytes: pip install bitsandbytes, or choose 'adamw'")
-        if self.weight_decay < 0:
-            raise UserMistake(f"weight_decay={self.weight_decay}: must be 0 or more")
 
     @property
     def reasoner_learning_rate(self) -> float:
@@ -65,8 +61,8 @@ def build_optimizer(
     if not groups:
         raise UserMistake("nothing to train: the base is frozen and nothing of a reasoner is trained either")
     if settings.optimizer == "adamw_8bit":
-        return import_module("bitsandbytes").optim.AdamW8bit(groups, betas=settings.betas)
-    return torch.optim.AdamW(groups, betas=settings.betas)
+        return import_module("bitsandbytes").optim.AdamW8bit(groups, betas=BETAS)
+    return torch.optim.AdamW(groups, betas=BETAS)
 
 
 def build_schedule(
@@ -80,7 +76,7 @@ def build_schedule(
         optimizer,
         num_warmup_steps=settings.warmup_fraction * n_steps + 1,
         num_training_steps=n_steps + 1,
-        min_lr_rate=settings.final_fraction,
+        min_lr_rate=0.05,
         last_epoch=0,  # one step on: the very first step is to move the weights too
     )
     if begins_at:

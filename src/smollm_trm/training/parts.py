@@ -18,7 +18,7 @@ from smollm_trm.models.reasoners.known import build_reasoner
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import read_config, saved_model_folder
 from smollm_trm.models.tiny import TINY_DEPTH, TINY_HIDDEN_SIZE
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, picked
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.run import Run, Start, build_run_trainer
 from smollm_trm.training.settings import PRECISIONS, TrainSettings
@@ -63,7 +63,7 @@ def gather_splits(settings: TrainSettings, train_dataset: Rows | None, test_data
         if test_dataset is not None:
             raise UserMistake("test_dataset was given without train_dataset: give both, or neither for GSM8K")
         return load_gsm8k(settings.data_dir, seed=settings.split_seed)
-    columns = {name: getattr(settings, name) for name in ("question_column", "answer_column")}
+    columns = picked(settings, "question_column", "answer_column")
     rows = list(ReasoningDataset(settings.dataset_path if train_dataset is None else train_dataset, **columns))
     test_dataset = settings.dev_path if test_dataset is None and train_dataset is None else test_dataset
     if test_dataset is None:
@@ -139,7 +139,7 @@ def build_module(
 def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLightningModule) -> GSM8KDataModule:
     """The rows as the model's own encoder writes them, encoded."""
     names = ("batch_size", "eval_batch_size", "max_length", "max_samples", "max_dev_samples", "seed")
-    options = {name: getattr(settings, name) for name in (*names, "curriculum")}
+    options = picked(settings, *names, "curriculum")
     if settings.use_trm and settings.target == "answer":  # elsewhere the model writes its steps
         options["latents_per_step"] = settings.latents_per_step
         options["repeat_last"] = module.model.reasoner is not None and module.model.reasoner.repeats_last
@@ -149,10 +149,8 @@ def build_data(settings: TrainSettings, splits: GSM8KSplits, module: SmolLMTRMLi
 
 
 def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
-    """When Lightning is to validate and to log, given the batches of an epoch per process.
-
-    Validations fall on optimizer steps: what an unfinished accumulation holds is in no checkpoint.
-    """
+    """When Lightning is to validate and to log, given the batches of an epoch per process. Validations fall on
+    optimizer steps: what an unfinished accumulation holds is in no checkpoint."""
     interval, accumulate = settings.val_check_interval, settings.accumulate_grad_batches
     wanted = interval * n_batches if interval <= 1 else interval
     steps = -(-n_batches // accumulate)
@@ -163,12 +161,10 @@ def pick_intervals(settings: TrainSettings, n_batches: int) -> dict[str, Any]:
 
 
 def describe_run(settings: TrainSettings) -> Run:
-    """The run that the settings ask for."""
-    names = ("resume", "save_every_n_steps", "ema_decay", "seed", "progress")
     staged = settings.curriculum is not None and settings.curriculum.staged
     return Run(
         patience=None if staged else settings.patience,
-        **{name: getattr(settings, name) for name in names},
+        **picked(settings, "resume", "save_every_n_steps", "ema_decay", "seed", "progress"),
         folder=Path(settings.output_dir),
         wandb=(settings.wandb_project, settings.wandb_name),
         not_finite=NOT_FINITE,
@@ -178,8 +174,7 @@ def describe_run(settings: TrainSettings) -> Run:
 
 def build_trainer(settings: TrainSettings, run: Run, start: Start, *, precision: str, n_batches: int) -> Trainer:
     """Lightning's trainer for the settings, given the batches of an epoch."""
-    names = ("devices", "num_nodes", "strategy", "max_steps", "accumulate_grad_batches")
-    own = {name: getattr(settings, name) for name in names}
+    own = picked(settings, "devices", "num_nodes", "strategy", "max_steps", "accumulate_grad_batches")
     steps = -(-n_batches // settings.accumulate_grad_batches)  # an epoch's; a raised max_steps needs more of them
     epochs = max(settings.num_epochs, -(-settings.max_steps // steps)) if start.raised_at else settings.num_epochs
     stages = []

@@ -1,6 +1,5 @@
 """The progress of a whole run: optimizer steps done and left, losses, and the time that is left.
 
-On a terminal and in a notebook a bar; anywhere else, such as a log file, a line every few seconds.
 Lightning's own bar counts an epoch, whatever ends the run, and writes a line a step where it cannot go back.
 """
 
@@ -13,21 +12,19 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
-from smollm_trm.bars import is_watched, progress_bar
+from smollm_trm.bars import progress_bar
 
 progress_log = logging.getLogger("smollm_trm.training.progress")
 
 FIRST_STEPS = 3  # behind the very first, which is slower: enough to say how long the others will take
-SECONDS_WHERE_WATCHED = 0.2
 
 
 class RunProgress(ProgressBar):
     """Shows a run's optimizer steps, earlier sessions' included, out of all that it will make."""
 
-    def __init__(self, *, metric: str = "dev_loss", seconds_between_lines: float = 10.0) -> None:
+    def __init__(self, *, metric: str = "dev_loss") -> None:
         super().__init__()
-        self.metric, self.seconds_between_lines = metric, seconds_between_lines
-        self.enabled = True
+        self.metric, self.enabled = metric, True
         self.bar: tqdm | None = None
         self.timed_from: tuple[int, float] | None = None  # a step, and when it ended
         self.told = False
@@ -39,13 +36,11 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the run's steps: by its epochs, or fewer where `max_steps` ends it."""
         self.total, self.first = int(trainer.estimated_stepping_batches), trainer.global_step
-        self.started, self.shown = time.perf_counter(), 0.0
-        if self.enabled and is_watched():
-            style = {"unit": "step", "dynamic_ncols": True, "smoothing": 0, "file": sys.stderr}
-            self.bar = progress_bar(total=self.total, initial=self.first, **style)
+        if self.enabled:
+            style = {"unit": "step", "dynamic_ncols": True, "smoothing": 0, "miniters": 0, "file": sys.stderr}
+            self.bar = progress_bar(total=self.total, initial=self.first, desc="training", **style)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Show the step, unless something was shown just now; after the first few say how long the run will take."""
         step, now = trainer.global_step, time.perf_counter()
         if self.timed_from is None and step > self.first:
             self.timed_from = step, now
@@ -60,41 +55,26 @@ class RunProgress(ProgressBar):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Show how far a long validation is."""
         if trainer.state.fn == "fit":
             self.show(trainer, f"validating {batch_idx + 1}/{trainer.num_val_batches[0]}")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the last step, unless the run had ended before."""
-        self.show(trainer, "trained", always=trainer.global_step > self.first)
-        self.close()
+    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        self.show(trainer, "trained")
+        self.on_exception()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *args: Any) -> None:
         """Leave the line to the message that follows."""
-        self.close()
-
-    def close(self) -> None:
-        """End the bar's line."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
-    def show(self, trainer: Trainer, doing: str, *, always: bool = False) -> None:
-        """Draw the bar again or write a line, if that is due."""
-        now = time.perf_counter()
-        wait = SECONDS_WHERE_WATCHED if self.bar is not None else self.seconds_between_lines
-        if not (self.enabled and (always or now - self.shown >= wait)):
+    def show(self, trainer: Trainer, doing: str) -> None:
+        """Note what is to be drawn; tqdm draws it when that is due."""
+        if self.bar is None:
             return
-        self.shown = now
-        step, metrics = trainer.global_step, trainer.callback_metrics
+        metrics = trainer.callback_metrics
         shown = [f"{name}={float(metrics[name]):.3f}" for name in ("train_loss", self.metric) if name in metrics]
         stage = [f"stage={int(metrics['stage'])}"] if "stage" in metrics else []
-        losses = ", ".join(stage + shown)
-        if self.bar is not None:
-            self.bar.n = step
-            self.bar.set_description(doing, refresh=False)
-            self.bar.set_postfix_str(losses)
-            return
-        style = {"ncols": 0, "prefix": doing, "unit": "step", "postfix": losses}
-        line = tqdm.format_meter(step, self.total, now - self.started, initial=self.first, **style)
-        print(line, file=sys.stderr, flush=True)
+        self.bar.set_description(doing, refresh=False)
+        self.bar.set_postfix_str(", ".join(stage + shown), refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)

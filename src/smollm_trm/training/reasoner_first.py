@@ -18,7 +18,6 @@ from torch import Tensor
 
 from smollm_trm.data.answers import annotations_in
 from smollm_trm.data.batching import IGNORED_LABEL, pad_left
-from smollm_trm.data.prompts import EncodedExample
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -36,17 +35,12 @@ class KeptPrompt(Prompt):
         self.states = states
 
     def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
-        """What was kept."""
         return self.states
 
 
 class KeptStates:
-    """Hidden states of questions, read once by a frozen base and kept in bf16 in a memory-mapped temporary file.
-
-    Args:
-        model: whose base reads, and whose reasoner says which layers; `n_read_layers * D * 2` bytes a token.
-        questions: ids of each prompt up to its first slot; the same ones twice are read once.
-    """
+    """Hidden states of questions, ids up to the first slot, read once by a frozen base and kept in bf16 in a
+    memory-mapped temporary file, `n_read_layers * D * 2` bytes a token."""
 
     def __init__(self, model: SmolLMv3WithTRM, questions: Sequence[tuple[int, ...]]) -> None:
         self.depths = model.reasoner.read_depths
@@ -92,10 +86,11 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
             raise UserMistake(f"reasoner={self.model.config.reasoner!r} reads nothing: choose 'trm' or 'compressor'")
         if not any(annotations_in(row["answer"]) for row in data.train_set.rows):
             raise UserMistake("no row has a calculator annotation <<...>>, whose results the latents are asked for")
-        examples = [example for part in (data.train_set, data.dev_set) for example in part.examples]
+        examples = data.train_set.examples + data.dev_set.examples
+        questions = [tuple(one.prompt[: len(one.prompt) - one.n_behind]) for one in examples]  # up to the first slot
         was_training = self.model.training
         self.model.eval()
-        kept = KeptStates(self.model, [question_of(example) for example in examples])
+        kept = KeptStates(self.model, questions)
         self.model.train(was_training)
         return kept
 
@@ -132,8 +127,3 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
         right = ((logits.argmax(-1) == labels) | ~asked).all(1)[asked.any(1)]
         self.log_mean("dev_loss", loss / asked.sum().clamp_min(1), int(asked.sum()))
         self.log_mean("dev_results_right", right.float().mean(), len(right))
-
-
-def question_of(example: EncodedExample) -> tuple[int, ...]:
-    """The ids of a row before its first slot."""
-    return tuple(example.prompt[: len(example.prompt) - example.n_behind])

@@ -57,7 +57,6 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the training checkpoints."""
         return self.folder / "checkpoints"
 
 
@@ -113,7 +112,6 @@ def prepare_folder(run: Run, settings: Mapping[str, Any], *, anew: bool) -> None
 
 
 def steps_done(checkpoint: Path | None) -> int:
-    """Optimizer steps made up to a checkpoint; 0 for None."""
     return 0 if checkpoint is None else WholeCheckpointIO().load_checkpoint(checkpoint, "meta")["global_step"]
 
 

@@ -8,7 +8,7 @@ from smollm_trm.data.prompts import PROMPT_FORMATS, STEP_SOURCES, TARGETS
 from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import BASE_TRAININGS
 from smollm_trm.models.reasoners.known import REASONERS, complete_settings, reasoner_class
-from smollm_trm.records import UserMistake, settings_from
+from smollm_trm.records import UserMistake, check_choices, check_range, picked, settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -153,15 +153,11 @@ class TrainSettings(Curriculum):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices",
-                     "num_nodes", "save_every_n_steps", "max_length", "patience", "max_samples",
-                     "max_dev_samples"):  # fmt: skip
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.sample_answers < 0:
-            raise UserMistake(f"sample_answers={self.sample_answers}: must be at least 0")
-        if self.reasoner_steps < 0:
-            raise UserMistake(f"reasoner_steps={self.reasoner_steps}: must be at least 0")
+        counts = ("batch_size", "eval_batch_size", "num_epochs", "accumulate_grad_batches", "devices", "num_nodes")
+        check_range(1, **picked(self, *counts, "save_every_n_steps", "patience", "max_samples", "max_dev_samples"))
+        check_range(1, 2**20, max_length=self.max_length)
+        check_range(0, **picked(self, "sample_answers", "reasoner_steps"))
+        check_range(0, 2**48, **picked(self, "seed", "split_seed"))
         if self.reasoner_steps and self.use_trm:
             taught = self.target == "answer" and self.mode is None and self.latents_per_step > 0
             if not taught or self.load_model_path is not None:
@@ -169,26 +165,14 @@ class TrainSettings(Curriculum):
                 raise UserMistake(f"reasoner_steps={self.reasoner_steps}: the reasoner alone {told}")
         if self.use_trm and self.num_latents < 1:
             raise UserMistake(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
-        choices = {
-            "reasoner": tuple(REASONERS),
-            "base_training": BASE_TRAININGS,
-            "target": TARGETS,
-            "prompt_format": tuple(PROMPT_FORMATS),
-            "steps_from": STEP_SOURCES,
-            "supervise": ("one", "all"),
-            "precision": ("auto", *PRECISIONS, *PRECISIONS.values()),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserMistake(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        precisions = ("auto", *PRECISIONS, *PRECISIONS.values())
+        check_choices(self, reasoner=REASONERS, base_training=BASE_TRAININGS, target=TARGETS, steps_from=STEP_SOURCES)
+        check_choices(self, prompt_format=PROMPT_FORMATS, supervise=("one", "all"), precision=precisions)
         if self.strategy != "auto" and not self.strategy.startswith("ddp"):
             cuts = "it cuts weights into parts; " if self.strategy.startswith(("fsdp", "deepspeed")) else ""
             raise UserMistake(f"strategy={self.strategy!r}: {cuts}choose 'ddp'")
         if not self.output_dir.strip():
             raise UserMistake("output_dir: it is empty; name a folder")
-        for name, most in (("max_length", 2**20), ("seed", 2**48), ("split_seed", 2**48)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UserMistake(f"{name}={getattr(self, name)}: must be between 0 and {most}")
         if self.max_steps != -1 and self.max_steps < 1:
             raise UserMistake(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         for name in ("val_check_interval", "gradient_clip"):
@@ -218,9 +202,7 @@ class TrainSettings(Curriculum):
 
     @property
     def curriculum(self) -> Curriculum | None:
-        """How much of a solution each stage writes."""
-        own = {one.name: getattr(self, one.name) for one in fields(Curriculum)}
-        return None if self.mode is None else Curriculum(**own)
+        return None if self.mode is None else Curriculum(**picked(self, *(one.name for one in fields(Curriculum))))
 
     @property
     def most_latents(self) -> int:
@@ -238,27 +220,16 @@ class TrainSettings(Curriculum):
         """The part that is saved with the model: fields of `LatentReasoningConfig`."""
         has_span = self.most_latents > 0
         return {
-            "base_training": self.base_training,
+            **picked(self, "base_training", "target", "prompt_format", "steps_from", "keep_annotations"),
             "reasoner": self.reasoner if has_span else None,
             "reasoner_settings": complete_settings(self.reasoner, self.trm_kwargs) if has_span else {},
             "num_latents": self.most_latents,
-            "target": self.target,
-            "prompt_format": self.prompt_format,
-            "steps_from": self.steps_from,
             "think": has_span or self.prompt_format != "coconut",
-            "keep_annotations": self.keep_annotations,
         }
 
     def lora_settings(self) -> LoraSettings:
-        """The adapter's part."""
         return settings_from(LoraSettings, self.lora_kwargs, "lora_kwargs")
 
     def optimizer_settings(self) -> OptimizerSettings:
-        """The optimizer's part."""
-        return OptimizerSettings(
-            learning_rate=self.learning_rate,
-            trm_learning_rate=self.trm_learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_fraction=self.warmup_fraction,
-            optimizer=self.optimizer,
-        )
+        names = ("learning_rate", "trm_learning_rate", "weight_decay", "warmup_fraction", "optimizer")
+        return OptimizerSettings(**picked(self, *names))

@@ -25,11 +25,9 @@ class Stages(Callback):
         self.loaded: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The stage, and the plan it belongs to."""
         return {"stage": self.stage, "plan": self.plan}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the stage from a checkpoint; its plan is compared when training starts."""
         self.stage, self.loaded = state_dict["stage"], state_dict["plan"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,14 +39,6 @@ class Stages(Callback):
                 raise UserMistake(f"{told}: set it back, or choose another output_dir")
         if self.stage is not None:
             show_stage(pl_module, trainer.datamodule.curriculum, self.stage)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on where a resumed run stands."""
-        self.enter(trainer, pl_module)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enter the epoch."""
-        self.enter(trainer, pl_module)
 
     def enter(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's rows; where its stage is a new one, let the model and what is kept of the run know."""
@@ -65,8 +55,9 @@ class Stages(Callback):
                     optimizer.state = defaultdict(dict)
         self.stage = stage
 
+    on_train_start = on_train_epoch_start = enter
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Log the stage."""
         pl_module.log("stage", float(self.stage))
 
 

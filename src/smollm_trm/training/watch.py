@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from smollm_trm.data.answers import gold_answer, is_correct
@@ -14,34 +14,37 @@ from smollm_trm.data.answers import gold_answer, is_correct
 logger = logging.getLogger(__name__)
 
 
+def gradient_norm(module: nn.Module) -> Tensor:
+    """The norm of a module's gradients, which are dropped where it is not finite."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    if not bool(torch.isfinite(norm)):
+        module.zero_grad()
+    return norm
+
+
 class NonFiniteGuard(Callback):
     """Counts steps whose gradients are not finite, leaves them out, and ends a run that has too many in a row."""
 
     def __init__(self, *, limit: int = 25, advice: str = "lower learning_rate") -> None:
-        self.limit = limit
-        self.advice = advice
-        self.in_a_row = 0
-        self.total = 0
+        self.limit, self.advice = limit, advice
+        self.in_a_row = self.total = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The counts, so that a resumed run goes on with them."""
         return {"in_a_row": self.in_a_row, "total": self.total}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
+        vars(self).update(state_dict)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Measure the gradient before it is clipped; drop it if it is not finite."""
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = gradient_norm(pl_module)
         pl_module.log("grad_norm", norm)
         finite = bool(torch.isfinite(norm))
         self.in_a_row = 0 if finite else self.in_a_row + 1
         self.total += not finite
         if self.total:
             pl_module.log("nonfinite_steps", float(self.total), prog_bar=True)
-        if not finite:
-            pl_module.zero_grad()
         if self.in_a_row >= self.limit:
             raise FloatingPointError(f"the gradients of {self.in_a_row} steps in a row were not finite: {self.advice}")
 
@@ -54,12 +57,9 @@ class CollapseWarning(Callback):
     """
 
     def __init__(self, *, threshold: float = 0.04, after: int = 50) -> None:
-        self.threshold = threshold
-        self.after = after
-        self.warned = False
+        self.threshold, self.after, self.warned = threshold, after, False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Read the variation that the module logged."""
         variation = trainer.callback_metrics.get("latent_variation")
         if self.warned or variation is None or trainer.global_step < self.after or not variation < self.threshold:
             return
@@ -72,9 +72,8 @@ class CollapseWarning(Callback):
 class SampleAnswers(Callback):
     """Lets the model, with its averaged weights, answer the first dev problems at every validation, and logs them."""
 
-    def __init__(self, count: int, *, max_new_tokens: int = 200) -> None:
+    def __init__(self, count: int) -> None:
         self.count = count
-        self.max_new_tokens = max_new_tokens
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer, before the average goes back."""
@@ -82,9 +81,7 @@ class SampleAnswers(Callback):
             return
         rows = trainer.datamodule.splits.gsm8k_test[: self.count]
         with torch.autocast(pl_module.device.type, enabled=False):  # as in an evaluation
-            texts = pl_module.model.generate_with_thinking(
-                [row["question"] for row in rows], max_new_tokens=self.max_new_tokens
-            )
+            texts = pl_module.model.generate_with_thinking([row["question"] for row in rows], max_new_tokens=200)
         for row, text in zip(rows, texts, strict=True):
             mark, right = ("✓" if is_correct(text, row["answer"]) else "✗"), gold_answer(row["answer"])
             written = " ".join(text.split())[:300]
@@ -111,7 +108,6 @@ class Speedometer(Callback):
         self.started -= state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here."""
         self.on_validation_end()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -119,7 +115,6 @@ class Speedometer(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Count, and report at every logging step."""
         self.tokens += next(iter(batch.values())).shape[:2].numel()  # (B, L)
         steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if steps and trainer.global_step % trainer.log_every_n_steps == 0:
@@ -130,7 +125,6 @@ class Speedometer(Callback):
                 pl_module.log("peak_memory_gib", torch.cuda.max_memory_allocated() / 2**30)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give every validation's figures their time."""
         if trainer.state.fn == "fit":
             pl_module.log("seconds", self.seconds, sync_dist=True)
 

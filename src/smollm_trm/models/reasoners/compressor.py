@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import check_counts, lecun_linear, rms_norm
+from smollm_trm.models.blocks import WIDEST, lecun_linear, rms_norm
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.reasoner import LatentScale, ParameterGroup, Reasoner, ScaleSettings, Thought
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range, picked
 
 CLAMPED_AT = 5.0
 TUNED_WIDTH = 128
@@ -38,7 +38,7 @@ class CompressorSettings(ScaleSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(compression_heads=self.compression_heads, dim=self.dim, n_read_layers=self.n_read_layers)
+        check_range(1, WIDEST, **picked(self, "compression_heads", "dim", "n_read_layers"))
 
 
 class StateStandardizer(nn.Module):
@@ -78,7 +78,7 @@ class LatentAttentionCompressor(nn.Module):
 
     def __init__(self, *, input_dim: int, dim: int, num_latents: int, n_heads: int = 8) -> None:
         super().__init__()
-        check_counts(num_latents=num_latents)
+        check_range(1, WIDEST, num_latents=num_latents)
         if dim % n_heads:
             raise UserMistake(f"compression_heads={n_heads} must divide the latent width {dim}")
         self.num_latents = num_latents

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from smollm_trm.models.blocks import check_counts
+from smollm_trm.models.blocks import WIDEST
 from smollm_trm.models.reasoners.coconut import Coconut
 from smollm_trm.models.reasoners.compressor import CompressedReader
 from smollm_trm.models.reasoners.reasoner import Reasoner
 from smollm_trm.models.reasoners.sequence_trm import PredictedStateReasoner
 from smollm_trm.models.reasoners.static import PauseTokens, StaticLatents
 from smollm_trm.models.reasoners.trm import TRM_PRESETS, HiddenStateTRM
-from smollm_trm.records import UserMistake, settings_from
+from smollm_trm.records import UserMistake, check_range, settings_from
 
 REASONERS: dict[str, type[Reasoner]] = {
     "trm": HiddenStateTRM,
@@ -42,7 +42,7 @@ def complete_settings(name: str, given: Mapping[str, Any] | None) -> dict[str, A
 def build_reasoner(
     name: str, settings: Mapping[str, Any], *, num_latents: int, hidden_size: int, depth: int
 ) -> Reasoner:
-    check_counts(num_latents=num_latents)
+    check_range(1, WIDEST, num_latents=num_latents)
     kind = reasoner_class(name)
     chosen = kind.Settings(**complete_settings(name, settings))
     return kind(chosen, num_latents=num_latents, hidden_size=hidden_size, depth=depth)

@@ -12,13 +12,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import TinyRecursiveNetwork, check_counts, lecun_linear, truncated_normal
+from smollm_trm.models.blocks import WIDEST, TinyRecursiveNetwork, lecun_linear, truncated_normal
 from smollm_trm.models.dimension import DimensionCompressor
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.compressor import StateStandardizer
 from smollm_trm.models.reasoners.reasoner import LatentScale, Reasoner, ScaleSettings, Thought
 from smollm_trm.models.recursion import RecursiveReasoningBase
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_range
 
 BRANCH_SCALE = 0.3
 """As `TRMSettings.branch_scale`: with free branches the recursion says the same to every problem for a long time."""
@@ -43,8 +43,7 @@ class SequenceTRMSettings(ScaleSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = ("d_compressed", "n_layers", "n_heads", "n_latent_steps", "n_deep_recursions", "n_supervision_steps")
-        check_counts(**{name: getattr(self, name) for name in names})
+        check_range(1, WIDEST, **{name: value for name, value in vars(self).items() if name != "gain"})
 
 
 class SequenceTRM(nn.Module):

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from smollm_trm.models.blocks import TinyRecursiveNetwork, check_counts
+from smollm_trm.models.blocks import WIDEST, TinyRecursiveNetwork
 from smollm_trm.models.reasoners.compressor import CompressedReader, CompressorSettings
 from smollm_trm.models.reasoners.reasoner import ParameterGroup, Thought
 from smollm_trm.models.recursion import MOST_STEPS, RecursiveReasoningBase
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices, check_range, picked
 
 MOST_LAYERS = 64
 # What `{"preset": ...}` stands for; "paper" is TRM as published: six latent steps, free branches, fixed start.
@@ -40,12 +40,10 @@ class TRMSettings(CompressorSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("n_latent_steps", "n_deep_recursions", "n_supervision_steps")
-        check_counts(MOST_STEPS, **{name: getattr(self, name) for name in counts})
-        check_counts(MOST_LAYERS, n_layers=self.n_layers)
-        check_counts(n_heads=self.n_heads)
-        if self.start not in ("question", "fixed"):
-            raise UserMistake(f"start={self.start!r}: choose 'question' or 'fixed'")
+        check_range(1, MOST_STEPS, **picked(self, "n_latent_steps", "n_deep_recursions", "n_supervision_steps"))
+        check_range(1, MOST_LAYERS, n_layers=self.n_layers)
+        check_range(1, WIDEST, n_heads=self.n_heads)
+        check_choices(self, start=("question", "fixed"))
         if self.branch_scale is not None and not self.branch_scale > 0:
             raise UserMistake(f"branch_scale={self.branch_scale}: must be above 0, or None for free branches")
         if not 0 <= self.dropout < 1:
@@ -60,12 +58,10 @@ class HiddenStateTRM(CompressedReader):
     def __init__(self, settings: TRMSettings, *, num_latents: int, hidden_size: int, depth: int) -> None:
         super().__init__(settings, num_latents=num_latents, hidden_size=hidden_size, depth=depth)
         self.n_supervision_steps = settings.n_supervision_steps
-        of_network = {name: getattr(settings, name) for name in ("n_layers", "n_heads", "dropout", "branch_scale")}
+        of_network = picked(settings, "n_layers", "n_heads", "dropout", "branch_scale")
         self.recursion = RecursiveReasoningBase(
             network=TinyRecursiveNetwork(dim=self.dim, **of_network),
-            n_latent_steps=settings.n_latent_steps,
-            n_deep_recursions=settings.n_deep_recursions,
-            n_supervision_steps=settings.n_supervision_steps,
+            **picked(settings, "n_latent_steps", "n_deep_recursions", "n_supervision_steps"),
             from_question=settings.start == "question",
         )
         self.halting_head = nn.Linear(self.dim, 1)
