@@ -14,13 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smollm_trm.data.batching import pad_left
-from smollm_trm.data.prompts import padding_token_id
 from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
 from smollm_trm.evaluation.compare import Comparison
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.loading import load_for_evaluation, problems_of
-from smollm_trm.models.generation import Completion
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import read_config, saved_model_folder
 from smollm_trm.phases.datagen import load_thinker, think_in_text
@@ -28,46 +25,18 @@ from smollm_trm.phases.settings import CompareStatesSettings
 from smollm_trm.records import UserMistake
 
 
-class GivenStates:
-    """An assembled model whose span gets given states `(D,)`, by question; without one, the mean state.
+@torch.no_grad()
+def give_states(model: SmolLMv3WithTRM, states: Mapping[str, Tensor]) -> None:
+    """Let an assembled model's span hold given states `(D,)`, by question; without one, the mean state."""
+    reasoner = model.reasoner
+    mean = reasoner.compressor.decompress(reasoner.trm.target_mean)
+    by_prompt = {tuple(model.encoder.encode_prompt(question)): state.to(mean) for question, state in states.items()}
 
-    For `evaluate_gsm8k`: with `latents="shuffled"` a problem gets another one's state.
-    """
+    def latents_for(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+        prompts = [tuple(row[real.bool()].tolist()) for row, real in zip(input_ids, attention_mask, strict=True)]
+        return reasoner.latents_of_states(torch.stack([by_prompt.get(one, mean) for one in prompts]))
 
-    use_trm = True
-
-    def __init__(self, model: SmolLMv3WithTRM, states: Mapping[str, Tensor]) -> None:
-        self.model, self.states = model, states
-        self.config, self.encoder, self.parameters = model.config, model.encoder, model.parameters
-
-    def latents(self, questions: Sequence[str]) -> Tensor:
-        """`(B, 1, D)`."""
-        reasoner = self.model.reasoner
-        mean = reasoner.compressor.decompress(reasoner.trm.target_mean)
-        states = torch.stack([self.states.get(question, mean).to(mean) for question in questions])
-        return reasoner.latents_of_states(states)
-
-    @torch.no_grad()
-    def generate_with_thinking(
-        self,
-        questions: Sequence[str],
-        *,
-        max_new_tokens: int,
-        latents_from: Sequence[str] | None = None,
-        **options: Any,
-    ) -> list[Completion]:
-        """See `SmolLMv3WithTRM.generate_with_thinking`."""
-        model, tokenizer = self.model, self.model.tokenizer
-        rows = [self.encoder.encode_prompt(question) for question in questions]
-        ids, mask = (one.to(model.device) for one in pad_left(rows, padding_token_id(tokenizer)))
-        latents = self.latents(questions if latents_from is None else latents_from)
-        written = model.generate(
-            ids, attention_mask=mask, latents=latents, max_new_tokens=max_new_tokens, do_sample=False
-        )[:, ids.shape[1] :]
-        ends = torch.tensor(model.generation_config.eos_token_id, device=model.device).reshape(-1)
-        closed = torch.isin(written, ends).any(1).tolist()
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [Completion(text, len(row), not done) for text, row, done in zip(texts, written, closed, strict=True)]
+    model.latents_for = latents_for
 
 
 def true_states(
@@ -104,10 +73,11 @@ def compare_states(settings: CompareStatesSettings) -> tuple[Comparison, dict[st
         )
     model = load_for_evaluation(settings.model, precision=settings.precision)
     results |= evaluate_arm("predicted state", model, rows, folder, overwrite=True, **how)
-    given = GivenStates(model, states)
-    results["true state"] = evaluate_gsm8k(given, rows, **how)
-    results["mean state"] = evaluate_gsm8k(GivenStates(model, {}), rows, **how)
-    results["state of another problem"] = evaluate_gsm8k(given, rows, latents="shuffled", seed=settings.seed, **how)
+    how["rethink"] = False  # a span that the model opened would hold no given state
+    given = {"true state": (states, "own"), "mean state": ({}, "own"), "state of another problem": (states, "shuffled")}
+    for name, (states_given, latents) in given.items():
+        give_states(model, states_given)
+        results[name] = evaluate_gsm8k(model, rows, latents=latents, seed=settings.seed, **how)
     record = {"part": settings.part, "split": split, "not_closed": len(rows) - len(states)}
     return report_comparison(results, folder, baseline="mean state", **record), record
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from smollm_trm.data.batching import LengthGroupedBatches
@@ -53,14 +54,14 @@ class CompressedPairs(Dataset):
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
         """A batch, padded on the left: context `(B, L, D')`, mask `(B, L)`, target `(B, D')`."""
         chosen = [self.contexts[row] for row in rows]
-        longest = max(map(len, chosen))
-        context = torch.stack([F.pad(one, (0, 0, longest - len(one), 0)) for one in chosen])
-        lengths = torch.tensor([len(one) for one in chosen])
-        mask = torch.arange(longest) >= longest - lengths[:, None]
-        return {"context": context, "mask": mask, "target": torch.stack([self.targets[row] for row in rows])}
+        lengths = torch.tensor([[len(one)] for one in chosen])
+        return {
+            "context": pad_sequence(chosen, batch_first=True, padding_side="left"),
+            "mask": torch.arange(int(lengths.max())) >= lengths.max() - lengths,
+            "target": torch.stack([self.targets[row] for row in rows]),
+        }
 
     def loader(self, batch_size: int, seed: int = 0) -> ResumableLoader:
-        """Batches of similar lengths, in an order fixed by the seed."""
         batches = LengthGroupedBatches(lengths=[len(one) for one in self.contexts], batch_size=batch_size, seed=seed)
         return ResumableLoader(self, batches=batches)
 
@@ -142,7 +143,6 @@ class SequenceModule(LightningModule):
         self.log("supervision_steps", number + 1.0)
 
     def update(self, optimizer: Any, loss: Tensor) -> None:
-        """One optimizer step."""
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
@@ -161,10 +161,9 @@ class SequenceModule(LightningModule):
         self.log("dev_error", error, batch_size=len(state), prog_bar=True)
 
     def configure_optimizers(self) -> dict:
-        """AdamW, warm-up then cosine; the schedule's step is a batch."""
         optimizer = torch.optim.AdamW(self.trm.parameters(), lr=self.settings.learning_rate, betas=(0.9, 0.95))
         schedule = build_schedule(optimizer, total_steps=self.steps, settings=OptimizerSettings())
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # stepped once a batch
 
 
 def ridge_prediction(parts: PairParts) -> Tensor:
@@ -174,13 +173,10 @@ def ridge_prediction(parts: PairParts) -> Tensor:
     mean, deviation, target_mean = states[0].mean(0), states[0].std(0).clamp_min(1e-6), targets[0].mean(0)
     train, dev, held_out = ((one - mean) / deviation for one in states)
     products, moments = train.T @ train, train.T @ (targets[0] - target_mean)
-    best = (float("inf"), torch.zeros_like(moments))
-    for penalty in RIDGE_PENALTIES:
-        weights = torch.linalg.solve(products + penalty * torch.eye(len(products), dtype=products.dtype), moments)
-        best = min(
-            best, (float((dev @ weights + target_mean - targets[1]).square().mean()), weights), key=lambda b: b[0]
-        )
-    return (held_out @ best[1] + target_mean).float()
+    ridge = torch.eye(len(products), dtype=products.dtype)
+    candidates = [torch.linalg.solve(products + penalty * ridge, moments) for penalty in RIDGE_PENALTIES]
+    best = min(candidates, key=lambda weights: float((dev @ weights + target_mean - targets[1]).square().mean()))
+    return (held_out @ best + target_mean).float()
 
 
 @torch.no_grad()
@@ -248,8 +244,7 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
         noted = {**asdict(settings), "compressor": compressor_digest(compressor)}
         noted["pairs"] = [one["sha256"] for one in index["shards"].values()]
         start = begin_run(run, noted, may_change=("resume", "progress", "output_dir", "data_path", "data"))
-        trainer = build_run_trainer(run, start, max_epochs=settings.num_epochs,
-                                    log_every_n_steps=10)  # fmt: skip
+        trainer = build_run_trainer(run, start, max_epochs=settings.num_epochs, log_every_n_steps=10)
         module = SequenceModule(trm, settings, steps=settings.num_epochs * len(loader.batches))
         loaders = {"train_dataloaders": loader, "val_dataloaders": parts.dev.loader(256)}
         fit_run(run, trainer, module, checkpoint=start.checkpoint, **loaders)
