@@ -9,7 +9,6 @@ the squared error as a share of the mean target's: 1 has learned nothing.
 """
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +35,6 @@ from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average
 
-logger = logging.getLogger(__name__)
 RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
@@ -67,11 +65,11 @@ class CompressedPairs(Dataset):
 
 
 class PairParts(NamedTuple):
-    """No problem is in two of them, however often it was asked."""
+    """Train, dev (which chooses the checkpoint, and ridge's penalty), and what is reported; no problem is in two."""
 
     train: CompressedPairs
-    dev: CompressedPairs  # chooses the checkpoint, and ridge's penalty
-    held_out: CompressedPairs  # is reported
+    dev: CompressedPairs
+    held_out: CompressedPairs
 
 
 def part_of_problem(problem: str) -> str:
@@ -179,18 +177,6 @@ def ridge_prediction(parts: PairParts) -> Tensor:
     return (held_out @ best + target_mean).float()
 
 
-@torch.no_grad()
-def predict_states(trm: SequenceTRM, pairs: CompressedPairs, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    """Predicted targets `(N, D')` of the last supervision step, and every step's halting probability `(N, S)`."""
-    states, halting = [], []
-    for begin in range(0, len(pairs), batch_size):
-        batch = pairs[list(range(begin, min(begin + batch_size, len(pairs))))]
-        found = trm(batch["context"].to(trm.target_mean.device), batch["mask"].to(trm.target_mean.device))
-        states.append(found[-1][0].cpu())
-        halting.append(torch.stack([logit.sigmoid() for _, logit in found], dim=1).cpu())
-    return torch.cat(states), torch.cat(halting)
-
-
 def figures_of(predicted: Tensor, target: Tensor, mean: Tensor, compressor: DimensionCompressor) -> dict[str, float]:
     """Cosine, as the guide has it and around the mean, squared and relative error, all of decompressed states."""
     states, wanted = compressor.decompress(predicted), compressor.decompress(target)
@@ -209,7 +195,10 @@ def judge_predictions(trm: SequenceTRM, parts: PairParts, compressor: DimensionC
     """The held-out figures of the SequenceTRM, of ridge regression and of the mean target."""
     trm, compressor = trm.cpu().eval(), compressor.cpu()
     target, mean = torch.stack(parts.held_out.targets), torch.stack(parts.train.targets).mean(0)
-    predicted, halting = predict_states(trm, parts.held_out)
+    batches = (parts.held_out[rows.tolist()] for rows in torch.arange(len(target)).split(256))
+    found = [trm(batch["context"], batch["mask"]) for batch in batches]
+    predicted = torch.cat([steps[-1][0] for steps in found])  # (N, D')
+    halting = torch.cat([torch.stack([logit for _, logit in steps], dim=1) for steps in found]).sigmoid()  # (N, S)
     by_name = {"SequenceTRM": predicted, "ridge": ridge_prediction(parts), "mean target": mean.expand_as(target)}
     figures: dict[str, Any] = {name: figures_of(one, target, mean, compressor) for name, one in by_name.items()}
     figures["mean target"]["centred_cosine"] = 0.0  # of no direction
@@ -225,9 +214,8 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     folder, pairs = Path(settings.output_dir), Path(settings.pairs)
     index = read_index(pairs)
     here = f"the pairs in {pairs}, which are of {index['base'] or 'another base'}, {index['hidden_size']} wide"
-    compressor, of_compressor = load_compressor(
-        settings.compressor_checkpoint, fingerprint=index["base_fingerprint"], here=here
-    )
+    place, fingerprint = settings.compressor_checkpoint, index["base_fingerprint"]
+    compressor, of_compressor = load_compressor(place, fingerprint=fingerprint, here=here)
     parts = compress_pairs(pairs, index, compressor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -239,7 +227,6 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
         ema_decay=settings.ema_decay if settings.use_ema else 0.0, save_every_n_steps=2000, progress=settings.progress,
         not_finite="lower learning_rate, and see that the compressor is of this base",
     )  # fmt: skip
-    logger.info("%d pairs to train on, %d dev, %d held out", *map(len, parts))
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "compressor": compressor_digest(compressor)}
         noted["pairs"] = [one["sha256"] for one in index["shards"].values()]
