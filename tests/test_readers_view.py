@@ -16,7 +16,7 @@ from twins import ROWS, make_model, make_tokenizer
 from smollm_trm import bars
 from smollm_trm.evaluation.compare import compare_arms, comparison_html, verdict_in_words
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
-from smollm_trm.evaluation.reading import attention_by_word
+from smollm_trm.evaluation.halting import attention_by_word
 
 TOKENIZER = make_tokenizer()
 
