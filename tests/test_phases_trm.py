@@ -110,8 +110,8 @@ def one_batch(settings: SequenceSettings, learnable) -> tuple[SequenceModule, di
     parts = compress_pairs(learnable[0], read_index(learnable[0]), moments.principal(WIDTH))
     torch.manual_seed(0)
     trm = SequenceTRM(d_compressed=WIDTH, **settings.network())
-    trm.fit(torch.cat(parts.train.contexts), torch.stack(parts.train.targets))
-    return SequenceModule(trm, settings, steps=10), parts.train[list(range(16))]
+    trm.fit(torch.cat(parts["train"].contexts), torch.stack(parts["train"].targets))
+    return SequenceModule(trm, settings, steps=10), parts["train"][list(range(16))]
 
 
 def test_padding_and_neighbours_change_nothing(learnable):

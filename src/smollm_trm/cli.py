@@ -8,7 +8,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -177,11 +176,17 @@ def refuse_traps(arguments: Sequence[str]) -> None:
     files = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
     for file in filter(os.path.isfile, files):
         depth, told = 0, f"{file}: aliases and more than {DEEPEST} levels are refused; write it plainly"
-        with open(file, encoding="utf-8") as opened, suppress(yaml.YAMLError, UnicodeError):  # what reads it says so
-            for event in yaml.parse(opened, Loader=yaml.SafeLoader):
-                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-                    raise UserMistake(told)
+        try:
+            with open(file, encoding="utf-8") as opened:
+                for event in yaml.parse(opened, Loader=yaml.SafeLoader):
+                    depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                    if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+                        raise UserMistake(told)
+        except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+            where = f"{file}, line {mark.line + 1}" if mark else file
+            told = f"{where}: not a YAML file that can be read ({' '.join(str(problem).split())})"
+            raise UserMistake(told) from error
     for argument in arguments:
         if argument != argument.encode(errors="ignore").decode():
             raise UserMistake(f"{argument[:40]!r}: it holds bytes that are not UTF-8 text")

@@ -58,7 +58,6 @@ class AskedModel:
                 raise UserMistake("output_dir: it is empty; name a folder")
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Some of the settings."""
         return {name: getattr(self, name) for name in names}
 
 
@@ -94,7 +93,6 @@ class EvaluationSettings(AskedModel):
 
     @property
     def problems(self) -> str:
-        """What the problems are called."""
         return Path(self.dataset_path).stem if self.dataset_path else self.part
 
     @property

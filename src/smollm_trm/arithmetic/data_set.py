@@ -82,7 +82,7 @@ def draw_data_set(settings: SumSettings) -> list[list[int]]:
     """Different problems of all kinds in random order, each with its operands in random order."""
     kinds = [
         ProblemKind(operands=operands, digits=digits)
-        for operands in range(settings.min_operands, settings.max_operands + 1)
+        for operands in range(2, settings.max_operands + 1)
         for digits in range(1, settings.max_digits + 1)
     ]
     rng = np.random.default_rng(settings.seed)
@@ -103,16 +103,13 @@ class SumFile:
 
 
 def make_parts(settings: SumSettings) -> dict[str, list[str]]:
-    """Draw the problems and write them down: the three parts, as text; a UserMistake where one would be empty."""
+    """Draw the problems and write them down: 80% to train on, 10% to validate and to test on, as text."""
     problems = draw_data_set(settings)
     lines = [write_sum(operands, chain=settings.chain, digit_order=settings.digit_order) for operands in problems]
-    num_val = round(settings.num_examples * settings.val_fraction)
-    num_test = round(settings.num_examples * settings.test_fraction)
-    parts = {"train": lines[num_val + num_test :], "val": lines[:num_val], "test": lines[num_val:][:num_test]}
-    for part, share in (("train", 1), ("val", settings.val_fraction), ("test", settings.test_fraction)):
-        if share and not parts[part]:
-            raise UserMistake(f"num_examples {settings.num_examples} leaves the {part} part empty: ask for more")
-    return parts
+    tenth = round(settings.num_examples * 0.1)
+    if not tenth:
+        raise UserMistake(f"num_examples {settings.num_examples} leaves the val part empty: ask for more")
+    return {"train": lines[2 * tenth :], "val": lines[:tenth], "test": lines[tenth : 2 * tenth]}
 
 
 def write_parts(parts: dict[str, list[str]], settings: SumSettings) -> None:

@@ -54,7 +54,6 @@ class ComparedArm:
         return "latents ignored" if small else "too few problems to tell"
 
     def cells(self) -> tuple[str, ...]:
-        """Its row of the table."""
         low, high = self.interval
         against, shuffled = self.against_baseline, self.against_shuffled
         return (
@@ -82,15 +81,11 @@ class Comparison:
         rows = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
         return "\n".join([*(f"| {row} |" for row in rows), "", self.legend()])
 
-    to_markdown = __str__
-
     def cells(self) -> list[tuple[str, ...]]:
-        """Its table, the head first."""
         head = ("arm", "n", "accuracy [95%]", "strict", "difference [95%]", "p", "latents")
         return [head, *(arm.cells() for arm in self.arms)]
 
     def legend(self) -> str:
-        """What stands below the table."""
         cut = [f" {arm.name}: {100 * arm.cut_off:.0f}%" for arm in self.arms if arm.cut_off > CUT_OFF_NOTED_ABOVE]
         note = f" Texts cut off by max_new_tokens:{','.join(cut)}." if cut else ""
         return (

@@ -33,6 +33,7 @@ SPARE_TOKENS = 16  # beyond the longest gold completion, for a model that words 
 VOTE_TEMPERATURE = 0.7
 
 
+@torch.no_grad()
 def evaluate_gsm8k(
     model: Any,
     dataset: Sequence[Mapping[str, str]],
@@ -182,12 +183,11 @@ def _answer(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    """Evaluation mode; afterwards every module is in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -48,11 +48,7 @@ def lm_eval_task(model: SmolLMv3WithTRM, data_file: Path, *, worked_examples: Se
 
 
 def evaluate_with_lm_eval(
-    model: SmolLMv3WithTRM,
-    data_file: Path,
-    *,
-    batch_size: int = 32,
-    worked_examples: Sequence[Mapping[str, str]] = (),
+    model: SmolLMv3WithTRM, data_file: Path, *, batch_size: int = 32, worked_examples: Sequence[Mapping[str, str]] = ()
 ) -> dict:
     """Let lm-eval ask and grade the model, offline; `["results"]["gsm8k_latent"]` are the scores."""
     task = lm_eval_task(model, data_file, worked_examples=worked_examples)

@@ -63,13 +63,7 @@ def worked_examples(count: int, data_dir: str | None, split: Mapping[str, Any]) 
 
 
 def problems_of(
-    part: str,
-    *,
-    data_dir: str | None,
-    dataset_path: str | None,
-    seed: int,
-    models: Sequence[str] = (),
-    **columns: str,
+    part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = (), **columns: str
 ) -> Problems:
     """Problems to evaluate on, never a model's training problems; `seed` is of the split, where no model says it.
 

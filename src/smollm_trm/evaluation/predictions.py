@@ -83,9 +83,7 @@ def _majority(answers: Sequence[str | None]) -> str | None:
 class PredictionFile:
     """The predictions made so far with these settings, in memory and, if a path is given, on disk."""
 
-    def __init__(
-        self, *, settings: dict, path: str | Path | None = None, rows: Sequence[Mapping[str, str]] | None = None
-    ) -> None:
+    def __init__(self, *, settings: dict, path: str | Path | None, rows: Sequence[Mapping[str, str]]) -> None:
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
         self.path = None if path is None else Path(path)
         self.by_index: dict[int, dict] = {}
@@ -102,7 +100,7 @@ class PredictionFile:
             advice = "overwrite=True makes it anew, or name another file"
             raise UserMistake(f"{path} was made with other settings ({changes}); {advice}")
         self.by_index = {line["index"]: line for line in predictions}
-        for index, line in self.by_index.items() if rows is not None else ():
+        for index, line in self.by_index.items():
             if (line["question"], line["gold"]) != (rows[index]["question"], gold_answer(rows[index]["answer"])):
                 raise UserMistake(f"{path}: the line of problem {index} is of another problem; name another file")
 

@@ -208,7 +208,6 @@ def start_compressors(
 
 
 def card_lines(measured: Mapping[str, Mapping[str, float]], width: int) -> dict[str, str]:
-    """A compressor's figures in words."""
     own, pca, mean, base = (measured[name] for name in (f"kept {width}", f"PCA {width}", MEAN, "base"))
     return {
         "cosine": f"{own['cosine']:.4f} (PCA of the training text {pca['cosine']:.4f}, the mean vector alone "
@@ -221,7 +220,6 @@ def card_lines(measured: Mapping[str, Mapping[str, float]], width: int) -> dict[
 
 
 def describe_report(report: Mapping[str, Any]) -> str:
-    """The report as a table."""
     lines = [f"{'held-out text':<14} {'cosine':>8} {'mse':>10} {'rel. error':>10} {'unexplained':>11} {'loss':>8}"]
     for name, one in report["held_out"].items():
         lines.append(

@@ -196,7 +196,6 @@ def load_thinker(model_name: str, *, prompt_format: str | None, precision: str) 
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

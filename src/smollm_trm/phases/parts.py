@@ -76,7 +76,6 @@ def read_part(name: str, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Take over a part's tensors."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -8,14 +8,12 @@ from smollm_trm.records import UserMistake
 
 
 def refuse_below(least: float, settings: object, *names: str) -> None:
-    """Refuse fields below a limit, by name."""
     for name in names:
         if not getattr(settings, name) >= least:
             raise UserMistake(f"{name}={getattr(settings, name)}: must be at least {least}")
 
 
 def refuse_rates(settings: object, *names: str) -> None:
-    """Refuse what is not between 0 and 1, by name."""
     for name in names:
         if not 0 < getattr(settings, name) < 1:
             raise UserMistake(f"{name}={getattr(settings, name)}: must be above 0 and below 1")
@@ -184,7 +182,6 @@ class SequenceSettings(PhaseRun):
         return self.data or self.data_path
 
     def network(self) -> dict[str, Any]:
-        """What builds the recursion."""
         names = ("n_layers", "n_heads", "n_latent_steps", "n_deep_recursions", "n_supervision_steps")
         return {name: getattr(self, name) for name in names}
 

@@ -7,7 +7,7 @@ mean state            ... given the mean of such states: what the span is worth 
 other problem's state ... given another problem's true state: whether the model reads the state or the question
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,6 @@ def give_states(model: SmolLMv3WithTRM, states: Mapping[str, Tensor]) -> None:
     model.latents_for = latents_for
 
 
-def true_states(
-    model: SmolLMv3WithTRM, questions: Sequence[str], *, batch_size: int, max_new_tokens: int
-) -> dict[str, Tensor]:
-    """The state after a base has thought about each question; of a thought never closed there is none."""
-    found: dict[str, Tensor] = {}
-    for begin in range(0, len(questions), batch_size):
-        batch = list(questions[begin : begin + batch_size])
-        for question, pair in zip(batch, think_in_text(model, batch, max_new_tokens=max_new_tokens), strict=True):
-            if pair is not None:
-                found[question] = pair["hidden_post"]
-    return found
-
-
 def compare_states(settings: CompareStatesSettings) -> tuple[Comparison, dict[str, Any]]:
     """Evaluate every arm on the same problems; the comparison, and how many thoughts were never closed."""
     data = {"part": settings.part, "data_dir": settings.data_dir, "dataset_path": None, "seed": settings.seed}
@@ -64,13 +51,15 @@ def compare_states(settings: CompareStatesSettings) -> tuple[Comparison, dict[st
     base = load_thinker(settings.thinking, prompt_format=config.prompt_format, precision=settings.precision)
     base.write_prompts(target="think", think=True)
     results = {"thinks in text": evaluate_gsm8k(base, rows, **how, max_new_tokens=settings.max_new_tokens)}
-    states = true_states(base, [row["question"] for row in rows], batch_size=settings.batch_size,
-                         max_new_tokens=settings.max_new_tokens)  # fmt: skip
+    states: dict[str, Tensor] = {}  # of thoughts that were closed
+    for begin in range(0, len(rows), settings.batch_size):
+        asked = [row["question"] for row in rows[begin:][: settings.batch_size]]
+        thoughts = think_in_text(base, asked, max_new_tokens=settings.max_new_tokens)
+        states |= {one: pair["hidden_post"] for one, pair in zip(asked, thoughts, strict=True) if pair is not None}
     del base
     for name, place in settings.models.items():
-        results |= evaluate_arm(
-            name, load_for_evaluation(place, precision=settings.precision), rows, folder, overwrite=True, **how
-        )
+        arm = load_for_evaluation(place, precision=settings.precision)
+        results |= evaluate_arm(name, arm, rows, folder, overwrite=True, **how)
     model = load_for_evaluation(settings.model, precision=settings.precision)
     results |= evaluate_arm("predicted state", model, rows, folder, overwrite=True, **how)
     how["rethink"] = False  # a span that the model opened would hold no given state

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +64,6 @@ class CompressedPairs(Dataset):
         return ResumableLoader(self, batches=batches)
 
 
-class PairParts(NamedTuple):
-    """Train, dev (which chooses the checkpoint, and ridge's penalty), and what is reported; no problem is in two."""
-
-    train: CompressedPairs
-    dev: CompressedPairs
-    held_out: CompressedPairs
-
-
 def part_of_problem(problem: str) -> str:
     """80% train, 10% dev, 10% held out, by the problem alone."""
     number = hashlib.sha256(normalize_question(problem).encode("utf-8", "replace")).digest()[0] % 10
@@ -79,15 +71,17 @@ def part_of_problem(problem: str) -> str:
 
 
 @torch.no_grad()
-def compress_pairs(folder: Path, index: Mapping[str, Any], compressor: DimensionCompressor) -> PairParts:
-    """All pairs of a folder through the compressor, a shard in memory at a time."""
-    parts = PairParts(CompressedPairs(), CompressedPairs(), CompressedPairs())
+def compress_pairs(
+    folder: Path, index: Mapping[str, Any], compressor: DimensionCompressor
+) -> dict[str, CompressedPairs]:
+    """All pairs of a folder through the compressor, a shard in memory at a time: "train", "dev" and "held_out"."""
+    parts = {name: CompressedPairs() for name in ("train", "dev", "held_out")}
     for before, after, plain in read_shards(folder, index):
-        part = getattr(parts, part_of_problem(plain["problems"]))
+        part = parts[part_of_problem(plain["problems"])]
         part.contexts.append(compressor.compress(before))
         part.targets.append(compressor.compress(after))
         part.last_states.append(before[-1].float())
-    for name, part in parts._asdict().items():
+    for name, part in parts.items():
         if not len(part):
             raise UserMistake(f"{folder}: {index['n_pairs']} pairs leave none for {name}: generate more")
     return parts
@@ -164,10 +158,10 @@ class SequenceModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}  # stepped once a batch
 
 
-def ridge_prediction(parts: PairParts) -> Tensor:
+def ridge_prediction(parts: Mapping[str, CompressedPairs]) -> Tensor:
     """Held-out targets `(N, D')` predicted by ridge regression from the last state before `<think>`, `(N, D)`."""
-    states = [torch.stack(part.last_states).double() for part in parts]
-    targets = [torch.stack(part.targets).double() for part in parts]
+    states = [torch.stack(part.last_states).double() for part in parts.values()]
+    targets = [torch.stack(part.targets).double() for part in parts.values()]
     mean, deviation, target_mean = states[0].mean(0), states[0].std(0).clamp_min(1e-6), targets[0].mean(0)
     train, dev, held_out = ((one - mean) / deviation for one in states)
     products, moments = train.T @ train, train.T @ (targets[0] - target_mean)
@@ -191,11 +185,13 @@ def figures_of(predicted: Tensor, target: Tensor, mean: Tensor, compressor: Dime
 
 
 @torch.no_grad()
-def judge_predictions(trm: SequenceTRM, parts: PairParts, compressor: DimensionCompressor) -> dict[str, Any]:
+def judge_predictions(
+    trm: SequenceTRM, parts: Mapping[str, CompressedPairs], compressor: DimensionCompressor
+) -> dict[str, Any]:
     """The held-out figures of the SequenceTRM, of ridge regression and of the mean target."""
     trm, compressor = trm.cpu().eval(), compressor.cpu()
-    target, mean = torch.stack(parts.held_out.targets), torch.stack(parts.train.targets).mean(0)
-    batches = (parts.held_out[rows.tolist()] for rows in torch.arange(len(target)).split(256))
+    target, mean = torch.stack(parts["held_out"].targets), torch.stack(parts["train"].targets).mean(0)
+    batches = (parts["held_out"][rows.tolist()] for rows in torch.arange(len(target)).split(256))
     found = [trm(batch["context"], batch["mask"]) for batch in batches]
     predicted = torch.cat([steps[-1][0] for steps in found])  # (N, D')
     halting = torch.cat([torch.stack([logit for _, logit in steps], dim=1) for steps in found]).sigmoid()  # (N, S)
@@ -220,8 +216,8 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         trm = SequenceTRM(d_compressed=of_compressor["d_compressed"], **settings.network())
-    trm.fit(torch.cat(parts.train.contexts), torch.stack(parts.train.targets))
-    loader = parts.train.loader(settings.batch_size, seed=settings.seed)
+    trm.fit(torch.cat(parts["train"].contexts), torch.stack(parts["train"].targets))
+    loader = parts["train"].loader(settings.batch_size, seed=settings.seed)
     run = Run(
         folder=folder, resume=settings.resume, metric="dev_error", patience=settings.patience, seed=settings.seed,
         ema_decay=settings.ema_decay if settings.use_ema else 0.0, save_every_n_steps=2000, progress=settings.progress,
@@ -233,11 +229,11 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
         start = begin_run(run, noted, may_change=("resume", "progress", "output_dir", "data_path", "data"))
         trainer = build_run_trainer(run, start, max_epochs=settings.num_epochs, log_every_n_steps=10)
         module = SequenceModule(trm, settings, steps=settings.num_epochs * len(loader.batches))
-        loaders = {"train_dataloaders": loader, "val_dataloaders": parts.dev.loader(256)}
+        loaders = {"train_dataloaders": loader, "val_dataloaders": parts["dev"].loader(256)}
         fit_run(run, trainer, module, checkpoint=start.checkpoint, **loaders)
         load_average(module, trainer.checkpoint_callback.best_path)
         figures = judge_predictions(trm, parts, compressor)
-        counts = {name: len(part) for name, part in parts._asdict().items()}
+        counts = {name: len(part) for name, part in parts.items()}
         report = {"held_out": figures, "pairs": counts, "optimizer_steps": trainer.global_step,
                   "epochs": trainer.current_epoch, "halt_threshold": float(module.threshold)}  # fmt: skip
         of_base = {name: index[name] for name in ("base", "base_fingerprint", "hidden_size")}
@@ -265,7 +261,6 @@ def load_sequence_trm(name: str, compressor: DimensionCompressor, of_compressor:
 
 
 def described(figures: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """The figures in words."""
     return {
         name: f"cosine {one['cosine']:.4f}, around the mean {one['centred_cosine']:.3f}, mse {one['mse']:.5g}, "
         f"relative error {one['relative_error']:.3f}, unexplained {one['unexplained']:.3f}"
