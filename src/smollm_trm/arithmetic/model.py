@@ -65,12 +65,7 @@ def save_arithmetic_model(model: ArceeForCausalLM, folder: Path) -> None:
 
 
 def load_arithmetic_model(checkpoint: Path, *, model_size: str | None = None) -> ArceeForCausalLM:
-    """Load a trained decoder from its folder or the `model.safetensors` in it; `model_size` refuses other sizes.
-
-    Raises:
-        FileNotFoundError: nothing there, or a part of the folder is missing.
-        UserMistake: the checkpoint is of another size or of another kind, or damaged.
-    """
+    """Load a trained decoder from its folder or the `model.safetensors` in it; `model_size` refuses other sizes."""
     folder = checkpoint.parent if checkpoint.suffix == ".safetensors" else checkpoint
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         if not (folder / name).is_file():

@@ -45,16 +45,7 @@ class ExportedModels(Callback):
 
 
 def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
-    """Train as the settings say, or go on with the run found in the output folder; returns the test results.
-
-    A finished run is not trained again: its results are returned.
-
-    Raises:
-        FileNotFoundError: a data file is missing.
-        UserMistake: data or settings that do not fit, or a folder that holds another run.
-        FloatingPointError: gradients or validation loss are not finite.
-        OSError: the output folder cannot be written to.
-    """
+    """Train, or go on with the run found in the output folder; the test results, of a finished run those it has."""
     folder = Path(settings.output_dir)
     if settings.fp16 and not torch.cuda.is_available():
         raise UserMistake("fp16 needs a GPU, and there is none: leave --fp16 out")

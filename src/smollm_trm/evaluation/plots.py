@@ -92,10 +92,7 @@ def plot_rewards(rows: Sequence[Mapping[str, str]], path: Path) -> Figure:
 
 
 def plot_halting(chances: Sequence[Sequence[float]], was_right: Sequence[bool], path: Path) -> Figure:
-    """The halting head's probability after every supervision step, of problems answered right and of the others.
-
-    `chances`: a row a problem, see `halting_probabilities`.
-    """
+    """The halting probability after every supervision step (`halting_probabilities`), by right and wrong answers."""
     if not chances:
         raise UserMistake("no halting probabilities to draw: this model has no halting head")
     steps = len(chances[0])

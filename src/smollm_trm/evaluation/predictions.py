@@ -43,8 +43,7 @@ def model_fingerprint(model: nn.Module) -> str:
 def graded_prediction(
     index: int, row: Mapping[str, str], completions: Sequence[Completion], *, seconds: float, steps: Sequence[str] = ()
 ) -> dict:
-    """One problem's line: its texts, the answer that most of them give, its grades, and its share of the seconds;
-    `steps` are those of the gold solution that the model is to write."""
+    """One problem's line: its texts and grades; `steps` of the gold solution, where the model is to write them."""
     texts = [completion.text for completion in completions]
     made = {
         "index": index,

@@ -180,8 +180,7 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
 
 
 def load_thinker(model_name: str, *, prompt_format: str | None, precision: str) -> SmolLMv3WithTRM:
-    """A model that is to think in text. One of ours is asked as it was trained, an untuned base by its chat template
-    where it has one."""
+    """A model that is to think in text, asked as it was trained, an untuned base by its chat template if it has one."""
     asked = {}
     if saved_or_downloaded(model_name) is None:
         has_template = bool(part_of_base(AutoTokenizer, model_name).chat_template)

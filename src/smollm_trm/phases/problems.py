@@ -46,7 +46,7 @@ def problems_in(dataset: str, data_dir: str | None) -> Iterator[dict[str, str]]:
     """Problems `{dataset, problem, answer}`; the answer as GSM8K writes it, `#### n` at its end, or empty."""
     source = PROBLEM_SOURCES[dataset]
     for where, row in rows_of(dataset, data_dir):
-        for name in (source.problem, *([source.answer] if source.answer else [])):
+        for name in filter(None, (source.problem, source.answer)):
             if not isinstance(row, dict) or name not in row:
                 raise UserMistake(f"{where}: the key {name!r} is missing; {dataset} has it")
         answer = "" if source.answer is None else str(row[source.answer]).strip()
