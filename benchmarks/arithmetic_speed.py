@@ -43,8 +43,8 @@ def main() -> None:
     generation = time_generation(100_000)
     print(f"generation: {generation['2_digits']:,} examples/s (2 digits), {generation['3_digits']:,} (3 digits)")
     figures = {"threads": torch.get_num_threads(), "generated_per_second": generation, "evaluation": {}}
-    settings = SumSettings(num_examples=options.num_problems, val_fraction=0.0, test_fraction=0.0)
-    lines = make_parts(settings)["train"]
+    settings = SumSettings(num_examples=options.num_problems)
+    lines = [line for part in make_parts(settings).values() for line in part]
     device = default_device()
     if options.checkpoint:
         models = {"trained": load_arithmetic_model(Path(options.checkpoint))}

@@ -106,7 +106,6 @@ def test_a_plain_list_is_a_test_set(tmp_path):
     ("settings", "message"),
     [
         ({"max_operands": 1}, "max_operands is 1, but must be at least 2"),
-        ({"min_operands": 1}, "min_operands is 1, but must be at least 2"),
         ({"num_examples": -5}, "num_examples is -5, but must be at least 1"),
         ({"max_digits": 0}, "max_digits is 0, but must be at least 1"),
         ({"max_digits": 30}, "max_digits is 30, but 18 is the most"),
@@ -115,8 +114,6 @@ def test_a_plain_list_is_a_test_set(tmp_path):
             "max_digits 12 with max_operands 3 gives examples of up to 184 tokens, but the context",
         ),
         ({"digit_order": "backwards"}, "digit_order is 'backwards', but must be one of normal, reversed"),
-        ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
-        ({"test_fraction": -0.1}, "test_fraction is -0.1, but must be at least 0"),
         ({"num_examples": 3}, "num_examples 3 leaves the val part empty"),
         ({"num_examples": 176_751}, "there are only 176,750 different problems"),
         ({"seed": -1}, "seed is -1"),

@@ -128,7 +128,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_clear_line(tiny_folder, tmp_path
         (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
     weights = (tiny_folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ValueError, match="cannot be loaded, it is damaged or of another kind") as caught:
+    with pytest.raises(ValueError, match="could not load the weights of .*damaged") as caught:
         load_arithmetic_model(tmp_path)
     assert "\n" not in str(caught.value)
     save_arithmetic_model(build_arithmetic_model("tiny"), tmp_path)
@@ -190,6 +190,6 @@ def test_code_that_comes_with_a_checkpoint_never_runs(tiny_folder, tmp_path, mon
     config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="it brings code of its own, which is not run"):
         load_arithmetic_model(folder)
     assert not proof.exists()

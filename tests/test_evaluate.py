@@ -5,7 +5,6 @@ import json
 import os
 import re
 import stat
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import datasets
@@ -21,15 +20,6 @@ from smollm_trm.models.generation import Completion
 from smollm_trm.records import UserMistake
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a model says of one text."""
-
-    text: str
-    n_tokens: int = 1
-    cut_off: bool = False
-
-
 class Adder(nn.Module):
     """Answers "Tom has a and b" with a + b of the question its latents come from, if that is small enough."""
 
@@ -40,6 +30,8 @@ class Adder(nn.Module):
         self.weight = nn.Parameter(torch.tensor([float(limit)]))
         self.dropout = nn.Dropout(0.5)
         self.encoder = SimpleNamespace(encode_completion=lambda answer: [*answer.split(), "end"])
+        self.encoder.written_steps = lambda answer: ()
+        self.config, self.num_latents = SimpleNamespace(think=True, to_dict=dict), 2
         self.calls = []
         self.plan = {"breaks_at": breaks_at}
 
@@ -55,7 +47,7 @@ class Adder(nn.Module):
             noise = int(torch.randint(3, ())) if options.get("do_sample") else 0
             right = total < self.weight.item()
             texts.append(f"It is {total + noise}.\n#### {total + noise}" if right else f"The answer is {total}")
-        return [Written(text, n_tokens=len(text.split()) + 1) for text in texts]
+        return [Completion(text, n_tokens=len(text.split()) + 1, cut_off=False) for text in texts]
 
 
 def problems(count: int = 23) -> list[dict]:
@@ -157,7 +149,7 @@ def test_a_vote_counts_the_commonest_answer_and_its_seed_fixes_it():
 
 def test_the_majority_wins_and_the_first_of_equals():
     def answer(*texts: str) -> str | None:
-        row, written = {"question": "q", "answer": "#### 2"}, [Written(text) for text in texts]
+        row, written = {"question": "q", "answer": "#### 2"}, [Completion(text, 1, False) for text in texts]
         return graded_prediction(0, row, written, seconds=1.0)["answer"]
 
     assert answer("#### 1", "#### 2.0", "The answer is 2", "none") == "2"
@@ -293,7 +285,7 @@ def test_predictions_are_made_anew_where_that_is_asked_for(tmp_path):
 
 def test_worked_examples_stand_before_the_question_of_an_untuned_base():
     model, rows = Adder(), problems(4)
-    model.config = SimpleNamespace(think=False, to_dict=dict)
+    model.config = SimpleNamespace(think=False, prompt_format="plain", to_dict=dict)
     model.encoder.completion_text = lambda answer: " " + answer
     result = evaluate_gsm8k(model, rows[2:], worked_examples=rows[:2], max_new_tokens=5, progress=False)
     asked = model.calls[0]["prompts"]
@@ -365,21 +357,13 @@ def test_tokens_and_texts_cut_off_are_counted_as_the_model_says(tmp_path, sample
     class Talker(Adder):
         def generate_with_thinking(self, prompts, **_):
             number = [int(question.split()[2]) for question in prompts]
-            return [Written("one " * 50, n_tokens=one, cut_off=one > 5) for one in number]
+            return [Completion("one " * 50, n_tokens=one, cut_off=one > 5) for one in number]
 
     options = {"samples_per_problem": samples, "predictions_path": tmp_path / "p.jsonl", "progress": False}
     result = evaluate_gsm8k(Talker(), problems(9), **options)
     for found in (result, load_predictions(tmp_path / "p.jsonl")):
         assert (found["cut_off"], found["tokens"]) == (4 * samples, 45 * samples)
         assert found["tokens_per_second"] == pytest.approx(45 * samples / found["seconds"])
-
-
-def test_a_model_without_an_encoder_is_evaluated_where_the_limit_is_given():
-    model = Adder()
-    del model.encoder
-    assert evaluate_gsm8k(model, problems(3), max_new_tokens=9, progress=False)["correct"] == 3
-    with pytest.raises(UserMistake, match="max_new_tokens: give a number"):
-        evaluate_gsm8k(model, problems(3), progress=False)
 
 
 def test_an_unwritable_predictions_file_is_one_line_that_says_what_to_do(tmp_path):

@@ -102,10 +102,11 @@ def test_lm_eval_answers_from_the_latents(model, data_file, monkeypatch):
 def test_the_yaml_is_the_task_of_a_model_with_sixteen_latents(problems, data_file):
     template = yaml.safe_load(files("smollm_trm.evaluation").joinpath(f"{LM_EVAL_TASK}.yaml").read_text())
     model = twin(problems, num_latents=16)
-    task = lm_eval_task(model, data_file, max_new_tokens=512)
+    task = lm_eval_task(model, data_file)
     prompts = [jinja2.Template(source["doc_to_text"]).render(question="Why {{1}}?\n") for source in (template, task)]
     assert prompts[0] == prompts[1] and prompts[0].endswith("</think>")
     assert task["dataset_kwargs"] == {"data_files": {"test": str(data_file)}}
+    task["generation_kwargs"]["max_gen_toks"] = 512
     same = ("dataset_kwargs", "doc_to_text")
     assert {k: v for k, v in task.items() if k not in same} == {k: v for k, v in template.items() if k not in same}
 
@@ -147,7 +148,7 @@ def test_an_untuned_base_is_shown_the_examples_of_our_evaluation(problems, data_
     untuned = {"reasoner": None, "base_training": "frozen", "think": False, "prompt_format": prompt_format}
     model = SmolLMv3WithTRM.from_base((base, tokenizer), **untuned)
     examples = [{"question": "A {{ brace }} and {% more", "answer": "2 {#}\n#### 2"}, problems[0]]
-    found = evaluate_with_lm_eval(model, data_file, max_new_tokens=3, worked_examples=examples)
+    found = evaluate_with_lm_eval(model, data_file, worked_examples=examples)
     asked = []
     encode = PromptEncoder.encode_prompt
     monkeypatch.setattr(PromptEncoder, "encode_prompt", lambda self, one: asked.append(one) or encode(self, one))

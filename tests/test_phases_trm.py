@@ -16,13 +16,14 @@ from smollm_trm import commands
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.models.dimension import StateMoments
+from smollm_trm.models.generation import encode_prompts
 from smollm_trm.models.reasoners.sequence_trm import SequenceTRM
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.phases.assemble import assemble
 from smollm_trm.phases.datagen import OF_A_PAIR, file_digest, read_index, read_shards
 from smollm_trm.phases.parts import fill, read_part, save_part
 from smollm_trm.phases.settings import AssembleSettings, CompareStatesSettings, SequenceSettings
-from smollm_trm.phases.states import GivenStates, compare_states
+from smollm_trm.phases.states import compare_states, give_states
 from smollm_trm.phases.trm import (
     SequenceModule,
     compress_pairs,
@@ -109,8 +110,8 @@ def one_batch(settings: SequenceSettings, learnable) -> tuple[SequenceModule, di
     parts = compress_pairs(learnable[0], read_index(learnable[0]), moments.principal(WIDTH))
     torch.manual_seed(0)
     trm = SequenceTRM(d_compressed=WIDTH, **settings.network())
-    trm.fit(torch.cat(parts.train.contexts), torch.stack(parts.train.targets))
-    return SequenceModule(trm, settings, steps=10), parts.train[list(range(16))]
+    trm.fit(torch.cat(parts["train"].contexts), torch.stack(parts["train"].targets))
+    return SequenceModule(trm, settings, steps=10), parts["train"][list(range(16))]
 
 
 def test_padding_and_neighbours_change_nothing(learnable):
@@ -320,8 +321,8 @@ def test_given_states_are_what_the_span_gets(assembled):
     folder, _, _ = assembled
     model = SmolLMv3WithTRM.from_pretrained(folder / "model")
     state = torch.randn(32)
-    given = GivenStates(model, {"a": state})
-    latents = given.latents(["a", "b"])
+    give_states(model, {"a": state})
+    latents = model.latents_for(*encode_prompts(model.encoder, ["a", "b"], max_new_tokens=1, context_length=99))
     torch.testing.assert_close(latents[:1], model.reasoner.latents_of_states(state[None]))
     mean = model.reasoner.to_latent(model.reasoner.trm.target_mean[None])
     torch.testing.assert_close(latents[1:], mean, atol=1e-4, rtol=1e-3)

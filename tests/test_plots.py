@@ -42,28 +42,29 @@ def test_loss_curves_show_what_the_file_holds(tmp_path):
 
 
 def test_a_run_without_latents_has_no_empty_panel(tmp_path):
-    assert len(plot_losses({"LoRA": write_metrics(tmp_path / "a.csv", latents=False)}).axes) == 1
+    assert len(plot_losses({"LoRA": write_metrics(tmp_path / "a.csv", latents=False)}, tmp_path / "a.png").axes) == 1
 
 
 def test_a_run_without_validations_has_no_dev_curve(tmp_path):
-    (losses,) = plot_losses({"short": write_metrics(tmp_path / "a.csv", steps=40, latents=False)}).axes
+    runs = {"short": write_metrics(tmp_path / "a.csv", steps=40, latents=False)}
+    (losses,) = plot_losses(runs, tmp_path / "a.png").axes
     assert [text.get_text() for text in losses.get_legend().get_texts()] == ["short, train"]
 
 
 def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path):
     file = write_metrics(tmp_path / "a.csv")
     file.write_text(file.read_text() + ",0,0.5,0.001,200,-")
-    assert len(plot_losses({"a": file}).axes) == 2
+    assert len(plot_losses({"a": file}, tmp_path / "a.png").axes) == 2
 
 
 def test_files_without_losses_are_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.csv"):
-        plot_losses({"a": tmp_path / "gone.csv"})
+        plot_losses({"a": tmp_path / "gone.csv"}, tmp_path / "a.png")
     (tmp_path / "other.csv").write_text("step,speed\n1,2\n")
     with pytest.raises(UserMistake, match="other.csv holds no loss: expected a column train_loss"):
-        plot_losses({"a": tmp_path / "other.csv"})
+        plot_losses({"a": tmp_path / "other.csv"}, tmp_path / "a.png")
     with pytest.raises(UserMistake, match="at least one"):
-        plot_losses({})
+        plot_losses({}, tmp_path / "a.png")
 
 
 def test_every_bar_has_its_interval_and_its_verdict(tmp_path):
@@ -91,7 +92,7 @@ def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path):
 
 
 def test_the_loss_is_drawn_from_its_first_step_on(tmp_path):
-    losses = plot_losses({"a": write_metrics(tmp_path / "a.csv")}).axes[0]
+    losses = plot_losses({"a": write_metrics(tmp_path / "a.csv")}, tmp_path / "a.png").axes[0]
     low, high = losses.get_ylim()
     drawn = [value for line in losses.lines for value in line.get_ydata()]
     assert low <= min(drawn) and 3.5 <= max(drawn) <= high
@@ -106,9 +107,9 @@ def test_the_halting_picture_tells_right_answers_from_wrong_ones(tmp_path):
     ]
     assert {0.8, 0.875} <= {round(float(value), 4) for value in medians}
     assert (tmp_path / "halting.png").read_bytes().startswith(PNG)
-    plot_halting([[0.5]], [False])
+    plot_halting([[0.5]], [False], tmp_path / "halting.png")
     with pytest.raises(UserMistake, match="no halting head"):
-        plot_halting([], [])
+        plot_halting([], [], tmp_path / "halting.png")
 
 
 def test_the_reading_picture_has_a_column_a_word_and_takes_dollars_as_text(tmp_path):

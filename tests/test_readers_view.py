@@ -14,10 +14,9 @@ from test_compare import ARMS
 from twins import ROWS, make_model, make_tokenizer
 
 from smollm_trm import bars
-from smollm_trm.evaluation.compare import compare_arms
+from smollm_trm.evaluation.compare import compare_arms, comparison_html, verdict_in_words
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
-from smollm_trm.evaluation.reading import attention_by_word
-from smollm_trm.evaluation.words import comparison_html, verdict_in_words
+from smollm_trm.evaluation.halting import attention_by_word
 
 TOKENIZER = make_tokenizer()
 
@@ -67,7 +66,7 @@ def test_the_table_as_html_holds_every_arm_and_names_are_text():
     cells.feed(page)
     assert not cells.open and "quick &amp; &lt;dirty&gt;" in page and "<b>evil" not in page
     assert [row[0] for row in cells.rows[1:]] == [arm.name for arm in comparison.arms]
-    assert all(f"{100 * arm.accuracy:.1f}%" in row[1] for arm, row in zip(comparison.arms, cells.rows[1:], strict=True))
+    assert all(f"{100 * arm.accuracy:.1f}%" in row[2] for arm, row in zip(comparison.arms, cells.rows[1:], strict=True))
 
 
 @pytest.mark.parametrize("reasoner", ["trm", "compressor"])

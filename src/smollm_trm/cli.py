@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -47,7 +47,9 @@ COMMANDS = {
     "evaluate": Command("commands:evaluate", "Let a saved model or base answer problems.", "commands:EvaluateSettings"),
     "compare": Command("commands:compare", "Evaluate several models on the same problems.", "commands:CompareSettings"),
     "lm-eval": Command("commands:lm_eval", "Let EleutherAI's harness ask and grade it.", "commands:LmEvalSettings"),
-    "ask": Command("commands:ask", "Answer one question, or every one that is typed.", last="question"),
+    "ask": Command(
+        "commands:ask", "Answer one question, or every one that is typed.", "commands:AskSettings", last="question"
+    ),
     "push": Command("commands:push", "Upload a saved model to the Hub, with a card that states what was measured."),
     "prepare icot": Command("commands:prepare_icot", "Write data whose solutions are steps alone, from annotations."),
     "phases compressor": Command(
@@ -114,7 +116,6 @@ class OneLineParser(ArgumentParser):
         return "\n".join(texts)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Raise a UserMistake."""
         text = " ".join(str(message).split())[:LONGEST_LINE]
         options = [option for action in self._actions for option in action.option_strings]
         in_file = re.match(r"Option '(\w+)' is not accepted", text)  # of a YAML file
@@ -148,7 +149,7 @@ def command_parser(name: str) -> OneLineParser:
 
 
 def tidy_arguments(parser: OneLineParser, arguments: Sequence[str]) -> list[str]:
-    """Hyphens in option names count as underscores, and a switch may stand alone (`--fp16`)."""
+    """Hyphens in option names count as underscores, a switch may stand alone (`--fp16`); `--config=FILE` is one."""
     of_bool = [action for action in parser._actions if getattr(action, "_typehint", None) is bool]
     switches = {option for action in of_bool for option in action.option_strings}
     tidy: list[str] = []
@@ -159,37 +160,23 @@ def tidy_arguments(parser: OneLineParser, arguments: Sequence[str]) -> list[str]
             following = arguments[at + 1].lower() if at + 1 < len(arguments) else ""
             if argument in switches and following not in ("true", "false", "yes", "no"):
                 argument += "=true"
+        if tidy and tidy[-1] == "--config":
+            argument = f"{tidy.pop()}={argument}"
         tidy.append(argument)
     return tidy
 
 
-def with_read_configs(arguments: Sequence[str], read: Callable[[str], str]) -> list[str]:
-    """Command-line arguments with every `--config` file replaced by what it means."""
-    changed: list[str] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name == "--config" and equals:
-            argument = f"--config={read(value)}"
-        elif changed and changed[-1] == "--config":
-            argument = read(argument)
-        changed.append(argument)
-    return changed
-
-
 def refuse_traps(arguments: Sequence[str]) -> None:
     """Refuse, before anything parses them, settings that take for ever: nested without end, or YAML aliases."""
-    files = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    files += [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--config"]
+    files = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
     for file in filter(os.path.isfile, files):
-        depth = 0
+        depth, told = 0, f"{file}: aliases and more than {DEEPEST} levels are refused; write it plainly"
         try:
             with open(file, encoding="utf-8") as opened:
                 for event in yaml.parse(opened, Loader=yaml.SafeLoader):
                     depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
                     if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-                        raise UserMistake(
-                            f"{file}: aliases and more than {DEEPEST} levels are refused; write it plainly"
-                        )
+                        raise UserMistake(told)
         except (yaml.YAMLError, UnicodeError, RecursionError) as error:
             mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
             where = f"{file}, line {mark.line + 1}" if mark else file
@@ -203,9 +190,9 @@ def refuse_traps(arguments: Sequence[str]) -> None:
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
-    """Parse and run one command."""
-    refuse_traps(arguments)
     parser, command = command_parser(name), COMMANDS[name]
+    arguments = tidy_arguments(parser, arguments)
+    refuse_traps(arguments)
     if name == "queue":  # files as they come, then options for all of them
         n_files = next((at for at, one in enumerate(arguments) if one.startswith("-")), len(arguments))
         files, options = list(arguments[:n_files]), list(arguments[n_files:])
@@ -213,8 +200,9 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
             print(imported(command.function)(files, options))
             return
     if command.config_reader is not None:
-        arguments = with_read_configs(arguments, imported(command.config_reader))
-    values: dict[str, Any] = parser.parse_args(tidy_arguments(parser, arguments)).as_dict()
+        read = imported(command.config_reader)
+        arguments = [re.sub("^--config=(.*)", lambda file: f"--config={read(file[1])}", one) for one in arguments]
+    values: dict[str, Any] = parser.parse_args(arguments).as_dict()
     values.pop("config", None)
     function = imported(command.function)
     try:
@@ -271,7 +259,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def told_of(error: BaseException) -> str:
-    """The line for the user."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "stopped; the same command goes on from what was kept, if it keeps anything"
     asked = re.search(r"tried to allocate (\d+) bytes", str(error)) or re.search(r"you need (\d+) bytes", str(error))

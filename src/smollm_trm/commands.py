@@ -23,8 +23,9 @@ CHOICES = {
     **{"part": ("dev", "test"), "target": ("steps", "answer"), "prompt_format": ("plain", "chat")},
     **{"precision": ("auto", "fp32", "bf16", "fp16"), "latents": ("own", "shuffled")},
 }
-COLUMNS = ("question_column", "answer_column")
 LEAST = {"max_samples": 1, "batch_size": 1, "shots": 0, "seed": 0, "max_new_tokens": 1, "samples_per_problem": 1}
+OF_BASE = ("target", "prompt_format", "precision", "trust_remote_code", "load_in_4bit")
+OF_DATA = ("part", "data_dir", "dataset_path", "seed", "question_column", "answer_column")
 IN_NAMES = {
     **{"target": "{}", "prompt_format": "{}", "shots": "{}-shot", "max_samples": "first-{}", "latents": "{}"},
     **{"max_new_tokens": "{}-tokens", "samples_per_problem": "{}-votes", "precision": "{}", "seed": "seed-{}"},
@@ -33,8 +34,36 @@ IN_NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """What `evaluate` and `compare` have in common."""
+class AskedModel:
+    """How a model is loaded, and an untuned base asked."""
+
+    target: str | None = None
+    """What an untuned base is to write, "steps" (the default) or "answer"."""
+    prompt_format: str | None = None
+    """How an untuned base is asked, "plain" (the default) or "chat"."""
+    precision: str = "auto"
+    """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
+    load_in_4bit: bool = False
+    """Keep a base's linear layers in 4 bits (bitsandbytes)."""
+    trust_remote_code: bool = False
+    """Run code that an untuned base brings with it; without this word none is run."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value not in CHOICES.get(name, (value,)):
+                raise UserMistake(f"{name}={value!r}: choose {' or '.join(map(repr, CHOICES[name]))}")
+            if value is not None and name in LEAST and value < LEAST[name]:
+                raise UserMistake(f"{name}={value}: must be at least {LEAST[name]}")
+            if name == "output_dir" and value == "":
+                raise UserMistake("output_dir: it is empty; name a folder")
+
+    def given(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(AskedModel):
+    """What `evaluate`, `compare` and `lm-eval` have in common."""
 
     part: str = "dev"
     """"dev" (the 20% part) or "test" (the official test set, for the final evaluation)."""
@@ -50,37 +79,20 @@ class EvaluationSettings:
     """Only the first so many problems; None for all."""
     batch_size: int = 32
     """Problems generated at once."""
-    target: str | None = None
-    """What an untuned base is to write, "steps" (the default) or "answer"."""
-    prompt_format: str | None = None
-    """How an untuned base is asked, "plain" (the default) or "chat"."""
     shots: int = 0
     """Worked examples, from GSM8K's training part, that an untuned base is shown first; the field reports 8."""
-    precision: str = "auto"
-    """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
-    load_in_4bit: bool = False
-    """Keep a base's linear layers in 4 bits (bitsandbytes)."""
-    trust_remote_code: bool = False
-    """Run code that an untuned base brings with it; without this word none is run."""
     overwrite: bool = False
     """Make predictions anew that were made before, with other settings or by a model that was trained again."""
     seed: int = 42
     """Of the split, the sampling and the shuffle."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value not in CHOICES.get(name, (value,)):
-                raise UserMistake(f"{name}={value!r}: choose {' or '.join(map(repr, CHOICES[name]))}")
-            if value is not None and name in LEAST and value < LEAST[name]:
-                raise UserMistake(f"{name}={value}: must be at least {LEAST[name]}")
-            if name == "output_dir" and value == "":
-                raise UserMistake("output_dir: it is empty; name a folder")
+        super().__post_init__()
         if self.shots and self.dataset_path is not None:
             raise UserMistake("shots: worked examples come from GSM8K's training part; leave dataset_path or shots out")
 
     @property
     def problems(self) -> str:
-        """What the problems are called."""
         return Path(self.dataset_path).stem if self.dataset_path else self.part
 
     @property
@@ -90,15 +102,6 @@ class EvaluationSettings:
         changed = {name: getattr(self, name) for name in IN_NAMES if name in fields}
         words = [IN_NAMES[name].format(one) for name, one in changed.items() if one != fields[name].default]
         return "-".join([self.problems, *words])
-
-    def of_data(self) -> dict[str, Any]:
-        """What says which problems are asked."""
-        return {name: getattr(self, name) for name in ("part", "data_dir", "dataset_path", "seed", *COLUMNS)}
-
-    def of_base(self) -> dict[str, Any]:
-        """What says how a model is loaded."""
-        names = ("target", "prompt_format", "precision", "trust_remote_code", "load_in_4bit")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -125,16 +128,16 @@ def evaluate(settings: EvaluateSettings) -> str:
     from smollm_trm.models.hub import add_evaluation
     from smollm_trm.models.storage import local_model_folder
 
-    rows, split = problems_of(**settings.of_data(), models=[settings.model])
-    model = load_for_evaluation(settings.model, **settings.of_base())
+    rows, split = problems_of(**settings.given(*OF_DATA), models=[settings.model])
+    model = load_for_evaluation(settings.model, **settings.given(*OF_BASE))
     name = settings.problems
     saved, own = local_model_folder(settings.model), settings.latents == "own"
     beside = Path(settings.model) if saved else Path("outputs") / Path(settings.model).name
     predictions = Path(settings.output_dir or beside / "evaluation") / f"{settings.file_name}.jsonl"
     how = ("max_samples", "batch_size", "max_new_tokens", "latents", "samples_per_problem", "seed", "overwrite")
-    options = {name: getattr(settings, name) for name in how}
-    options["worked_examples"] = worked_examples(settings.shots, settings.data_dir, split)
-    result = evaluate_gsm8k(model, rows, **options, predictions_path=predictions)
+    examples = worked_examples(settings.shots, settings.data_dir, split)
+    options = {**settings.given(*how), "worked_examples": examples, "predictions_path": predictions}
+    result = evaluate_gsm8k(model, rows, **options)
     halting = judge_halting(model, rows, result["correct_by_problem"]) if own else None
     record = {"part": name, "model": without_local_paths(settings.model), "seed": settings.seed, "split": split}
     report_file = predictions.with_suffix(".json")
@@ -193,16 +196,15 @@ def compare(settings: CompareSettings) -> str:
 
     models, folder = settings.models, Path(settings.output_dir)
     arm_stems(list(models))
-    rows, split = problems_of(**settings.of_data(), models=list(models.values()))
+    rows, split = problems_of(**settings.given(*OF_DATA), models=list(models.values()))
     examples = worked_examples(settings.shots, settings.data_dir, split)
-    options = {name: getattr(settings, name) for name in ("max_samples", "batch_size", "seed", "overwrite")}
+    options = settings.given("max_samples", "batch_size", "seed", "overwrite")
     results, model = {}, None
     for name, place in models.items():
         print(name)
         del model  # or two bases stand in memory at once
-        of_saved = {name: getattr(settings, name) for name in ("precision", "load_in_4bit")}
-        of_base = of_saved if saved_or_downloaded(place) else settings.of_base()
-        model = load_for_evaluation(place, **of_base)
+        of_model = ("precision", "load_in_4bit") if saved_or_downloaded(place) else OF_BASE
+        model = load_for_evaluation(place, **settings.given(*of_model))
         shown_first = {} if model.config.think else {"worked_examples": examples}
         found = evaluate_arm(name, model, rows, folder, **options, **shown_first)
         for arm, result in found.items() if (saved := local_model_folder(place)) else ():
@@ -233,14 +235,14 @@ class LmEvalSettings(EvaluationSettings):
 def lm_eval(settings: LmEvalSettings) -> str:
     """Let EleutherAI's harness ask and grade a saved model or an untuned base."""
     from smollm_trm.data.rows import write_jsonl
-    from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK, evaluate_tasks, evaluate_with_lm_eval, shown_tables
+    from smollm_trm.evaluation.lm_eval import LM_EVAL_TASK, evaluate_tasks, evaluate_with_lm_eval
     from smollm_trm.evaluation.loading import load_for_evaluation, problems_of, worked_examples
 
     file = Path(settings.output_dir) / f"{settings.file_name}.jsonl"
     tasks, found = [task.strip() for task in settings.tasks.split(",") if task.strip()], []
-    model = load_for_evaluation(settings.model, **settings.of_base())
+    model = load_for_evaluation(settings.model, **settings.given(*OF_BASE))
     if LM_EVAL_TASK in tasks:
-        rows, split = problems_of(**settings.of_data(), models=[settings.model])
+        rows, split = problems_of(**settings.given(*OF_DATA), models=[settings.model])
         write_jsonl(file, rows[: settings.max_samples])
         shown = {"worked_examples": worked_examples(settings.shots, settings.data_dir, split)}
         found.append(evaluate_with_lm_eval(model, file, batch_size=settings.batch_size, **shown))
@@ -249,51 +251,47 @@ def lm_eval(settings: LmEvalSettings) -> str:
         chat = model.config.think or settings.prompt_format == "chat"
         how = {"num_fewshot": settings.shots, "limit": settings.max_samples, "apply_chat_template": chat}
         found.append(evaluate_tasks(model, tasks, batch_size=settings.batch_size, **how))
+    from lm_eval.utils import make_table
+
     report = file.with_suffix(".json")
     write_json(report, {"results": [one["results"] for one in found], **run_record()})
     label = ", chat format" if settings.prompt_format == "chat" else ""
-    return f"{settings.problems}, {settings.shots}-shot{label}\n{shown_tables(found)}results in {report}"
+    return f"{settings.problems}, {settings.shots}-shot{label}\n{''.join(map(make_table, found))}results in {report}"
 
 
-def ask(
-    model: str,
-    question: str | None = None,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    target: str | None = None,
-    prompt_format: str | None = None,
-    precision: str = "auto",
-    trust_remote_code: bool = False,
-    load_in_4bit: bool = False,
-) -> str:
-    """Answer one question, or, without one, converse, word by word (what was said before counts in chat format).
+@dataclass(frozen=True)
+class AskSettings(AskedModel):
+    """Settings of `smollm-trm ask`."""
 
-    Args:
-        model: folder of a saved model or of a training run, or a base model by name or folder.
-        question: a bare question.
-        max_new_tokens: tokens to generate at most.
-        temperature: 0 is greedy.
-        target: what an untuned base is to write, "steps" (the default) or "answer".
-        prompt_format: how an untuned base is asked, "plain" (the default) or "chat".
-        precision: of the base's weights, "auto", "fp32", "bf16" or "fp16".
-        trust_remote_code: run code that an untuned base brings with it; without this word none is run.
-        load_in_4bit: keep a base's linear layers in 4 bits (bitsandbytes).
-    """
-    if question is not None:
-        check_question(question)
-    if max_new_tokens < 1 or not 0 <= temperature < 100:
-        raise UserMistake(f"max_new_tokens={max_new_tokens}, temperature={temperature}: at least 1, and 0 to 100")
-    how = {"target": target, "prompt_format": prompt_format, "precision": precision}
-    settings = EvaluationSettings(**how, trust_remote_code=trust_remote_code, load_in_4bit=load_in_4bit)
-    from smollm_trm.evaluation.loading import load_for_evaluation
+    model: str
+    """Folder of a saved model or of a training run, or a base model by name or folder."""
+    question: str | None = None
+    """A bare question."""
+    max_new_tokens: int = 256
+    """Tokens to generate at most."""
+    temperature: float = 0.0
+    """0 is greedy."""
 
-    loaded = load_for_evaluation(model, **settings.of_base())
-    options = {"max_new_tokens": max_new_tokens}
-    options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    if question is not None:
-        return loaded.generate_with_thinking(question, **options).strip()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.temperature < 100:
+            raise UserMistake(f"temperature={self.temperature}: must be from 0 to 100")
+        if self.question is not None:
+            check_question(self.question)
+
+
+def ask(settings: AskSettings) -> str:
+    """Answer one question, or, without one, converse, word by word (what was said before counts in chat format)."""
     from transformers import TextStreamer
 
+    from smollm_trm.evaluation.loading import load_for_evaluation
+
+    loaded = load_for_evaluation(settings.model, **settings.given(*OF_BASE))
+    options = settings.given("max_new_tokens")
+    if settings.temperature > 0:
+        options |= {"do_sample": True, "temperature": settings.temperature}
+    if settings.question is not None:
+        return loaded.generate_with_thinking(settings.question, **options).strip()
     streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     said: list[dict[str, str]] = []
     sys.stderr.write("type a question; an empty line ends\n" if (typed := sys.stdin.isatty()) else "")

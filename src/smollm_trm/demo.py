@@ -109,7 +109,6 @@ def length_of(steps: int, batch_size: int) -> dict[str, int]:
 
 
 def run_name(arm: str) -> str:
-    """An arm's folder."""
     return arm.lower().replace(" + ", "_")
 
 

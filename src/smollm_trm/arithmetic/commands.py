@@ -1,6 +1,5 @@
 """The four commands `smollm-trm arithmetic generate | train | evaluate | interactive`: each returns what is printed."""
 
-import time
 from pathlib import Path
 
 import torch
@@ -17,12 +16,10 @@ from smollm_trm.records import UserMistake, remove_path, run_record, write_json,
 
 def generate_arithmetic(settings: SumSettings) -> str:
     """Write a data folder."""
-    started = time.perf_counter()
     parts = make_parts(settings)
     write_parts(parts, settings)
-    speed = settings.num_examples / (time.perf_counter() - started)
     counts = ", ".join(f"{part} {len(lines):,}" for part, lines in parts.items())
-    return f"{settings.output_dir}: {counts} ({speed:,.0f} examples/s)\nfor example {parts['train'][0]}"
+    return f"{settings.output_dir}: {counts}\nfor example {parts['train'][0]}"
 
 
 def train_arithmetic(settings: SumTrainingSettings) -> str:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smollm_trm.arithmetic.rules import DIGIT_ORDERS, read_sum, write_sum
-from smollm_trm.arithmetic.settings import SumSettings, check_choice
+from smollm_trm.arithmetic.settings import SumSettings
 from smollm_trm.records import UserMistake, first_line, write_json
 
 SUM_FILE_FORMAT = {"format": "smollm-trm arithmetic", "version": 1}
@@ -40,7 +40,6 @@ class ProblemKind(NamedTuple):
 
     @property
     def smallest_longest(self) -> int:
-        """The smallest number that the longest operand can be."""
         return 0 if self.digits == 1 else 10 ** (self.digits - 1)
 
     @property
@@ -83,7 +82,7 @@ def draw_data_set(settings: SumSettings) -> list[list[int]]:
     """Different problems of all kinds in random order, each with its operands in random order."""
     kinds = [
         ProblemKind(operands=operands, digits=digits)
-        for operands in range(settings.min_operands, settings.max_operands + 1)
+        for operands in range(2, settings.max_operands + 1)
         for digits in range(1, settings.max_digits + 1)
     ]
     rng = np.random.default_rng(settings.seed)
@@ -104,16 +103,13 @@ class SumFile:
 
 
 def make_parts(settings: SumSettings) -> dict[str, list[str]]:
-    """Draw the problems and write them down: the three parts, as text; a UserMistake where one would be empty."""
+    """Draw the problems and write them down: 80% to train on, 10% to validate and to test on, as text."""
     problems = draw_data_set(settings)
     lines = [write_sum(operands, chain=settings.chain, digit_order=settings.digit_order) for operands in problems]
-    num_val = round(settings.num_examples * settings.val_fraction)
-    num_test = round(settings.num_examples * settings.test_fraction)
-    parts = {"train": lines[num_val + num_test :], "val": lines[:num_val], "test": lines[num_val:][:num_test]}
-    for part, share in (("train", 1), ("val", settings.val_fraction), ("test", settings.test_fraction)):
-        if share and not parts[part]:
-            raise UserMistake(f"num_examples {settings.num_examples} leaves the {part} part empty: ask for more")
-    return parts
+    tenth = round(settings.num_examples * 0.1)
+    if not tenth:
+        raise UserMistake(f"num_examples {settings.num_examples} leaves the val part empty: ask for more")
+    return {"train": lines[2 * tenth :], "val": lines[:tenth], "test": lines[tenth : 2 * tenth]}
 
 
 def write_parts(parts: dict[str, list[str]], settings: SumSettings) -> None:
@@ -137,27 +133,20 @@ def read_sum_file(path: Path) -> SumFile:
         raise UserMistake(f"{path} is not JSON ({first_line(error)})") from None
     digit_order = "normal"
     if isinstance(content, dict) and "examples" in content:
-        metadata = content.get("metadata", {})
-        if not isinstance(metadata, dict) or any(metadata.get(name) != one for name, one in SUM_FILE_FORMAT.items()):
-            raise UserMistake(f"{path} is not a data file of this program: its metadata does not say {SUM_FILE_FORMAT}")
         try:
+            metadata, content = content["metadata"], content["examples"]
             digit_order = metadata["settings"]["digit_order"]
-            check_choice("digit_order", digit_order, DIGIT_ORDERS)
-        except (KeyError, TypeError, UserMistake) as error:
-            raise UserMistake(f"{path}: its metadata does not say the digit order: make the data again") from error
-        content = content["examples"]
+            is_known = metadata.items() >= SUM_FILE_FORMAT.items() and digit_order in DIGIT_ORDERS
+        except (KeyError, TypeError, AttributeError):
+            is_known = False
+        if not is_known:
+            told = f"its metadata does not say {SUM_FILE_FORMAT} and the digit order: make the data again"
+            raise UserMistake(f"{path} is not a data file of this program: {told}")
     if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
         raise UserMistake(f"{path} is of another format: expected a list of sums such as '3+5=8<end>'")
     if not content:
         raise UserMistake(f"{path} holds no examples")
-    check_lines(content, digit_order, path)
-    fingerprint = hashlib.sha256("\n".join(content).encode()).hexdigest()
-    return SumFile(path=path, examples=content, digit_order=digit_order, fingerprint=fingerprint)
-
-
-def check_lines(lines: list[str], digit_order: str, path: Path) -> None:
-    """Refuse a line that breaks the rules, by its place."""
-    for place, line in enumerate(lines, start=1):
+    for place, line in enumerate(content, start=1):
         try:
             written = read_sum(line)
         except UserMistake as error:
@@ -165,6 +154,8 @@ def check_lines(lines: list[str], digit_order: str, path: Path) -> None:
         right = write_sum(written.operands, chain=written.chain is not None, digit_order=digit_order)
         if line != right:
             raise UserMistake(f"{path}, example {place}: {line!r} breaks the rules, right is {right!r}")
+    fingerprint = hashlib.sha256("\n".join(content).encode()).hexdigest()
+    return SumFile(path=path, examples=content, digit_order=digit_order, fingerprint=fingerprint)
 
 
 def operand_sets(lines: Iterable[str]) -> set[tuple[int, ...]]:

@@ -115,10 +115,7 @@ def break_down(examples: Sequence[str], judged: Sequence[Judgement]) -> dict[str
 def complete_sums(
     model: PreTrainedModel, problems: Sequence[str], *, batch_size: int, max_new_tokens: int, temperature: float = 0.0
 ) -> list[str]:
-    """Let a causal LM of the 16 tokens complete problems such as `"12+34="`, sampling where the temperature is above 0.
-
-    Returns problem and completion, up to `<end>` or cut after `max_new_tokens`, in the order of the problems.
-    """
+    """Problems such as `"12+34="`, in their order, with what a model writes behind them, up to `<end>`."""
     tokenizer = build_arithmetic_tokenizer()
     to_tensors = {"padding": True, "padding_side": "left", "return_tensors": "pt", "return_token_type_ids": False}
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
@@ -149,11 +146,7 @@ def token_accuracy(model: PreTrainedModel, lines: list[str], *, batch_size: int,
 
 
 def evaluate_sums(model: PreTrainedModel, data: SumFile, *, batch_size: int = 64, max_length: int = 128) -> dict:
-    """Evaluate a model, on its device, on a data file; everything a report needs, as plain JSON.
-
-    Raises:
-        UserMistake: an example has more tokens than max_length or the model's context.
-    """
+    """Evaluate a model, on its device, on a data file; everything a report needs, as plain JSON."""
     model.eval()
     max_length = min(max_length, model.config.max_position_embeddings)
     accuracy = token_accuracy(model, data.examples, batch_size=batch_size, max_length=max_length)

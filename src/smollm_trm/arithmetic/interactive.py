@@ -69,10 +69,7 @@ def describe_completion(
 
 
 def converse(model: PreTrainedModel, *, max_new_tokens: int | None = None, temperature: float = 0.1) -> None:
-    """Read expressions and show completions until `quit`, `exit`, Ctrl-C, Ctrl-D or the end of a pipe.
-
-    A completion has at most `max_new_tokens`, or as many as the context holds.
-    """
+    """Read expressions and show completions until `quit`, `exit`, Ctrl-C, Ctrl-D or the end of a pipe."""
     prompt = ""
     if sys.stdin.isatty():
         with suppress(ImportError):  # not on Windows

@@ -18,8 +18,8 @@ from transformers import ArceeConfig, ArceeForCausalLM, AutoModelForCausalLM, Au
 
 from smollm_trm.arithmetic.rules import END, NOOP, THINK, THINK_CLOSED, TOKEN_PATTERN
 from smollm_trm.arithmetic.settings import ARITHMETIC_SIZES, DECODER_SHAPE, check_at_least, check_choice
-from smollm_trm.models.loading import no_progress_bars, own_random_state
-from smollm_trm.records import UserMistake, first_line
+from smollm_trm.models.loading import no_progress_bars, own_random_state, part_of_base
+from smollm_trm.records import UserMistake
 
 ARITHMETIC_TOKENS = (*"0123456789", "+", "=", END, THINK, THINK_CLOSED, NOOP)
 VOCABULARY = {token: token_id for token_id, token in enumerate(ARITHMETIC_TOKENS)}
@@ -65,12 +65,7 @@ def save_arithmetic_model(model: ArceeForCausalLM, folder: Path) -> None:
 
 
 def load_arithmetic_model(checkpoint: Path, *, model_size: str | None = None) -> ArceeForCausalLM:
-    """Load a trained decoder from its folder or the `model.safetensors` in it; `model_size` refuses other sizes.
-
-    Raises:
-        FileNotFoundError: nothing there, or a part of the folder is missing.
-        UserMistake: the checkpoint is of another size or of another kind, or damaged.
-    """
+    """Load a trained decoder from its folder or the `model.safetensors` in it; `model_size` refuses other sizes."""
     folder = checkpoint.parent if checkpoint.suffix == ".safetensors" else checkpoint
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         if not (folder / name).is_file():
@@ -78,16 +73,10 @@ def load_arithmetic_model(checkpoint: Path, *, model_size: str | None = None) ->
                 f"there is no {folder / name}: train a model with "
                 f"'smollm-trm arithmetic train --output-dir {folder}', or name the folder of one"
             )
-    try:
-        here = {"local_files_only": True, "trust_remote_code": False}
-        vocabulary = AutoTokenizer.from_pretrained(folder, **here).get_vocab()
-        with no_progress_bars():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder, **here, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-            )
-    except Exception as error:  # the many ways in which a foreign or damaged folder fails to load
-        reason = first_line(error)
-        raise UserMistake(f"{folder} cannot be loaded, it is damaged or of another kind ({reason})") from None
+    vocabulary = part_of_base(AutoTokenizer, str(folder)).get_vocab()
+    options = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
+    with no_progress_bars():
+        model, report = part_of_base(AutoModelForCausalLM, str(folder), **options)
     if report["missing_keys"] or report["mismatched_keys"] or vocabulary != VOCABULARY:
         raise UserMistake(f"{folder} is no whole arithmetic model: its tensors or its 16 tokens do not fit config.json")
     if model_size is not None:

@@ -71,7 +71,6 @@ class EncodedSums(Dataset):
         }
 
     def loader(self, batch_size: int, *, seed: int = 0, num_workers: int = 0) -> ResumableLoader:
-        """Batches of similar lengths, in an order fixed by the seed."""
         batches = LengthGroupedBatches(lengths=self.lengths.tolist(), batch_size=batch_size, seed=seed)
         return ResumableLoader(self, batches=batches, num_workers=num_workers)
 
@@ -141,7 +140,7 @@ class SumModule(LightningModule):
         self.settings = settings
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch. No mask is needed: padding stands on the right and attention looks to the left."""
+        # No mask is needed: padding stands on the right and attention looks to the left.
         logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
         loss = weighted_next_token_loss(logits, batch["input_ids"], batch["token_weights"])
         self.log("train_loss", loss.detach())
@@ -159,7 +158,6 @@ class SumModule(LightningModule):
         self.log("val_exact_match", (right | ~wanted).all(dim=1).float().mean(), batch_size=len(wanted))
 
     def configure_optimizers(self) -> dict:
-        """The optimizer with warm-up and cosine, counted in optimizer steps."""
         optimizer, num_steps = build_sum_optimizer(self.model, self.settings), self.trainer.max_steps
         factor = partial(warm_up_then_cosine, warmup_steps=self.settings.warmup_steps, num_steps=num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}

@@ -37,7 +37,6 @@ PRESET_OPTIONS = {  # the document's default, the fast preset's
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of the choices."""
     if value not in choices:
         raise UserMistake(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
 
@@ -51,7 +50,6 @@ def check_at_least(least: int, most: int = 2**53, **values: float) -> None:
 
 
 def check_folder(name: str, folder: str) -> None:
-    """Refuse a folder without a name."""
     if not folder.strip():
         raise UserMistake(f"{name} is empty: name a folder")
 
@@ -64,18 +62,12 @@ class SumSettings:
     """Different problems in all three parts together."""
     max_digits: int = 2
     """Digits of the longest operand."""
-    min_operands: int = 2
-    """Numbers to add, at least."""
     max_operands: int = 3
-    """Numbers to add, at most."""
+    """Numbers to add, at most; two at least."""
     chain: bool = True
     """Write the columns between think marks."""
     digit_order: str = "normal"
     """Order of the answer's digits, "normal" or "reversed" (units first)."""
-    val_fraction: float = 0.1
-    """Share of the validation part."""
-    test_fraction: float = 0.1
-    """Share of the test part."""
     max_length: int = 128
     """Tokens of the longest example allowed (the model's context)."""
     seed: int = 42
@@ -85,15 +77,11 @@ class SumSettings:
 
     def __post_init__(self) -> None:
         check_at_least(1, num_examples=self.num_examples, max_digits=self.max_digits)
-        check_at_least(2, 1000, min_operands=self.min_operands, max_operands=self.max_operands)
+        check_at_least(2, 1000, max_operands=self.max_operands)
         check_at_least(1, 2**20, max_length=self.max_length)
         check_folder("output_dir", self.output_dir)
-        check_at_least(0, seed=self.seed, val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        check_at_least(0, seed=self.seed)
         check_choice("digit_order", self.digit_order, DIGIT_ORDERS)
-        if self.max_operands < self.min_operands:
-            raise UserMistake(f"max_operands is {self.max_operands}, but min_operands is {self.min_operands}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise UserMistake("val_fraction and test_fraction leave nothing to train on: make their sum less than 1")
         if self.max_digits > 18:  # int64
             raise UserMistake(f"max_digits is {self.max_digits}, but 18 is the most supported")
         longest = longest_example(self.max_digits, self.max_operands, chain=self.chain)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from transformers import PreTrainedModel
 
 from smollm_trm.arithmetic.data_set import read_data_folder
 from smollm_trm.arithmetic.evaluation import evaluate_sums
@@ -39,7 +38,6 @@ class ExportedModels(Callback):
     """Writes `checkpoint-<step>`, a model for use, every `save_steps` and at the last one."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: SumModule, *args: Any) -> None:
-        """Write where one is due."""
         step = trainer.global_step
         if step % pl_module.settings.save_steps == 0 or step == trainer.max_steps:
             path = Path(trainer.default_root_dir) / f"checkpoint-{step}"
@@ -47,16 +45,7 @@ class ExportedModels(Callback):
 
 
 def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
-    """Train as the settings say, or go on with the run found in the output folder; returns the test results.
-
-    A finished run is not trained again: its results are returned.
-
-    Raises:
-        FileNotFoundError: a data file is missing.
-        UserMistake: data or settings that do not fit, or a folder that holds another run.
-        FloatingPointError: gradients or validation loss are not finite.
-        OSError: the output folder cannot be written to.
-    """
+    """Train, or go on with the run found in the output folder; the test results, of a finished run those it has."""
     folder = Path(settings.output_dir)
     if settings.fp16 and not torch.cuda.is_available():
         raise UserMistake("fp16 needs a GPU, and there is none: leave --fp16 out")
@@ -71,7 +60,19 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
     EncodedSums(files["test"].examples, max_length=max_length)  # too long a sum is refused now, not at the end
     model = build_arithmetic_model(settings.model_size, max_length=max_length, seed=settings.seed)
     model.config.digit_order = files["train"].digit_order  # tells the interactive command how answers are written
-    run = describe_sum_run(settings)
+    has_key = bool(os.environ.get("WANDB_API_KEY")) and not settings.no_wandb
+    run = Run(
+        folder=folder,
+        resume=settings.resume,
+        settings_file="training_config.json",
+        results_file="test_results.json",
+        metric="val_loss",
+        save_every_n_steps=settings.save_steps,
+        wandb=("smollm-trm-arithmetic" if has_key else None, None),
+        seed=settings.seed,
+        not_finite="lower --learning-rate (checkpoints written so far are kept)",
+        out_of_memory="lower --batch-size or --eval-batch-size",
+    )
     fingerprints = {f"{part}_fingerprint": file.fingerprint for part, file in files.items()}
     noted = {**asdict(settings), **fingerprints, "num_parameters": model.num_parameters(), **run_record()}
     with only_run_in(folder), training_log(folder / "logs" / "training.log"):
@@ -83,7 +84,7 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
             hint = "name another --output-dir for a new one"
             logger.warning("%s holds this very run, finished: nothing to train (%s)", folder, hint)
             return results
-        fit_sums(run, model, train, val, settings, start)
+        fit_sums(run, start, SumModule(model=model, settings=settings), train, val)
         save_arithmetic_model(model, folder)
         sizes = {"batch_size": settings.eval_batch_size, "max_length": max_length}
         results = evaluate_sums(model.to(default_device()), files["test"], **sizes)
@@ -104,32 +105,9 @@ def finished_results(folder: Path, run: Run) -> dict[str, Any] | None:
         return None
 
 
-def describe_sum_run(settings: SumTrainingSettings) -> Run:
-    """Where the run lies and how it is kept."""
-    has_key = bool(os.environ.get("WANDB_API_KEY")) and not settings.no_wandb
-    return Run(
-        folder=Path(settings.output_dir),
-        resume=settings.resume,
-        settings_file="training_config.json",
-        results_file="test_results.json",
-        metric="val_loss",
-        save_every_n_steps=settings.save_steps,
-        wandb=("smollm-trm-arithmetic" if has_key else None, None),
-        seed=settings.seed,
-        not_finite="lower --learning-rate (checkpoints written so far are kept)",
-        out_of_memory="lower --batch-size or --eval-batch-size",
-    )
-
-
-def fit_sums(
-    run: Run,
-    model: PreTrainedModel,
-    train: EncodedSums,
-    val: EncodedSums,
-    settings: SumTrainingSettings,
-    start: Start,
-) -> None:
-    """Train the model in place, from a checkpoint if there is one."""
+def fit_sums(run: Run, start: Start, module: SumModule, train: EncodedSums, val: EncodedSums) -> None:
+    """Train in place, from a checkpoint if there is one."""
+    settings = module.settings
     workers = min(settings.num_workers, os.cpu_count() or 1)
     batches = train.loader(settings.batch_size, seed=settings.seed, num_workers=workers)
     num_steps = settings.count_steps(len(train))
@@ -148,4 +126,4 @@ def fit_sums(
             log_every_n_steps=settings.logging_steps,
         )
         data = {"train_dataloaders": batches, "val_dataloaders": val.loader(settings.eval_batch_size)}
-        fit_run(run, trainer, SumModule(model=model, settings=settings), checkpoint=start.checkpoint, **data)
+        fit_run(run, trainer, module, checkpoint=start.checkpoint, **data)

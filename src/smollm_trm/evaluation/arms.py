@@ -43,7 +43,7 @@ def report_comparison(results: Mapping[str, dict], folder: Path, *, baseline: st
     """Compare arms, and write `comparison.json` (with what `record` holds), `comparison.md` and `comparison.png`."""
     comparison = compare_arms(results, baseline=baseline)
     plot_comparison(comparison, folder / "comparison.png")
-    write_text(folder / "comparison.md", comparison.to_markdown() + "\n")
+    write_text(folder / "comparison.md", f"{comparison}\n")
     made_on = {name: [result.get("device"), result.get("precision")] for name, result in results.items()}
     figures = {"device_and_precision": made_on, "problems": results[baseline]["settings"]["problems"]}
     write_json(folder / "comparison.json", {**comparison.to_dict(), **figures, **record, **run_record()})

@@ -8,6 +8,7 @@ its effect lies within 5 points, and otherwise the problems are too few to tell.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 
 from smollm_trm.evaluation.predictions import load_predictions
@@ -18,7 +19,12 @@ SHUFFLED_SUFFIX = ", latents shuffled"
 SHUFFLING_MATTERS_AT = 0.01  # p-value of "shuffling changes nothing"
 NEGLIGIBLE_EFFECT = 0.05  # of shuffling on the share solved
 CUT_OFF_NOTED_ABOVE = 0.02
-_TABLE_HEAD = ("arm", "n", "accuracy [95%]", "strict", "difference [95%]", "p", "latents")
+SURE_AT = 0.05
+VERDICTS = {
+    "latents used": "the latents are used",
+    "latents ignored": "the latents are ignored, they are a soft prompt at most",
+    "too few problems to tell": "these are too few problems to tell whether the latents are used",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,6 @@ class ComparedArm:
         return "latents ignored" if small else "too few problems to tell"
 
     def cells(self) -> tuple[str, ...]:
-        """Its row of the table."""
         low, high = self.interval
         against, shuffled = self.against_baseline, self.against_shuffled
         return (
@@ -70,20 +75,24 @@ class Comparison:
     baseline: str  # the arm that differences are taken from
 
     def __str__(self) -> str:
-        cells = [_TABLE_HEAD, *(arm.cells() for arm in self.arms)]
+        cells = self.cells()
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         cells.insert(1, tuple("-" * width for width in widths))
         rows = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+        return "\n".join([*(f"| {row} |" for row in rows), "", self.legend()])
+
+    def cells(self) -> list[tuple[str, ...]]:
+        head = ("arm", "n", "accuracy [95%]", "strict", "difference [95%]", "p", "latents")
+        return [head, *(arm.cells() for arm in self.arms)]
+
+    def legend(self) -> str:
         cut = [f" {arm.name}: {100 * arm.cut_off:.0f}%" for arm in self.arms if arm.cut_off > CUT_OFF_NOTED_ABOVE]
         note = f" Texts cut off by max_new_tokens:{','.join(cut)}." if cut else ""
-        legend = (
+        return (
             f"Differences from '{self.baseline}', paired by problem (Newcombe); p: exact McNemar test. "
             f"Latents are used where shuffling them between problems gives p <= {SHUFFLING_MATTERS_AT}, "
             f"ignored where its whole interval lies within {100 * NEGLIGIBLE_EFFECT:.0f} points.{note}"
         )
-        return "\n".join([*(f"| {row} |" for row in rows), "", legend])
-
-    to_markdown = __str__
 
     def to_dict(self) -> dict:
         """Everything as JSON values, for a results file."""
@@ -133,4 +142,35 @@ def compared_arm(name: str, results: Mapping[str, dict], baseline: str) -> Compa
         against_shuffled=None if twin is None else paired_difference(twin, own),
         asked=", ".join(asked),
         cut_off=result.get("cut_off", 0) / total / result["settings"].get("samples_per_problem", 1),
+    )
+
+
+def verdict_in_words(comparison: Comparison) -> list[str]:
+    """For each arm but the controls: is it better or worse than the baseline, and are its latents used?"""
+    sentences = []
+    for arm in comparison.arms:
+        against, shuffled = arm.against_baseline, arm.against_shuffled
+        if against is not None and not arm.name.endswith(SHUFFLED_SUFFIX):
+            said = "is, as far as these problems show, neither better nor worse"
+            if against.p_value <= SURE_AT:
+                said = f"is {'better' if against.difference > 0 else 'worse'}"
+            chance = "p < 0.0001" if against.p_value < 0.0001 else f"p = {against.p_value:.2g}"
+            points = points_with_interval(against)
+            sentences.append(f"{arm.name} {said} than {comparison.baseline}: {points}, {chance}.")
+        if shuffled is not None:
+            effect = f"{points_with_interval(shuffled)} with the latents of other problems"
+            sentences.append(f"In {arm.name} {VERDICTS[arm.latents_verdict]}: {effect}.")
+    return sentences
+
+
+def comparison_html(comparison: Comparison, *, headline: str = "") -> str:
+    """Headline, sentences and table; it scrolls sideways where a screen is narrow."""
+    style = "padding:4px 10px;text-align:left;border-bottom:1px solid rgba(128,128,128,.35)"
+    rows = [[f'<td style="{style}">{escape(cell)}</td>' for cell in row] for row in comparison.cells()]
+    table = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict_in_words(comparison))
+    return (
+        f'<div style="max-width:60em"><p><b>{escape(headline)}</b></p><ul>{said}</ul>'
+        f'<div style="overflow-x:auto"><table style="border-collapse:collapse">{table}</table></div>'
+        f'<p style="font-size:85%;opacity:.75">{escape(comparison.legend())}</p></div>'
     )

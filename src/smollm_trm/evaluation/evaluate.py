@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
 
 from smollm_trm.bars import KeepMoving, progress_bar
 from smollm_trm.data.gsm8k import split_fingerprint
@@ -34,6 +33,7 @@ SPARE_TOKENS = 16  # beyond the longest gold completion, for a model that words 
 VOTE_TEMPERATURE = 0.7
 
 
+@torch.no_grad()
 def evaluate_gsm8k(
     model: Any,
     dataset: Sequence[Mapping[str, str]],
@@ -71,8 +71,8 @@ def evaluate_gsm8k(
     if samples_per_problem > 1:
         options.setdefault("temperature", VOTE_TEMPERATURE)
     options["max_new_tokens"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
-    before, config = shown_first(model, worked_examples), getattr(model, "config", None)
-    asked_by_chat = not getattr(config, "think", True) and getattr(config, "prompt_format", None) == "chat"
+    before = shown_first(model, worked_examples)
+    asked_by_chat = not model.config.think and model.config.prompt_format == "chat"
     donors = shuffled_donors(rows, seed) if latents == "shuffled" else None
     sampled, precision = options["do_sample"], device_and_precision(model)["precision"]
     settings = {
@@ -80,10 +80,10 @@ def evaluate_gsm8k(
         "total": len(rows),
         "model": model_fingerprint(model),
         "latents": latents,
-        "num_latents": getattr(model, "num_latents", None),
+        "num_latents": model.num_latents,
         "samples_per_problem": samples_per_problem,
         "seed": seed if sampled or donors else None,
-        "batch_size": None if precision in (None, "float32") and not sampled else batch_size,  # changes no text then
+        "batch_size": None if precision == "float32" and not sampled else batch_size,  # changes no text then
         "generation": dict(sorted(options.items())),
         **({"shots": len(worked_examples), "examples": split_fingerprint(worked_examples)} if before else {}),
         **({"prompt_format": "chat"} if asked_by_chat else {}),
@@ -92,9 +92,8 @@ def evaluate_gsm8k(
         remove_path(Path(predictions_path))
     file = PredictionFile(settings=settings, path=predictions_path, rows=rows)
     bar = progress_bar(total=len(rows), initial=len(file.by_index), unit="problem", disable=not progress)
-    moving, written = KeepMoving(bar, at_most=options["max_new_tokens"]), dict(options)
-    if isinstance(model, GenerationMixin):
-        written["stopping_criteria"] = [moving]
+    moving = KeepMoving(bar, at_most=options["max_new_tokens"])
+    written = {**options, "stopping_criteria": [moving]}
     with bar, _evaluating(model):
         for batch in _batches(rows, max(1, batch_size // samples_per_problem)):
             if all(index in file.by_index for index in batch):
@@ -119,9 +118,7 @@ def shown_first(model: Any, worked_examples: Sequence[Mapping[str, str]]) -> str
 
 def longest_completion(model: Any, rows: Sequence[Mapping[str, str]]) -> int:
     """Tokens of the longest gold completion, end of text included, in the form that the model is to write."""
-    if (encoder := getattr(model, "encoder", None)) is None:
-        raise UserMistake("max_new_tokens: give a number, since this model has no encoder to measure answers with")
-    return max(len(encoder.encode_completion(row["answer"])) for row in rows)
+    return max(len(model.encoder.encode_completion(row["answer"])) for row in rows)
 
 
 def shuffled_donors(rows: Sequence[Mapping[str, str]], seed: int) -> list[int]:
@@ -144,7 +141,7 @@ def _check_settings(model: Any, counts: Mapping[str, int | None], latents: str, 
             raise UserMistake(f"{name}={value}: give at least 1")
     if latents not in ("own", "shuffled"):
         raise UserMistake(f"latents={latents!r}: choose 'own' or 'shuffled'")
-    if latents == "shuffled" and not getattr(model, "use_trm", True):
+    if latents == "shuffled" and not model.use_trm:
         raise UserMistake("latents='shuffled': this model has no latents; evaluate it with latents='own'")
     if (samples := counts["samples_per_problem"]) > 1 and options.get("do_sample") is False:
         raise UserMistake(f"samples_per_problem={samples} needs sampling; leave do_sample=False out")
@@ -177,23 +174,20 @@ def _answer(
         advice = f"out of memory with {len(asked)} texts at once: lower batch_size or max_new_tokens"
         raise torch.OutOfMemoryError(f"{advice}; predictions already on disk are kept") from error
     seconds = (time.perf_counter() - start) / len(batch)
-    own = [completions[at : at + n] for at in range(0, len(completions), n)]
-    steps_of = getattr(getattr(model, "encoder", None), "written_steps", lambda answer: ())
-    return [
-        graded_prediction(index, rows[index], its, seconds=seconds, steps=steps_of(rows[index]["answer"]))
-        for index, its in zip(batch, own, strict=True)
-    ]
+    graded = []
+    for at, index in enumerate(batch):
+        own, steps = completions[at * n :][:n], model.encoder.written_steps(rows[index]["answer"])
+        graded.append(graded_prediction(index, rows[index], own, seconds=seconds, steps=steps))
+    return graded
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
-    if modes:
-        model.eval()
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode

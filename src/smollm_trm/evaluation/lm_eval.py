@@ -15,21 +15,15 @@ import yaml
 
 from smollm_trm.data.rows import check_row, read_jsonl, read_text
 from smollm_trm.evaluation.evaluate import SPARE_TOKENS, longest_completion, shown_first
+from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import UserMistake, first_line
 
 LM_EVAL_TASK = "gsm8k_latent"
 
 
-def lm_eval_task(
-    model: object,
-    data_file: str | Path,
-    *,
-    max_new_tokens: int | None = None,
-    worked_examples: Sequence[Mapping[str, str]] = (),
-) -> dict:
+def lm_eval_task(model: SmolLMv3WithTRM, data_file: Path, *, worked_examples: Sequence[Mapping[str, str]] = ()) -> dict:
     """The task (what its YAML holds) of a model on a JSONL file, for `simple_evaluate(..., tasks=[task])`."""
     before = shown_first(model, worked_examples)
-    data_file = Path(data_file)
     rows = [check_row(row, where=f"{data_file.name}, line {line}") for line, row in read_jsonl(data_file)]
     tokenizer = model.tokenizer
     adds_bos = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -49,26 +43,23 @@ def lm_eval_task(
     task["doc_to_text"] = asked("{% raw %}" + before + "{% endraw %}{{question}}" if before else "{{question}}")
     task["dataset_kwargs"] = {"data_files": {"test": str(data_file.resolve())}}
     task["generation_kwargs"]["until"] = [tokenizer.eos_token]
-    task["generation_kwargs"]["max_gen_toks"] = max_new_tokens or longest_completion(model, rows) + SPARE_TOKENS
+    task["generation_kwargs"]["max_gen_toks"] = longest_completion(model, rows) + SPARE_TOKENS
     return task
 
 
 def evaluate_with_lm_eval(
-    model: object,
-    data_file: str | Path,
-    *,
-    batch_size: int = 32,
-    max_new_tokens: int | None = None,
-    worked_examples: Sequence[Mapping[str, str]] = (),
+    model: SmolLMv3WithTRM, data_file: Path, *, batch_size: int = 32, worked_examples: Sequence[Mapping[str, str]] = ()
 ) -> dict:
     """Let lm-eval ask and grade the model, offline; `["results"]["gsm8k_latent"]` are the scores."""
-    task = lm_eval_task(model, data_file, max_new_tokens=max_new_tokens, worked_examples=worked_examples)
+    task = lm_eval_task(model, data_file, worked_examples=worked_examples)
     found = evaluate_tasks(model, [task], batch_size=batch_size, num_fewshot=0)
     found["n-shot"][LM_EVAL_TASK] = len(worked_examples)
     return found
 
 
-def evaluate_tasks(model: object, tasks: Sequence[str | dict], *, batch_size: int = 32, **options: object) -> dict:
+def evaluate_tasks(
+    model: SmolLMv3WithTRM, tasks: Sequence[str | dict], *, batch_size: int = 32, **options: object
+) -> dict:
     """Let lm-eval ask the model tasks of its own, by name or YAML file, or one of `lm_eval_task`."""
     try:
         from lm_eval import simple_evaluate
@@ -77,22 +68,14 @@ def evaluate_tasks(model: object, tasks: Sequence[str | dict], *, batch_size: in
     except ImportError as error:
         raise UserMistake("lm-eval is not installed: pip install 'smollm-trm[lm-eval]'") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is given as an object
-    yamls = [Path(task) for task in tasks if isinstance(task, str) and task.endswith(".yaml")]
-    named = any(isinstance(task, str) and not task.endswith(".yaml") for task in tasks)
     try:
+        read = [yaml.safe_load(read_text(Path(one))) if str(one).endswith(".yaml") else one for one in tasks]
         return simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=model.tokenizer, batch_size=batch_size),
-            tasks=[yaml.safe_load(read_text(Path(one))) if Path(str(one)) in yamls else one for one in tasks],
+            tasks=read,
             bootstrap_iters=0,
-            task_manager=TaskManager(include_defaults=named),
+            task_manager=TaskManager(include_defaults=any(isinstance(one, str) for one in read)),
             **options,
         )
     except (KeyError, OSError, yaml.YAMLError) as error:
         raise UserMistake(f"lm-eval cannot load {', '.join(map(str, tasks))[:200]}: {first_line(error)}") from error
-
-
-def shown_tables(found: Sequence[dict]) -> str:
-    """What the harness found, as its tables."""
-    from lm_eval.utils import make_table
-
-    return "".join(map(make_table, found))

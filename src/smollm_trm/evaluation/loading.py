@@ -44,10 +44,9 @@ def load_for_evaluation(
 ) -> SmolLMv3WithTRM:
     """A saved model or a training run (a folder, or a name on the Hub), or an untuned base, without a think block."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype, asked = dtypes.get(precision) or default_dtype(), {"target": target, "prompt_format": prompt_format}
+    loading = {"dtype": dtypes.get(precision) or default_dtype(), "load_in_4bit": load_in_4bit}
+    asked = {"target": target, "prompt_format": prompt_format, "trust_remote_code": trust_remote_code or None}
     asked = {name: value for name, value in asked.items() if value is not None}
-    asked |= {"trust_remote_code": True} if trust_remote_code else {}
-    loading = {"dtype": dtype, "load_in_4bit": load_in_4bit}
     if (saved := saved_or_downloaded(model)) is not None:
         for name, value in asked.items():
             reason = f"{model} is a saved model, asked as it was trained"
@@ -63,18 +62,9 @@ def worked_examples(count: int, data_dir: str | None, split: Mapping[str, Any]) 
 
 
 def problems_of(
-    part: str,
-    *,
-    data_dir: str | None,
-    dataset_path: str | None,
-    seed: int,
-    models: Sequence[str] = (),
-    **columns: str,
+    part: str, *, data_dir: str | None, dataset_path: str | None, seed: int, models: Sequence[str] = (), **columns: str
 ) -> Problems:
-    """Problems to evaluate on, never a model's training problems; `seed` is of the split, where no model says it.
-
-    `columns`: `question_column` and `answer_column` of own data.
-    """
+    """Problems to evaluate on, never a model's training problems; `seed` is of the split, where no model says it."""
     if part not in ("dev", "test"):
         raise UserMistake(f"part={part!r}: choose 'dev' or 'test'")
     saved = {model: folder for model in models if (folder := saved_or_downloaded(model)) is not None}

@@ -19,17 +19,16 @@ from smollm_trm.records import UserMistake, write_whole
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DOTS_PER_INCH = 150
 CURVES = ("train_loss", "dev_loss", "latent_variation")
 """Columns of a run's metrics file."""
 Curves = dict[str, dict[int, float]]
 """Of a run: column -> optimizer step -> value."""
 
 
-def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Figure:
-    """Accuracy of every arm as a bar with its 95% interval; arms with shuffled latents are hatched. `path`: a PNG."""
+def plot_comparison(comparison: Comparison, path: Path) -> Figure:
+    """Accuracy of every arm as a bar with its 95% interval; arms with shuffled latents are hatched."""
     arms = comparison.arms
-    figure = Figure(figsize=(8.5, 1.4 + 0.52 * len(arms)), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = _figure(8.5, 1.4 + 0.52 * len(arms))
     axes = figure.add_subplot()
     for row, arm in enumerate(arms):
         share, low, high = (100 * value for value in (arm.accuracy, *arm.interval))
@@ -48,13 +47,13 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> F
     return _saved(figure, path)
 
 
-def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) -> Figure:
-    """Training and dev loss of some runs (name -> `metrics.csv`), and how much their latents differ. `path`: a PNG."""
+def plot_losses(runs: Mapping[str, str | Path], path: Path) -> Figure:
+    """Training and dev loss of some runs (name -> `metrics.csv`), and how much their latents differ."""
     if not runs:
         raise UserMistake("no curves to draw: give at least one metrics.csv")
     metrics = {name: _read_metrics(Path(file)) for name, file in runs.items()}
     with_latents = any(curves["latent_variation"] for curves in metrics.values())
-    figure = Figure(figsize=(8.5, 6.2 if with_latents else 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = _figure(8.5, 6.2 if with_latents else 4.2)
     panels = figure.subplots(2 if with_latents else 1, 1, sharex=True, squeeze=False)[:, 0]
     for at, (name, curves) in enumerate(metrics.items()):
         colour, marker, dev = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], curves["dev_loss"]
@@ -74,14 +73,13 @@ def plot_losses(runs: Mapping[str, str | Path], path: str | Path | None = None) 
     panels[-1].set_xlabel("optimizer step")
     for panel in panels:
         panel.grid(alpha=0.25)
-        panel.legend(frameon=False, fontsize=9)
     return _saved(figure, path)
 
 
-def plot_rewards(rows: Sequence[Mapping[str, str]], path: str | Path | None = None) -> Figure:
-    """Of the rows of a GRPO run's `metrics.csv`: samples that were right, by the steps needed. `path`: a PNG."""
+def plot_rewards(rows: Sequence[Mapping[str, str]], path: Path) -> Figure:
+    """Of the rows of a GRPO run's `metrics.csv`: samples that were right, by the steps needed."""
     names = [name for name in rows[0] if name == "reward" or name.startswith("right_at_")]
-    figure = Figure(figsize=(8.5, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = _figure(8.5, 4.2)
     axes = figure.add_subplot()
     for at, name in enumerate(sorted(names, key=lambda name: (name != "reward", len(name), name))):
         curve = {int(row["step"]): 100 * float(row[name]) for row in rows if row.get(name)}
@@ -90,21 +88,15 @@ def plot_rewards(rows: Sequence[Mapping[str, str]], path: str | Path | None = No
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("samples that are right (%)")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9)
     return _saved(figure, path)
 
 
-def plot_halting(
-    chances: Sequence[Sequence[float]], was_right: Sequence[bool], path: str | Path | None = None
-) -> Figure:
-    """The halting head's probability after every supervision step, of problems answered right and of the others.
-
-    `chances`: a row a problem, see `halting_probabilities`. `path`: a PNG.
-    """
+def plot_halting(chances: Sequence[Sequence[float]], was_right: Sequence[bool], path: Path) -> Figure:
+    """The halting probability after every supervision step (`halting_probabilities`), by right and wrong answers."""
     if not chances:
         raise UserMistake("no halting probabilities to draw: this model has no halting head")
     steps = len(chances[0])
-    figure = Figure(figsize=(max(4.5, 2 + 1.2 * steps), 3.4), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = _figure(max(4.5, 2 + 1.2 * steps), 3.4)
     axes = figure.add_subplot()
     for answered, colour, shift, name in ((True, COLOURS[0], -0.18, "right"), (False, COLOURS[1], 0.18, "wrong")):
         rows = [row for row, right in zip(chances, was_right, strict=True) if bool(right) is answered]
@@ -123,12 +115,12 @@ def plot_halting(
     return _saved(figure, path)
 
 
-def plot_attention(words: Sequence[str], shares: Sequence[Sequence[float]], path: str | Path | None = None) -> Figure:
-    """Which words of a question each latent reads, `(M, words)`, and what all of them read together. `path`: a PNG."""
+def plot_attention(words: Sequence[str], shares: Sequence[Sequence[float]], path: Path) -> Figure:
+    """Which words of a question each latent reads, `(M, words)`, and what all of them read together."""
     rows = [[float(share) for share in row] for row in shares]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     size = (max(5.0, 1.2 + 0.3 * len(words)), 2.6 + 0.2 * min(len(rows), 32))
-    figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+    figure = _figure(*size)
     together, each = figure.subplots(2, 1, sharex=True, height_ratios=[1, max(1.0, 0.15 * min(len(rows), 32))])
     together.bar(range(len(words)), [100 * share for share in mean], color=COLOURS[0])
     together.set_ylabel("mean (%)")
@@ -141,11 +133,9 @@ def plot_attention(words: Sequence[str], shares: Sequence[Sequence[float]], path
     return _saved(figure, path)
 
 
-def plot_sweep(
-    measured: Mapping[str, Mapping[str, float]], widths: Sequence[int], path: str | Path | None = None
-) -> Figure:
-    """What compressors of several widths leave unexplained, and the base's loss on it. `path`: a PNG."""
-    figure = Figure(figsize=(8.5, 3.8), dpi=DOTS_PER_INCH, layout="constrained")
+def plot_sweep(measured: Mapping[str, Mapping[str, float]], widths: Sequence[int], path: Path) -> Figure:
+    """What compressors of several widths leave unexplained, and the base's loss on it."""
+    figure = _figure(8.5, 3.8)
     error, loss = figure.subplots(1, 2)
     for name, colour, marker, style in (("kept", COLOURS[0], "o", "-"), ("PCA", COLOURS[1], "s", "--")):
         for axes, figure_name in ((error, "unexplained"), (loss, "loss")):
@@ -159,7 +149,6 @@ def plot_sweep(
         axes.set_xlabel("D', compressed dimension")
         axes.set_xticks(widths, widths)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=9)
     return _saved(figure, path)
 
 
@@ -190,10 +179,15 @@ def _read_metrics(path: Path) -> Curves:
     return curves
 
 
-def _saved(figure: Figure, path: str | Path | None) -> Figure:
-    """Write the figure as a PNG, if a path is given: the old file or the whole new one, never a part."""
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _saved(figure: Figure, path: Path) -> Figure:
+    """Write the figure as a PNG: the old file or the whole new one, never a part."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    if path is not None:
-        write_whole(Path(path), lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
+        if axes.get_legend() is None and axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, fontsize=9)
+    write_whole(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
     return figure

@@ -18,6 +18,7 @@ from torch import nn
 from smollm_trm.data.answers import answer_like, gold_answer
 from smollm_trm.data.rows import read_jsonl, write_jsonl
 from smollm_trm.evaluation.statistics import wilson_interval
+from smollm_trm.models.generation import Completion
 from smollm_trm.records import UserMistake, is_of_type
 
 NUM_EXAMPLES = 10
@@ -25,14 +26,11 @@ PASSING_SETTINGS = ("notes", "base_model", "dtype", "architectures", "transforme
 _SAMPLED_FROM_FROZEN = 256  # values of each frozen tensor; adapters and reasoners are hashed whole
 
 
-def model_fingerprint(model: object) -> str:
+def model_fingerprint(model: nn.Module) -> str:
     """SHA-256 over a model's kind, its configuration, its trainable weights and a sample of the frozen ones."""
     digest = hashlib.sha256(type(model).__name__.encode())
-    if not isinstance(model, nn.Module):
-        return digest.hexdigest()
-    if (config := getattr(model, "config", None)) is not None:
-        settings = {key: value for key, value in config.to_dict().items() if key not in PASSING_SETTINGS}
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in PASSING_SETTINGS}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         values = tensor.detach().reshape(-1)
         values = values if tensor.requires_grad else values[:_SAMPLED_FROM_FROZEN]
@@ -43,10 +41,9 @@ def model_fingerprint(model: object) -> str:
 
 
 def graded_prediction(
-    index: int, row: Mapping[str, str], completions: Sequence[Any], *, seconds: float, steps: Sequence[str] = ()
+    index: int, row: Mapping[str, str], completions: Sequence[Completion], *, seconds: float, steps: Sequence[str] = ()
 ) -> dict:
-    """One problem's line: its texts, the answer that most of them give, its grades, and its share of the seconds;
-    `steps` are those of the gold solution that the model is to write."""
+    """One problem's line: its texts and grades; `steps` of the gold solution, where the model is to write them."""
     texts = [completion.text for completion in completions]
     made = {
         "index": index,
@@ -85,9 +82,7 @@ def _majority(answers: Sequence[str | None]) -> str | None:
 class PredictionFile:
     """The predictions made so far with these settings, in memory and, if a path is given, on disk."""
 
-    def __init__(
-        self, *, settings: dict, path: str | Path | None = None, rows: Sequence[Mapping[str, str]] | None = None
-    ) -> None:
+    def __init__(self, *, settings: dict, path: str | Path | None, rows: Sequence[Mapping[str, str]]) -> None:
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
         self.path = None if path is None else Path(path)
         self.by_index: dict[int, dict] = {}
@@ -104,7 +99,7 @@ class PredictionFile:
             advice = "overwrite=True makes it anew, or name another file"
             raise UserMistake(f"{path} was made with other settings ({changes}); {advice}")
         self.by_index = {line["index"]: line for line in predictions}
-        for index, line in self.by_index.items() if rows is not None else ():
+        for index, line in self.by_index.items():
             if (line["question"], line["gold"]) != (rows[index]["question"], gold_answer(rows[index]["answer"])):
                 raise UserMistake(f"{path}: the line of problem {index} is of another problem; name another file")
 

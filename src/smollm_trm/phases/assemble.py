@@ -6,7 +6,6 @@ no part in that, gives the state from then on. What the model answers with true,
 states says which of the two steps loses what (`phases compare`).
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,8 +34,6 @@ from smollm_trm.training.optim import OptimizerSettings
 from smollm_trm.training.parts import pick_precision
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average
 
-logger = logging.getLogger(__name__)
-
 
 class ProblemsWithStates(GSM8KDataset):
     """Rows with the true state after thinking about each, by its question."""
@@ -51,7 +48,6 @@ class ProblemsWithStates(GSM8KDataset):
         return {**super().__getitem__(index), "states": states}
 
     def loader(self, batch_size: int, seed: int = 0) -> ResumableLoader:
-        """Batches of similar lengths, in an order fixed by the seed."""
         batches = LengthGroupedBatches(lengths=self.lengths, batch_size=batch_size, seed=seed)
         return ResumableLoader(self, batches=batches, totals=self.totals)
 
@@ -64,14 +60,12 @@ class ReadingModule(SmolLMTRMLightningModule):
         return Thought(self.model.reasoner.latents_of_states(batch["states"]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of the answers."""
         n_tokens, _ = self.step_totals(batch)
         loss = self.answer_from(batch, self.given(batch), num_items_in_batch=n_tokens).loss
         self.log_training(loss.detach() * n_tokens, batch, [])
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Loss per token of the answers."""
         output = self.answer_from(batch, self.given(batch))
         self.log_mean("dev_loss", output.loss, int((batch["labels"] >= 0).sum()))
 

@@ -7,7 +7,6 @@ held-out text: cosine, squared error, and the base's own loss with its states re
 
 import copy
 import json
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -36,7 +35,6 @@ from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run
 
-logger = logging.getLogger(__name__)
 MEAN = "mean vector"
 
 
@@ -44,15 +42,10 @@ class CompressorModule(LightningModule):
     """Trains compressors of several widths on the same states; the base is no part of it, nor of its checkpoints."""
 
     def __init__(
-        self,
-        compressors: Mapping[int, DimensionCompressor],
-        *,
-        model: SmolLMv3WithTRM,
-        learning_rate: float,
-        steps: int,
+        self, start: Mapping[int, DimensionCompressor], *, model: SmolLMv3WithTRM, learning_rate: float, steps: int
     ) -> None:
         super().__init__()
-        self.compressors = nn.ModuleDict({str(width): one for width, one in compressors.items()})
+        self.compressors = nn.ModuleDict({str(width): copy.deepcopy(one) for width, one in start.items()})
         self.given = (model,)  # in a tuple Lightning does not see it
         self.learning_rate, self.steps = learning_rate, steps
 
@@ -64,17 +57,14 @@ class CompressorModule(LightningModule):
         return torch.stack([(states - one(states)).square().sum() / variation for one in self.compressors.values()])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The sum over widths, which share no weights."""
         errors = self.errors(batch)
         self.log("train_loss", errors.mean().detach(), prog_bar=True)
-        return errors.sum()
+        return errors.sum()  # over widths, which share no weights
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The mean over widths chooses the checkpoint."""
         self.log("dev_error", self.errors(batch).mean(), batch_size=int(batch["attention_mask"].sum()), prog_bar=True)
 
     def configure_optimizers(self) -> dict:
-        """AdamW without decay, warm-up then cosine."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.0)
         schedule = build_schedule(optimizer, total_steps=self.steps, settings=OptimizerSettings())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -82,14 +72,11 @@ class CompressorModule(LightningModule):
 
 def stream_moments(model: SmolLMv3WithTRM, stream: TextStream, *, progress: bool = False) -> StateMoments:
     """Sums over the final states of a stream's text; a batch of them is in memory at a time."""
-    moments, n_texts = StateMoments(model.config.hidden_size), 0
+    moments = StateMoments(model.config.hidden_size)
     with progress_bar(unit="text", disable=not progress) as bar:
         for batch in stream:
             moments.add(final_states(model, batch)[batch["attention_mask"].bool()])
-            n_texts += len(batch["input_ids"])
             bar.update(len(batch["input_ids"]))
-    if moments.count < 2:
-        raise UserMistake(f"data={stream.data!r}: no {stream.part} text among the first texts; raise num_samples")
     return moments
 
 
@@ -102,27 +89,24 @@ def measure_compressors(
     Also of the "base" itself and of the "mean vector": what a constant reaches says what a figure is worth. A
     compressor's `unexplained` is its squared error as a share of the mean vector's.
     """
-    sums: dict[str, Tensor] = {name: torch.zeros(3, dtype=torch.float64) for name in ("base", MEAN, *compressors)}
-    energy, n_states, n_predicted = 0.0, 0, 0
     mean = next(iter(compressors.values())).mean
+    restorers = {"base": lambda states: states, MEAN: mean.expand_as, **compressors}
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in restorers}
+    energy, n_states, n_predicted = 0.0, 0, 0
     for batch in stream:
         states, real = final_states(model, batch).float(), batch["attention_mask"].bool()
         predicted = real[:, 1:] & real[:, :-1]
         found, wanted = states[real], batch["input_ids"][:, 1:][predicted]
         energy, n_states = energy + float(found.double().square().sum()), n_states + len(found)
         n_predicted += len(wanted)
-        for name, total in sums.items():
-            restored = (
-                states if name == "base" else mean.expand_as(states) if name == MEAN else compressors[name](states)
-            )
+        for name, restore in restorers.items():
+            restored = restore(states)
             left = restored[real]
             logits = model.lm_head(restored[:, :-1][predicted].to(model.lm_head.weight.dtype)).float()
-            total += torch.tensor([
+            sums[name] += torch.tensor([
                 F.cosine_similarity(left, found, dim=-1).double().sum(), (left - found).double().square().sum(),
                 F.cross_entropy(logits, wanted, reduction="sum").double(),
             ])  # fmt: skip
-    if not n_predicted:
-        raise UserMistake(f"data={stream.data!r}: no {stream.part} text among the first texts; raise num_samples")
     of_mean = float(sums[MEAN][1])
     return {
         name: {
@@ -158,31 +142,27 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
         of = json.dumps([fingerprint, data, settings.num_samples, settings.max_length])
         moments = kept_moments(folder, model, streams["train"], of=of, settings=settings)
         start = start_compressors(settings, moments, fingerprint)
-        start = {width: one.to(model.device) for width, one in start.items()}
-        best, figures = dict(start), {"optimizer_steps": 0}
+        begins = {f"start {width}": one.to(model.device) for width, one in start.items()}
+        named, optimizer_steps = {f"kept {width}": begins[f"start {width}"] for width in start}, 0
         if settings.num_epochs:
             steps = settings.num_epochs * max(1, sum(1 for _ in streams["train"].texts()) // settings.batch_size)
-            module = CompressorModule(
-                {width: copy.deepcopy(one) for width, one in start.items()}, model=model, steps=steps,
-                learning_rate=settings.learning_rate,
-            )  # fmt: skip
-            trainer = build_run_trainer(
-                run, begun, max_epochs=settings.num_epochs, gradient_clip_val=1.0,
-                log_every_n_steps=10,
-            )  # fmt: skip
+            module = CompressorModule(start, model=model, steps=steps, learning_rate=settings.learning_rate)
+            limits = {"max_epochs": settings.num_epochs, "gradient_clip_val": 1.0}
+            trainer = build_run_trainer(run, begun, log_every_n_steps=10, **limits)
             loaders = {"train_dataloaders": streams["train"], "val_dataloaders": streams["dev"]}
             fit_run(run, trainer, module.to(model.device), checkpoint=begun.checkpoint, **loaders)
             kept = WholeCheckpointIO().load_checkpoint(trainer.checkpoint_callback.best_path)
             module.load_state_dict(kept["state_dict"])
-            best = {width: module.compressors[str(width)].to(model.device) for width in start}
-            figures["optimizer_steps"] = trainer.global_step
-        named = better_on_dev(model, streams["dev"], start, best)
-        if trajectories or settings.start == "random":
-            named |= {f"start {width}": one for width, one in start.items()}
+            trained = {f"kept {width}": one for width, one in module.to(model.device).compressors.items()}
+            found = measure_compressors(model, streams["dev"], trained | begins)
+            for name, one in trained.items():  # the start stays where training did not better it
+                named |= {name: one} if found[name]["mse"] < found[name.replace("kept", "start")]["mse"] else {}
+            optimizer_steps = trainer.global_step
+        named |= begins if trajectories or settings.start == "random" else {}
         named |= {f"PCA {width}": moments.principal(width).to(model.device) for width in start}
         measured = measure_compressors(model, streams["held-out"], named)
-        report = {"stage": settings.stage, "data": Path(data).name, "states": int(moments.count), **figures,
-                  "held_out": measured}  # fmt: skip
+        report = {"stage": settings.stage, "data": Path(data).name, "states": int(moments.count),
+                  "optimizer_steps": optimizer_steps, "held_out": measured}  # fmt: skip
         of_base = {"base": public_name(model, settings.model_name), "base_fingerprint": fingerprint}
         for width in start:
             place = folder / ("model" if width == settings.d_compressed else f"model-{width}")
@@ -191,19 +171,6 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
         plot_sweep(measured, sorted(start), folder / "sweep.png")
         write_json(folder / run.results_file, {**report, "settings": asdict(settings), **run_record()})
     return report
-
-
-Compressors = Mapping[int, DimensionCompressor]
-
-
-def better_on_dev(
-    model: SmolLMv3WithTRM, stream: TextStream, start: Compressors, trained: Compressors
-) -> dict[str, DimensionCompressor]:
-    """By "kept <width>" the trained compressor, or the start where training did not better it on the dev text."""
-    both = {f"trained {width}": one for width, one in trained.items()}
-    found = measure_compressors(model, stream, both | {f"start {width}": one for width, one in start.items()})
-    bettered = {width: found[f"trained {width}"]["mse"] < found[f"start {width}"]["mse"] for width in start}
-    return {f"kept {width}": trained[width] if bettered[width] else start[width] for width in start}
 
 
 def kept_moments(
@@ -241,7 +208,6 @@ def start_compressors(
 
 
 def card_lines(measured: Mapping[str, Mapping[str, float]], width: int) -> dict[str, str]:
-    """A compressor's figures in words."""
     own, pca, mean, base = (measured[name] for name in (f"kept {width}", f"PCA {width}", MEAN, "base"))
     return {
         "cosine": f"{own['cosine']:.4f} (PCA of the training text {pca['cosine']:.4f}, the mean vector alone "
@@ -254,7 +220,6 @@ def card_lines(measured: Mapping[str, Mapping[str, float]], width: int) -> dict[
 
 
 def describe_report(report: Mapping[str, Any]) -> str:
-    """The report as a table."""
     lines = [f"{'held-out text':<14} {'cosine':>8} {'mse':>10} {'rel. error':>10} {'unexplained':>11} {'loss':>8}"]
     for name, one in report["held_out"].items():
         lines.append(

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,11 @@ from smollm_trm.records import (
 
 logger = logging.getLogger(__name__)
 DATAGEN_CONFIG = "datagen_config.json"
-OF_A_PAIR = ("datasets", "problems", "answers", "thoughts", "seq_lengths", "num_thinking_tokens")
-"""What a shard's metadata and the index hold of every pair, beside its states."""
+OF_A_PAIR = {
+    **{"datasets": "dataset", "problems": "problem", "answers": "answer", "thoughts": "thought"},
+    **{"seq_lengths": "seq_length", "num_thinking_tokens": "thinking_tokens"},
+}
+"""What a shard's metadata and the index hold of all pairs, beside the states, and what it is of one."""
 
 
 def thinking_encoder(model: SmolLMv3WithTRM) -> tuple[PromptEncoder, int]:
@@ -89,15 +92,16 @@ def think_in_text(model: SmolLMv3WithTRM, problems: list[str], *, max_new_tokens
             pairs[at] = {
                 "hidden_pre": states[begins : begins + n_before].cpu(),
                 "hidden_post": states[-1].cpu(),
-                "num_thinking_tokens": len(thoughts[at]) - 1,
-                "thoughts": model.tokenizer.decode(prompts[at] + thoughts[at], skip_special_tokens=False),
+                "seq_length": n_before,
+                "thinking_tokens": len(thoughts[at]) - 1,
+                "thought": model.tokenizer.decode(prompts[at] + thoughts[at], skip_special_tokens=False),
             }
     return pairs
 
 
-def make_shard(model: SmolLMv3WithTRM, problems: list[dict[str, str]], settings: DatagenSettings) -> dict[str, Any]:
-    """The pairs of some problems: tensors, and plain values for the shard's metadata."""
-    pairs = []
+def write_shard(path: Path, model: SmolLMv3WithTRM, problems: list[dict[str, str]], settings: DatagenSettings) -> None:
+    """Think about some problems and write their pairs: tensors, and plain values as metadata."""
+    pairs: list[dict[str, Any]] = []
     for begin in range(0, len(problems), settings.batch_size):
         batch = problems[begin : begin + settings.batch_size]
         asked = [one["problem"] for one in batch]
@@ -108,39 +112,25 @@ def make_shard(model: SmolLMv3WithTRM, problems: list[dict[str, str]], settings:
         "hidden_pre": torch.cat([torch.zeros(0, size, dtype=dtype), *(pair["hidden_pre"] for pair in pairs)]),
         "hidden_post": torch.stack([pair["hidden_post"] for pair in pairs]) if pairs else torch.zeros(0, size),
     }
-    lengths = [len(pair["hidden_pre"]) for pair in pairs]
-    plain = {"seq_lengths": lengths, "not_closed": len(problems) - len(pairs), "n_problems": len(problems)}
-    singular = {"datasets": "dataset", "problems": "problem", "answers": "answer"}
-    for name in OF_A_PAIR:
-        if name != "seq_lengths":
-            plain[name] = [pair[singular.get(name, name)] for pair in pairs]
-    return {"tensors": tensors, "plain": plain}
-
-
-def shard_name(number: int) -> str:
-    """A shard's file."""
-    return f"pairs-{number:05d}.safetensors"
-
-
-def whole_shard(path: Path) -> bool:
-    """Whether a shard is there and can be read."""
-    try:
-        return bool(shard_metadata(path))
-    except UserMistake as error:
-        logger.warning("%s; it is made again", error)
-        remove_path(path)
-    return False
+    plain = {name: [pair[of_one] for pair in pairs] for name, of_one in OF_A_PAIR.items()}
+    metadata = {"pairs": json.dumps({**plain, "not_closed": len(problems) - len(pairs)})}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def shard_metadata(path: Path) -> dict[str, Any]:
-    """A shard's plain values; empty where it is not there."""
+    """A shard's plain values; empty where it is not there, or damaged and removed."""
     if not path.is_file():
         return {}
-    with readable(path), safe_open(path, "pt") as file:
-        plain = json.loads(file.metadata()["pairs"])
-        if file.get_slice("hidden_post").get_shape()[0] != len(plain["problems"]):
-            raise ValueError("its states are not those of its problems")
-        return plain
+    try:
+        with readable(path), safe_open(path, "pt") as file:
+            plain = json.loads(file.metadata()["pairs"])
+            if file.get_slice("hidden_post").get_shape()[0] != len(plain["problems"]):
+                raise ValueError("its states are not those of its problems")
+            return plain
+    except UserMistake as error:
+        logger.warning("%s; it is made again", error)
+        remove_path(path)
+        return {}
 
 
 def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
@@ -150,8 +140,7 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     problems = mixed_problems(settings.datasets, settings.data_dir, settings.num_samples)
-    how = {"prompt_format": settings.prompt_format, "precision": settings.precision}
-    model = load_thinker(settings.model_name, **how)
+    model = load_thinker(settings.model_name, prompt_format=settings.prompt_format, precision=settings.precision)
     digest = hashlib.sha256("\n".join(one["problem"] for one in problems).encode("utf-8", "replace")).hexdigest()[:16]
     fingerprint = base_fingerprint(model.model.language_model)
     noted = {**asdict(settings), "base_fingerprint": fingerprint, "problems_fingerprint": digest}
@@ -163,16 +152,15 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
     if processes == 1:
         remove_unfinished(folder)
     write_json(folder / DATAGEN_CONFIG, noted)
-    cuts = range(0, len(problems), settings.checkpoint_every)
+    n_shards = -(-len(problems) // settings.checkpoint_every)
+    names = [f"pairs-{number:05d}.safetensors" for number in range(n_shards)]
     with progress_bar(total=len(problems), unit="problem") as bar:
-        for number, begin in enumerate(cuts):
-            path, mine = folder / shard_name(number), problems[begin : begin + settings.checkpoint_every]
-            if number % processes == rank and not whole_shard(path):
-                shard = make_shard(model, mine, settings)
-                metadata = {"pairs": json.dumps(shard["plain"])}
-                write_whole(path, saver(shard["tensors"], metadata))
-            bar.update(len(mine))
-    shards = {shard_name(number): shard_metadata(folder / shard_name(number)) for number in range(len(cuts))}
+        for number, name in enumerate(names):
+            its = problems[number * settings.checkpoint_every :][: settings.checkpoint_every]
+            if number % processes == rank and not shard_metadata(folder / name):
+                write_shard(folder / name, model, its, settings)
+            bar.update(len(its))
+    shards = {name: shard_metadata(folder / name) for name in names}
     if not all(shards.values()):
         return None
     index = {
@@ -192,8 +180,7 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
 
 
 def load_thinker(model_name: str, *, prompt_format: str | None, precision: str) -> SmolLMv3WithTRM:
-    """A model that is to think in text. One of ours is asked as it was trained, an untuned base by its chat template
-    where it has one."""
+    """A model that is to think in text, asked as it was trained, an untuned base by its chat template if it has one."""
     asked = {}
     if saved_or_downloaded(model_name) is None:
         has_template = bool(part_of_base(AutoTokenizer, model_name).chat_template)
@@ -207,13 +194,7 @@ def load_thinker(model_name: str, *, prompt_format: str | None, precision: str) 
     return model
 
 
-def saver(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], None]:
-    """What writes a shard."""
-    return lambda temporary: save_file(tensors, temporary, metadata=metadata)
-
-
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -250,13 +231,15 @@ def read_shards(folder: Path, index: Mapping[str, Any]) -> Iterator[tuple[Tensor
 
 def load_hidden_pairs(folder: str | Path) -> dict[str, Any]:
     """All pairs as the training guide has them: lists of tensors and plain values, with `hidden_size`."""
-    folder = Path(folder)
-    index = read_index(folder)
-    found = list(read_shards(folder, index))
-    plain = {name: [values[name] for _, _, values in found] for name in OF_A_PAIR}
-    states = {"hidden_pre": [before for before, _, _ in found], "hidden_post": [after for _, after, _ in found]}
-    states["hidden_post"] = torch.stack(states["hidden_post"]) if found else torch.zeros(0, index["hidden_size"])
-    return {**states, **plain, "hidden_size": index["hidden_size"]}
+    index = read_index(Path(folder))
+    found = list(read_shards(Path(folder), index))
+    after = [after for _, after, _ in found]
+    return {
+        "hidden_pre": [before for before, _, _ in found],
+        "hidden_post": torch.stack(after) if after else torch.zeros(0, index["hidden_size"]),
+        **{name: [plain[name] for _, _, plain in found] for name in OF_A_PAIR},
+        "hidden_size": index["hidden_size"],
+    }
 
 
 def datagen_command(settings: DatagenSettings) -> str:

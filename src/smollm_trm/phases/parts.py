@@ -41,11 +41,11 @@ def part_card(config: Mapping[str, Any]) -> str:
 def save_part(folder: Path, part: str, module: nn.Module, **config: Any) -> None:
     """Write a part whole, or leave what was there."""
     config = {"part": part, **config, **run_record()}
+    tensors = {name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}
 
     def write(temporary: Path) -> None:
         temporary.mkdir()
-        save_file({name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()},
-                  temporary / WEIGHTS_FILE)  # fmt: skip
+        save_file(tensors, temporary / WEIGHTS_FILE)
         write_json(temporary / CONFIG_FILE, config)
         write_text(temporary / "README.md", part_card(config))
 
@@ -76,13 +76,11 @@ def read_part(name: str, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Take over a part's tensors."""
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserMistake(
-            f"{name}: its {WEIGHTS_FILE} does not fit its {CONFIG_FILE}; make or copy it again"
-        ) from error
+        told = f"{name}: its {WEIGHTS_FILE} does not fit its {CONFIG_FILE}; make or copy it again"
+        raise UserMistake(told) from error
 
 
 def refuse_other_base(config: Mapping[str, Any], fingerprint: str, what: str, here: str) -> None:

@@ -32,24 +32,21 @@ PROBLEM_SOURCES = {
 def rows_of(dataset: str, data_dir: str | None) -> Iterator[tuple[str, Any]]:
     """(place, row) of a dataset, from `<dataset>.jsonl` of a folder (gsm8k: or its train.jsonl), or from the Hub."""
     source = PROBLEM_SOURCES[dataset]
-    if data_dir is None:
-        instead = f"give a folder with {dataset}.jsonl by --data_dir"
-        if source.file is None:
-            yield from rows_on_the_hub(source.name, config=source.config, split=source.split, instead=instead)
-        else:
-            files = {"data_files": f"hf://datasets/{source.name}/{source.file}"}
-            yield from rows_on_the_hub("json", config=None, split="train", instead=instead, **files)
-        return
-    places = [Path(data_dir) / f"{dataset}.jsonl", *([Path(data_dir) / "train.jsonl"] if dataset == "gsm8k" else [])]
-    path = next((place for place in places if place.is_file()), places[0])
-    yield from ((f"{path}, line {number}", row) for number, row in read_jsonl(path))
+    if data_dir is not None:
+        path, instead = Path(data_dir) / f"{dataset}.jsonl", Path(data_dir) / "train.jsonl"
+        path = instead if dataset == "gsm8k" and not path.is_file() and instead.is_file() else path
+        return ((f"{path}, line {number}", row) for number, row in read_jsonl(path))
+    options = {"split": source.split, "instead": f"give a folder with {dataset}.jsonl by --data_dir"}
+    if source.file is None:
+        return rows_on_the_hub(source.name, config=source.config, **options)
+    return rows_on_the_hub("json", config=None, data_files=f"hf://datasets/{source.name}/{source.file}", **options)
 
 
 def problems_in(dataset: str, data_dir: str | None) -> Iterator[dict[str, str]]:
     """Problems `{dataset, problem, answer}`; the answer as GSM8K writes it, `#### n` at its end, or empty."""
     source = PROBLEM_SOURCES[dataset]
     for where, row in rows_of(dataset, data_dir):
-        for name in (source.problem, *([source.answer] if source.answer else [])):
+        for name in filter(None, (source.problem, source.answer)):
             if not isinstance(row, dict) or name not in row:
                 raise UserMistake(f"{where}: the key {name!r} is missing; {dataset} has it")
         answer = "" if source.answer is None else str(row[source.answer]).strip()

@@ -3,20 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from smollm_trm.phases.problems import PROBLEM_SOURCES
 from smollm_trm.records import UserMistake
-
-SOURCES_BY_NAME = ("gsm8k", "aime", "humaneval", "mbpp", "apps")
 
 
 def refuse_below(least: float, settings: object, *names: str) -> None:
-    """Refuse fields below a limit, by name."""
     for name in names:
         if not getattr(settings, name) >= least:
             raise UserMistake(f"{name}={getattr(settings, name)}: must be at least {least}")
 
 
 def refuse_rates(settings: object, *names: str) -> None:
-    """Refuse what is not between 0 and 1, by name."""
     for name in names:
         if not 0 < getattr(settings, name) < 1:
             raise UserMistake(f"{name}={getattr(settings, name)}: must be above 0 and below 1")
@@ -117,14 +114,13 @@ class DatagenSettings:
     def __post_init__(self) -> None:
         refuse_below(1, self, "num_samples", "batch_size", "max_new_tokens", "checkpoint_every")
         for name in self.datasets:
-            if name not in SOURCES_BY_NAME:
-                raise UserMistake(f"dataset={self.dataset!r}: {name!r} is none of {', '.join(SOURCES_BY_NAME)}")
+            if name not in PROBLEM_SOURCES:
+                raise UserMistake(f"dataset={self.dataset!r}: {name!r} is none of {', '.join(PROBLEM_SOURCES)}")
         if not self.output_dir.strip():
             raise UserMistake("output_dir: it is empty; name a folder")
 
     @property
     def datasets(self) -> list[str]:
-        """Names of the mix."""
         return [name.strip() for name in self.dataset.split(",")]
 
 
@@ -183,11 +179,9 @@ class SequenceSettings(PhaseRun):
 
     @property
     def pairs(self) -> str:
-        """The folder of pairs."""
         return self.data or self.data_path
 
     def network(self) -> dict[str, Any]:
-        """What builds the recursion."""
         names = ("n_layers", "n_heads", "n_latent_steps", "n_deep_recursions", "n_supervision_steps")
         return {name: getattr(self, name) for name in names}
 

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -34,16 +34,10 @@ def texts_of_file(path: Path) -> Iterator[str]:
                     yield str(json.loads(line)["text"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserMistake(f'{path}, line {number}: not an object with "text"') from error
-            return
-        paragraph: list[str] = []
-        for line in lines:
-            if line.strip():
-                paragraph.append(line)
-            elif paragraph:
-                yield "".join(paragraph)
-                paragraph = []
-        if paragraph:
-            yield "".join(paragraph)
+        else:
+            for is_text, paragraph in groupby(lines, key=lambda line: bool(line.strip())):
+                if is_text:
+                    yield "".join(paragraph)
 
 
 def all_texts(data: str, data_dir: str | None) -> Iterator[str]:
@@ -86,32 +80,24 @@ class TextStream:
 
     def texts(self) -> Iterator[str]:
         """The part's texts among the first `num_samples`."""
-        data_dir = self.settings.data_dir
-        first = islice(all_texts(self.data, data_dir), self.settings.num_samples)
+        first = islice(all_texts(self.data, self.settings.data_dir), self.settings.num_samples)
         return (text for text in first if part_of_text(text) == self.part)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        size, texts = self.settings.batch_size, self.texts()
+        tokenizer, size = self.model.tokenizer, self.settings.batch_size
         self.given, self.skipped = self.skipped, 0
-        rest = islice(texts, self.given * size, None)
+        rest = islice(self.texts(), self.given * size, None)
         while batch := list(islice(rest, size)):
             self.given += 1
-            yield token_batch(self.model, batch, self.settings.max_length)
+            rows = tokenizer(batch, truncation=True, max_length=self.settings.max_length)["input_ids"]
+            ids, mask = pad_left([row or [tokenizer.eos_token_id] for row in rows], padding_token_id(tokenizer))
+            yield {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
     def state_dict(self) -> dict[str, int]:
-        """Batches given in this epoch."""
         return {"given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Begin the next pass after those batches."""
         self.skipped = state_dict["given"]
-
-
-def token_batch(model: SmolLMv3WithTRM, texts: Iterable[str], max_length: int) -> dict[str, Tensor]:
-    """Texts as tokens, padded on the left, on the model's device."""
-    rows = model.tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    ids, mask = pad_left([row or [model.tokenizer.eos_token_id] for row in rows], padding_token_id(model.tokenizer))
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
 
 @torch.no_grad()

@@ -9,16 +9,16 @@ the squared error as a share of the mean target's: 1 has learned nothing.
 """
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from smollm_trm.data.batching import LengthGroupedBatches
@@ -35,7 +35,6 @@ from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
 from smollm_trm.training.run import Run, begin_run, build_run_trainer, fit_run, load_average
 
-logger = logging.getLogger(__name__)
 RIDGE_PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
@@ -53,24 +52,16 @@ class CompressedPairs(Dataset):
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
         """A batch, padded on the left: context `(B, L, D')`, mask `(B, L)`, target `(B, D')`."""
         chosen = [self.contexts[row] for row in rows]
-        longest = max(map(len, chosen))
-        context = torch.stack([F.pad(one, (0, 0, longest - len(one), 0)) for one in chosen])
-        lengths = torch.tensor([len(one) for one in chosen])
-        mask = torch.arange(longest) >= longest - lengths[:, None]
-        return {"context": context, "mask": mask, "target": torch.stack([self.targets[row] for row in rows])}
+        lengths = torch.tensor([[len(one)] for one in chosen])
+        return {
+            "context": pad_sequence(chosen, batch_first=True, padding_side="left"),
+            "mask": torch.arange(int(lengths.max())) >= lengths.max() - lengths,
+            "target": torch.stack([self.targets[row] for row in rows]),
+        }
 
     def loader(self, batch_size: int, seed: int = 0) -> ResumableLoader:
-        """Batches of similar lengths, in an order fixed by the seed."""
         batches = LengthGroupedBatches(lengths=[len(one) for one in self.contexts], batch_size=batch_size, seed=seed)
         return ResumableLoader(self, batches=batches)
-
-
-class PairParts(NamedTuple):
-    """No problem is in two of them, however often it was asked."""
-
-    train: CompressedPairs
-    dev: CompressedPairs  # chooses the checkpoint, and ridge's penalty
-    held_out: CompressedPairs  # is reported
 
 
 def part_of_problem(problem: str) -> str:
@@ -80,15 +71,17 @@ def part_of_problem(problem: str) -> str:
 
 
 @torch.no_grad()
-def compress_pairs(folder: Path, index: Mapping[str, Any], compressor: DimensionCompressor) -> PairParts:
-    """All pairs of a folder through the compressor, a shard in memory at a time."""
-    parts = PairParts(CompressedPairs(), CompressedPairs(), CompressedPairs())
+def compress_pairs(
+    folder: Path, index: Mapping[str, Any], compressor: DimensionCompressor
+) -> dict[str, CompressedPairs]:
+    """All pairs of a folder through the compressor, a shard in memory at a time: "train", "dev" and "held_out"."""
+    parts = {name: CompressedPairs() for name in ("train", "dev", "held_out")}
     for before, after, plain in read_shards(folder, index):
-        part = getattr(parts, part_of_problem(plain["problems"]))
+        part = parts[part_of_problem(plain["problems"])]
         part.contexts.append(compressor.compress(before))
         part.targets.append(compressor.compress(after))
         part.last_states.append(before[-1].float())
-    for name, part in parts._asdict().items():
+    for name, part in parts.items():
         if not len(part):
             raise UserMistake(f"{folder}: {index['n_pairs']} pairs leave none for {name}: generate more")
     return parts
@@ -142,7 +135,6 @@ class SequenceModule(LightningModule):
         self.log("supervision_steps", number + 1.0)
 
     def update(self, optimizer: Any, loss: Tensor) -> None:
-        """One optimizer step."""
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
@@ -161,38 +153,22 @@ class SequenceModule(LightningModule):
         self.log("dev_error", error, batch_size=len(state), prog_bar=True)
 
     def configure_optimizers(self) -> dict:
-        """AdamW, warm-up then cosine; the schedule's step is a batch."""
         optimizer = torch.optim.AdamW(self.trm.parameters(), lr=self.settings.learning_rate, betas=(0.9, 0.95))
         schedule = build_schedule(optimizer, total_steps=self.steps, settings=OptimizerSettings())
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # stepped once a batch
 
 
-def ridge_prediction(parts: PairParts) -> Tensor:
+def ridge_prediction(parts: Mapping[str, CompressedPairs]) -> Tensor:
     """Held-out targets `(N, D')` predicted by ridge regression from the last state before `<think>`, `(N, D)`."""
-    states = [torch.stack(part.last_states).double() for part in parts]
-    targets = [torch.stack(part.targets).double() for part in parts]
+    states = [torch.stack(part.last_states).double() for part in parts.values()]
+    targets = [torch.stack(part.targets).double() for part in parts.values()]
     mean, deviation, target_mean = states[0].mean(0), states[0].std(0).clamp_min(1e-6), targets[0].mean(0)
     train, dev, held_out = ((one - mean) / deviation for one in states)
     products, moments = train.T @ train, train.T @ (targets[0] - target_mean)
-    best = (float("inf"), torch.zeros_like(moments))
-    for penalty in RIDGE_PENALTIES:
-        weights = torch.linalg.solve(products + penalty * torch.eye(len(products), dtype=products.dtype), moments)
-        best = min(
-            best, (float((dev @ weights + target_mean - targets[1]).square().mean()), weights), key=lambda b: b[0]
-        )
-    return (held_out @ best[1] + target_mean).float()
-
-
-@torch.no_grad()
-def predict_states(trm: SequenceTRM, pairs: CompressedPairs, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    """Predicted targets `(N, D')` of the last supervision step, and every step's halting probability `(N, S)`."""
-    states, halting = [], []
-    for begin in range(0, len(pairs), batch_size):
-        batch = pairs[list(range(begin, min(begin + batch_size, len(pairs))))]
-        found = trm(batch["context"].to(trm.target_mean.device), batch["mask"].to(trm.target_mean.device))
-        states.append(found[-1][0].cpu())
-        halting.append(torch.stack([logit.sigmoid() for _, logit in found], dim=1).cpu())
-    return torch.cat(states), torch.cat(halting)
+    ridge = torch.eye(len(products), dtype=products.dtype)
+    candidates = [torch.linalg.solve(products + penalty * ridge, moments) for penalty in RIDGE_PENALTIES]
+    best = min(candidates, key=lambda weights: float((dev @ weights + target_mean - targets[1]).square().mean()))
+    return (held_out @ best + target_mean).float()
 
 
 def figures_of(predicted: Tensor, target: Tensor, mean: Tensor, compressor: DimensionCompressor) -> dict[str, float]:
@@ -209,11 +185,16 @@ def figures_of(predicted: Tensor, target: Tensor, mean: Tensor, compressor: Dime
 
 
 @torch.no_grad()
-def judge_predictions(trm: SequenceTRM, parts: PairParts, compressor: DimensionCompressor) -> dict[str, Any]:
+def judge_predictions(
+    trm: SequenceTRM, parts: Mapping[str, CompressedPairs], compressor: DimensionCompressor
+) -> dict[str, Any]:
     """The held-out figures of the SequenceTRM, of ridge regression and of the mean target."""
     trm, compressor = trm.cpu().eval(), compressor.cpu()
-    target, mean = torch.stack(parts.held_out.targets), torch.stack(parts.train.targets).mean(0)
-    predicted, halting = predict_states(trm, parts.held_out)
+    target, mean = torch.stack(parts["held_out"].targets), torch.stack(parts["train"].targets).mean(0)
+    batches = (parts["held_out"][rows.tolist()] for rows in torch.arange(len(target)).split(256))
+    found = [trm(batch["context"], batch["mask"]) for batch in batches]
+    predicted = torch.cat([steps[-1][0] for steps in found])  # (N, D')
+    halting = torch.cat([torch.stack([logit for _, logit in steps], dim=1) for steps in found]).sigmoid()  # (N, S)
     by_name = {"SequenceTRM": predicted, "ridge": ridge_prediction(parts), "mean target": mean.expand_as(target)}
     figures: dict[str, Any] = {name: figures_of(one, target, mean, compressor) for name, one in by_name.items()}
     figures["mean target"]["centred_cosine"] = 0.0  # of no direction
@@ -229,33 +210,30 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     folder, pairs = Path(settings.output_dir), Path(settings.pairs)
     index = read_index(pairs)
     here = f"the pairs in {pairs}, which are of {index['base'] or 'another base'}, {index['hidden_size']} wide"
-    compressor, of_compressor = load_compressor(
-        settings.compressor_checkpoint, fingerprint=index["base_fingerprint"], here=here
-    )
+    place, fingerprint = settings.compressor_checkpoint, index["base_fingerprint"]
+    compressor, of_compressor = load_compressor(place, fingerprint=fingerprint, here=here)
     parts = compress_pairs(pairs, index, compressor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         trm = SequenceTRM(d_compressed=of_compressor["d_compressed"], **settings.network())
-    trm.fit(torch.cat(parts.train.contexts), torch.stack(parts.train.targets))
-    loader = parts.train.loader(settings.batch_size, seed=settings.seed)
+    trm.fit(torch.cat(parts["train"].contexts), torch.stack(parts["train"].targets))
+    loader = parts["train"].loader(settings.batch_size, seed=settings.seed)
     run = Run(
         folder=folder, resume=settings.resume, metric="dev_error", patience=settings.patience, seed=settings.seed,
         ema_decay=settings.ema_decay if settings.use_ema else 0.0, save_every_n_steps=2000, progress=settings.progress,
         not_finite="lower learning_rate, and see that the compressor is of this base",
     )  # fmt: skip
-    logger.info("%d pairs to train on, %d dev, %d held out", *map(len, parts))
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "compressor": compressor_digest(compressor)}
         noted["pairs"] = [one["sha256"] for one in index["shards"].values()]
         start = begin_run(run, noted, may_change=("resume", "progress", "output_dir", "data_path", "data"))
-        trainer = build_run_trainer(run, start, max_epochs=settings.num_epochs,
-                                    log_every_n_steps=10)  # fmt: skip
+        trainer = build_run_trainer(run, start, max_epochs=settings.num_epochs, log_every_n_steps=10)
         module = SequenceModule(trm, settings, steps=settings.num_epochs * len(loader.batches))
-        loaders = {"train_dataloaders": loader, "val_dataloaders": parts.dev.loader(256)}
+        loaders = {"train_dataloaders": loader, "val_dataloaders": parts["dev"].loader(256)}
         fit_run(run, trainer, module, checkpoint=start.checkpoint, **loaders)
         load_average(module, trainer.checkpoint_callback.best_path)
         figures = judge_predictions(trm, parts, compressor)
-        counts = {name: len(part) for name, part in parts._asdict().items()}
+        counts = {name: len(part) for name, part in parts.items()}
         report = {"held_out": figures, "pairs": counts, "optimizer_steps": trainer.global_step,
                   "epochs": trainer.current_epoch, "halt_threshold": float(module.threshold)}  # fmt: skip
         of_base = {name: index[name] for name in ("base", "base_fingerprint", "hidden_size")}
@@ -283,7 +261,6 @@ def load_sequence_trm(name: str, compressor: DimensionCompressor, of_compressor:
 
 
 def described(figures: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """The figures in words."""
     return {
         name: f"cosine {one['cosine']:.4f}, around the mean {one['centred_cosine']:.3f}, mse {one['mse']:.5g}, "
         f"relative error {one['relative_error']:.3f}, unexplained {one['unexplained']:.3f}"
