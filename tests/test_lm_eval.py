@@ -10,6 +10,7 @@ import jinja2
 import pytest
 import torch
 import yaml
+from twins import SMALL_TRM
 
 from smollm_trm import cli
 from smollm_trm.data.batching import collate_examples
@@ -40,7 +41,7 @@ def twin(problems: list[dict], **config) -> SmolLMv3WithTRM:
 def model(problems) -> SmolLMv3WithTRM:
     """A twin that knows some of its problems by heart, so that texts differ and some are right."""
     torch.manual_seed(0)
-    model = twin(problems, num_latents=4)
+    model = twin(problems, num_latents=4, reasoner_settings=SMALL_TRM)
     batch = collate_examples([model.encoder.encode(row) for row in problems], padding_token_id(model.tokenizer))
     optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=3e-3)
     for _ in range(60):
