@@ -43,7 +43,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 unit: install real-base
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not notebook"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not notebook"
 
 # Kills, damage and absurd arguments, drawn from a seed that it prints: ten minutes, then a count.
 soak: install

@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import sys
+import traceback
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -28,6 +31,25 @@ def started(module: str, function: str, *arguments: Any, **environment: str) -> 
     process = SERVER.Process(target=call, args=(module, function, arguments, environment))
     process.start()
     return process
+
+
+def forked(module: str, function: str, runs: Sequence[tuple[tuple, int]]) -> None:
+    """For a process of its own: call a function with each arguments of `runs`, and compare the exit code.
+
+    One after the other, each in a fork of that process: what the module needs is imported once for all.
+    """
+    work = getattr(import_module(module), function)
+    for arguments, expected in runs:
+        if (child := os.fork()) == 0:
+            try:
+                work(*arguments)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        if (code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) != expected:
+            sys.exit(f"{function}{arguments} ended with {code}, not {expected}")
 
 
 def ended(process: BaseProcess) -> int:

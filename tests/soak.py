@@ -258,12 +258,12 @@ def judged(told: str, folder: Path, arguments: list[str]) -> str | None:
     return None
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rounds", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     started, found, counts = time.monotonic(), [], dict.fromkeys(("kill", "damage", "absurd"), 0)
     print(f"seed {given.seed}, {given.seconds:.0f} seconds", flush=True)

@@ -167,11 +167,22 @@ def train_and_die(site: str, data_dir: str, output_dir: str) -> None:
     train(**SHORT_RUN, data_dir=data_dir, output_dir=output_dir)
 
 
-@pytest.mark.parametrize("site", ["training", "export", "checkpoint"])
-def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(site, data_dir, short_run, tmp_path):
+SITES = ("training", "export", "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def killed(data_dir, tmp_path_factory) -> Path:
+    """A run for every site, killed there."""
+    folder = tmp_path_factory.mktemp("killed")
+    runs = [((site, data_dir, str(folder / site)), -signal.SIGKILL) for site in SITES]
+    assert ended(started("processes", "forked", "test_arithmetic_runs", "train_and_die", runs)) == 0
+    return folder
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_unbroken_one(site, data_dir, short_run, killed):
     """Killed between checkpoints, while a model is exported, and while a checkpoint is written, in a later epoch."""
-    killed = started("test_arithmetic_runs", "train_and_die", site, data_dir, str(tmp_path))
-    assert ended(killed) == -signal.SIGKILL
+    tmp_path = killed / site
     assert not (tmp_path / "model.safetensors").exists()
     found = newest_good_checkpoint(tmp_path / "checkpoints")
     assert found.name == "step-5.ckpt"

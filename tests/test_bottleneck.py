@@ -19,8 +19,8 @@ NAMES = ("Ann", "Ben", "Eva", "Leo", "Max", "Zoe")
 
 def easy_problem(rng: random.Random) -> dict[str, str]:
     """Two people with a number each; the answer is the sum."""
-    (one, two), first, second = rng.sample(NAMES, 2), rng.randrange(4), rng.randrange(4)
-    question = f"{one} has {first} and {two} has {second}. How many is that?"
+    (one, two), first, second = rng.sample(NAMES, 2), rng.randrange(3), rng.randrange(3)
+    question = f"{one} has {first} and {two} {second}."
     return {"question": question, "answer": f"#### {first + second}"}
 
 
@@ -62,9 +62,9 @@ def test_with_the_question_hidden_the_latents_answer_and_swapped_latents_do_not(
         target="answer",
         reasoner_settings=trm,
     )
-    steps = 400
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    steps = 200
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     encoded = [model.encoder.encode(row) for row in train]
     for _ in range(steps):
         batch = collate_examples(rng.sample(encoded, 32), padding_token_id(tokenizer))

@@ -10,6 +10,7 @@ import jinja2
 import pytest
 import torch
 import yaml
+from twins import SMALL_TRM
 
 from smollm_trm import cli
 from smollm_trm.data.batching import collate_examples
@@ -40,7 +41,7 @@ def twin(problems: list[dict], **config) -> SmolLMv3WithTRM:
 def model(problems) -> SmolLMv3WithTRM:
     """A twin that knows some of its problems by heart, so that texts differ and some are right."""
     torch.manual_seed(0)
-    model = twin(problems, num_latents=4)
+    model = twin(problems, num_latents=4, reasoner_settings=SMALL_TRM)
     batch = collate_examples([model.encoder.encode(row) for row in problems], padding_token_id(model.tokenizer))
     optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=3e-3)
     for _ in range(60):
@@ -158,8 +159,10 @@ def test_an_untuned_base_is_shown_the_examples_of_our_evaluation(problems, data_
     assert "{{ brace }} and {% more" in min(prompts) and found["n-shot"]["gsm8k_latent"] == 2
 
 
-def test_the_command_runs_our_task_and_others(problems, data_file, tmp_path, capsys):
+def test_the_command_runs_our_task_and_others(problems, data_file, tmp_path, capsys, monkeypatch):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from lm_eval.tasks import TaskManager
+
     twin(problems, num_latents=2).save_pretrained(tmp_path / "model")
     task = yaml.safe_load(files("smollm_trm.evaluation").joinpath(f"{LM_EVAL_TASK}.yaml").read_text())
     task |= {"task": "other", "doc_to_text": "{{question}}", "dataset_kwargs": {"data_files": {"test": str(data_file)}}}
@@ -171,9 +174,11 @@ def test_the_command_runs_our_task_and_others(problems, data_file, tmp_path, cap
     assert "test, 0-shot" in shown and "|gsm8k_latent|" in shown and re.search(r"\|other *\|", shown)
     [first, second] = json.loads((tmp_path / "out" / "test-first-3.json").read_text())["results"]
     assert first["gsm8k_latent"]["sample_len"] == second["other"]["sample_len"] == 3
+    asked, small = [], TaskManager(include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **how: asked.append(how) or small)  # not its thousands
     with pytest.raises(SystemExit):
         cli.main([*command, "--tasks", "no_such_task", "--output_dir", str(tmp_path / "out")])
-    assert "lm-eval cannot load no_such_task" in capsys.readouterr().err
+    assert asked[-1] == {"include_defaults": True} and "lm-eval cannot load no_such_task" in capsys.readouterr().err
 
 
 def test_without_the_harness_the_command_says_what_to_install(model, data_file, monkeypatch):

@@ -669,9 +669,11 @@ def test_every_module_keeps_the_rules_of_inlining():
     assert build.package_problems(ROOT) == []
 
 
-def test_two_builds_are_the_same_bytes_and_the_committed_files_are_a_fresh_build(source):
+def test_the_committed_files_are_a_fresh_build():
+    """Byte for byte, and so two builds of two processes are the same."""
+    if not any(notebook_path(source).is_file() for source in build.notebook_sources()):
+        pytest.skip("the notebook is not built yet: run 'make notebook'")
     fresh = build.built_files(ROOT)
-    assert fresh == build.built_files(ROOT)
     assert {path.name: path.read_text(encoding="utf-8") == text for path, text in fresh.items()} == {
         path.name: True for path in fresh
     }

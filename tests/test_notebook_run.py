@@ -23,6 +23,7 @@ import nbformat
 import pytest
 import torch
 from executed_notebook import NOTEBOOK, ROOT, ExecutedNotebook
+from runs import save_tiny_base
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from smollm_trm.evaluation.arms import evaluate_arm
@@ -191,7 +192,9 @@ EVERY_RECIPE = [*recipes(), *((f"documents: {title}", code) for title, code in D
 
 
 @pytest.mark.parametrize(("title", "code"), EVERY_RECIPE, ids=[title for title, _ in EVERY_RECIPE])
-def test_every_recipe_of_the_guides_and_of_the_documents_trains(title, code, tmp_path, monkeypatch, tiny_problems):
+def test_every_recipe_of_the_guides_and_of_the_documents_trains(
+    title, code, tmp_path, monkeypatch, tiny_base, tiny_problems
+):
     monkeypatch.chdir(tmp_path)
     form = form_fields()
     given: dict = {}
@@ -202,15 +205,20 @@ def test_every_recipe_of_the_guides_and_of_the_documents_trains(title, code, tmp
     if "num_latents" in changes:
         changes["num_latents"] = min(changes["num_latents"], 256)  # more take long
     small = {
-        "model_name": "tiny", "num_epochs": 1, "accumulate_grad_batches": 1, "batch_size": 2, "patience": None,
+        "model_name": tiny_base, "num_epochs": 1, "accumulate_grad_batches": 1, "batch_size": 2, "patience": None,
         "progress": False, "num_latents": 4, "output_dir": "run",
     }  # fmt: skip
     if "dataset_path" not in fields:
-        small |= {"train_dataset": tiny_problems[:12], "test_dataset": tiny_problems[12:16]}
+        small |= {"train_dataset": tiny_problems[:6], "test_dataset": tiny_problems[14:]}
     trainer, module = train_gsm8k(**{**small, **changes, "max_steps": 1})
     assert trainer.global_step == 1
     assert module.model.use_trm is changes.get("use_trm", True)
     assert module.model.num_latents == (changes.get("num_latents", 4) if module.model.use_trm else 0)
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory) -> str:
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,9 @@ def test_the_target_is_not_in_the_input(thinker):
 def test_a_run_killed_ten_times_leaves_the_pairs_of_an_unbroken_one(thinker, unbroken, tmp_path):
     draw = random.Random(7)
     deaths = [(draw.randint(1, 3), draw.random() < 0.4) for _ in range(10)]
-    process = started("thinkers", "killed_again_and_again", thinker, str(tmp_path), deaths)
-    assert ended(process) == 0
+    runs = [((thinker, str(tmp_path), death), -signal.SIGKILL) for death in deaths]
+    runs.append(((thinker, str(tmp_path), None), 0))
+    assert ended(started("processes", "forked", "thinkers", "session", runs)) == 0
     assert contents(tmp_path) == contents(unbroken)
     assert not list(tmp_path.glob(".*")), "something half-written was left"
     problems = load_hidden_pairs(tmp_path)["problems"]

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,8 @@ def make_batch(model: SmolLMv3WithTRM, count: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def loss_of(model: SmolLMv3WithTRM) -> float:
-    batch = make_batch(model, count=6)
+def loss_of(model: SmolLMv3WithTRM, count: int) -> float:
+    batch = make_batch(model, count)
     return float(model(**batch, logits_to_keep=supervised_columns(batch["labels"])).loss)
 
 
@@ -75,61 +76,70 @@ def test_an_untuned_base_is_asked_without_a_think_block(plain, on_the_base):
 
 
 def test_at_the_start_the_model_is_close_to_the_real_base(on_the_base):
-    """On six problems; `benchmarks/distance_at_start.py` measures more of them, and holds 0.05 nat."""
-    control = loss_of(on_the_base(reasoner=None))
-    model = on_the_base(num_latents=16)
-    assert loss_of(model) - control <= 0.1
+    """On four problems; `benchmarks/distance_at_start.py` measures more of them, and holds 0.05 nat."""
+    control, model = on_the_base(reasoner=None), on_the_base(num_latents=16)
+    assert loss_of(model, count=4) - loss_of(control, count=4) <= 0.1
     model.reasoner.scale.gain.data.fill_(300.0)  # the check can fail: latents as large as normed states
-    assert loss_of(model) - control > 0.1
+    assert loss_of(model, count=1) - loss_of(control, count=1) > 0.1
 
 
-def test_three_steps_lower_the_loss_and_a_saved_model_answers_as_before(plain, tokenizer, tmp_path):
-    model = SmolLMv3WithTRM.from_base((deepcopy(plain), tokenizer), num_latents=16, target="answer").train()
-    batch = make_batch(model, count=4)
-    columns = supervised_columns(batch["labels"])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    losses = []
-    for _ in range(3):
-        loss = model(**batch, logits_to_keep=columns).loss
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        losses.append(model(**batch, logits_to_keep=columns).loss.item())
-    assert losses[3] < losses[0] - 0.1
-    answer = model.eval().generate_with_thinking(QUESTION, max_new_tokens=12)
-    model.save_pretrained(tmp_path)
-    saved = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
-    assert saved < 60e6, "a copy of the base was saved"
-    assert SmolLMv3WithTRM.from_pretrained(tmp_path).generate_with_thinking(QUESTION, max_new_tokens=12) == answer
+@dataclass
+class Trained:
+    """A model after three steps, and what was seen before and meanwhile."""
+
+    model: SmolLMv3WithTRM
+    losses: list[float] = field(default_factory=list)
+    """Before each step and after the last one."""
+    variation: dict[str, float] = field(default_factory=dict)
+    energy_of_five: dict[str, float] = field(default_factory=dict)
+    """Share of the five largest dimensions in a layer's states, and in what is read of them."""
 
 
-def test_what_is_read_is_not_drowned_and_the_latents_stay_apart_through_the_first_steps(plain, tokenizer):
-    """A few dimensions hold nearly all of a real layer's energy; on a twin none does."""
+@pytest.fixture(scope="module")
+def trained(plain, tokenizer) -> Trained:
+    """The one training on the real base: its reasoner fitted, then three steps as a run takes them."""
     model = SmolLMv3WithTRM.from_base((deepcopy(plain), tokenizer), num_latents=8, target="answer", seed=0)
-    model.fit_reasoner([row["question"] for row in ROWS[6:12]])
-    reasoner, batch = model.reasoner, make_batch(model, count=6)
+    model.fit_reasoner([row["question"] for row in ROWS[6:9]])
+    seen, reasoner, batch = Trained(model), model.reasoner, make_batch(model, count=3)
     slots = whole_spans(batch["input_ids"], model.config.slot_token_id)
     with torch.no_grad():
         prompt = model.model.prompt_before(batch["input_ids"], batch["attention_mask"], slots)
         layers = prompt.hidden_states(reasoner.read_depths)
         read = reasoner.standardize(layers)[prompt.mask]
-        assert share_of_five(layers[1][prompt.mask]) > 0.9 and share_of_five(read) < 0.05
-        assert latent_variation(reasoner.compress(layers, prompt.mask)) > 0.3
+        seen.energy_of_five = {"layer": share_of_five(layers[1][prompt.mask]), "read": share_of_five(read)}
+        seen.variation["compressed"] = float(latent_variation(reasoner.compress(layers, prompt.mask)))
     optimizer = build_optimizer(
         base=[p for name, p in model.named_parameters() if ".reasoner." not in name],
         reasoner=reasoner,
         settings=OptimizerSettings(),
     )
     columns = supervised_columns(batch["labels"])
-    for _ in range(4):
-        output = model.train()(**batch, logits_to_keep=columns)
-        optimizer.zero_grad()
-        output.loss.backward()
-        assert all(float(p.grad.abs().sum()) > 0 for p in reasoner.compressor.parameters())
-        optimizer.step()
-    assert latent_variation(output.latents) > 0.1
+    for step in range(4):
+        with torch.set_grad_enabled(step < 3):
+            output = model.train()(**batch, logits_to_keep=columns)
+        seen.losses.append(output.loss.item())
+        if step < 3:
+            optimizer.zero_grad()
+            output.loss.backward()
+            assert all(float(p.grad.abs().sum()) > 0 for p in reasoner.compressor.parameters())
+            optimizer.step()
+    seen.variation["after"] = float(latent_variation(output.latents))
+    return seen
+
+
+def test_three_steps_lower_the_loss_and_a_saved_model_answers_as_before(trained, tmp_path):
+    assert trained.losses[3] < trained.losses[0] - 0.1
+    answer = trained.model.eval().generate_with_thinking(QUESTION, max_new_tokens=8)
+    trained.model.save_pretrained(tmp_path)
+    saved = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert saved < 60e6, "a copy of the base was saved"
+    assert SmolLMv3WithTRM.from_pretrained(tmp_path).generate_with_thinking(QUESTION, max_new_tokens=8) == answer
+
+
+def test_what_is_read_is_not_drowned_and_the_latents_stay_apart_through_the_first_steps(trained):
+    """A few dimensions hold nearly all of a real layer's energy; on a twin none does."""
+    assert trained.energy_of_five["layer"] > 0.9 and trained.energy_of_five["read"] < 0.05
+    assert trained.variation["compressed"] > 0.3 and trained.variation["after"] > 0.1
 
 
 def share_of_five(states: torch.Tensor) -> float:

@@ -16,13 +16,11 @@ def folder(tmp_path_factory) -> Path:
     """Each run of PLANS, with LoRA dropout, trained once unbroken and once through all its deaths."""
     folder = tmp_path_factory.mktemp("killed")
     base = save_tiny_base(folder / "base")
-    unbroken = [started("killed_runs", "session", base, str(folder / plan / "unbroken"), plan, None) for plan in PLANS]
+    runs = [((base, str(folder / plan / "unbroken"), plan, None), 0) for plan in PLANS]
     for plan, deaths in DEATHS.items():
-        broken = str(folder / plan / "broken")
-        for death in deaths:
-            assert ended(started("killed_runs", "session", base, broken, plan, death)) == -signal.SIGKILL, death
-        assert ended(started("killed_runs", "session", base, broken, plan, None)) == 0
-    assert [ended(process) for process in unbroken] == [0, 0]
+        broken = (base, str(folder / plan / "broken"), plan)
+        runs += [((*broken, death), -signal.SIGKILL) for death in deaths] + [((*broken, None), 0)]
+    assert ended(started("processes", "forked", "killed_runs", "session", runs)) == 0
     return folder
 
 

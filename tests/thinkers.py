@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -66,13 +65,8 @@ def die_at(count: int, half: bool) -> None:
     datagen.think_in_text, datagen.write_whole = think_or_die, half_write if half else write
 
 
-def killed_again_and_again(model: str, folder: str, deaths: list[tuple[int, bool]]) -> None:
-    """One session after the other, each of which dies, in processes forked from this one; the last one ends."""
-    for count, half in deaths:
-        if (child := os.fork()) == 0:
-            die_at(count, half)
-            generate(model, folder)
-            os._exit(0)
-        if (status := os.waitpid(child, 0)[1]) != signal.SIGKILL:
-            sys.exit(f"the session did not die: {status}")
+def session(model: str, folder: str, death: tuple[int, bool] | None) -> None:
+    """Generate until it ends or dies."""
+    if death is not None:
+        die_at(*death)
     generate(model, folder)
