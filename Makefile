@@ -6,7 +6,7 @@ COLAB := transformers==5.15.0 peft==0.20.0 tokenizers==0.22.2 huggingface_hub==1
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo real real-base test lint unit soak notebook notebook-check notebook-run notebook-run-colab study phases bench clean
+.PHONY: help install demo real real-base test lint unit soak notebook notebook-check notebook-run notebook-run-colab study study-full phases bench clean
 
 help:
 	@echo "make demo      train, compare and save the tiny twin on word problems: under 4 minutes on two CPU cores"
@@ -14,7 +14,8 @@ help:
 	@echo "make test      lint, unit tests, the notebook's build check and its headless runs"
 	@echo "make soak      ten minutes of kills, damaged files and absurd arguments, drawn from a seed"
 	@echo "make notebook  build the notebooks and the guides' tables from notebooks/ and src/"
-	@echo "make study     LoRA, static latents, compressor and TRM on word problems: under an hour on two CPU cores"
+	@echo "make study     LoRA, static latents, compressor and TRM on word problems: under 45 minutes on two CPU cores"
+	@echo "make study-full  all arms, three seeds, equal time, learning rates (docs/evidence.md): about two hours"
 	@echo "make phases    the training guide's phases on a twin that thinks in text: at most 12 minutes on two CPU cores"
 	@echo "make bench     every other figure of benchmarks/"
 
@@ -68,7 +69,11 @@ notebook-run-colab: install .venv-colab/installed
 	COLAB_PACKAGES=.venv-colab $(BIN)/pytest -m notebook tests/test_notebook_colab.py
 
 study: install
-	$(BIN)/python benchmarks/study.py
+	$(BIN)/python -W ignore benchmarks/study.py
+
+# Killed, it goes on where it stopped; the pictures of docs/evidence.md are drawn again.
+study-full: install
+	$(BIN)/python -W ignore benchmarks/study.py --full --plots docs
 
 # Compressor, thinking states, the recursion between them, what it answers; a GRPO run joins the table (TRAINING_GUIDE).
 phases: install

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _arms import figures_of, side_by_side
 from _record import benchmark_options, record
 from _smollm2 import real_gsm8k, smollm2_folder
-from study import figures_of, side_by_side
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smollm_trm.data.gsm8k import load_gsm8k

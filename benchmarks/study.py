@@ -1,225 +1,215 @@
-"""Do latents carry reasoning? LoRA only, static latents, compressor only and TRM, on word problems answered at once.
+"""Do latents do anything that a cheaper thing would not do? Word problems of one to four steps, from scratch.
 
-    python benchmarks/study.py [--seed 0] [--steps 2000] [--arms LoRA TRM] [--record]
-    python benchmarks/study.py --seeds 0 1 2 [--record]        (one table of what was recorded)
+    python benchmarks/study.py                      LoRA, static latents, compressor, TRM; one seed (make study)
+    python benchmarks/study.py --full               learning rates, all arms, 3 seeds, equal time, M (make study-full)
+    python benchmarks/study.py --full --finished    train nothing: tables and plots of what is done so far
 
-Every arm starts from the same tiny base, which was trained as the demo's to write its chain, and has to answer without
-one. All arms make equal steps, each at its own learning rates, and answer the same held-out problems, also with latents
-shuffled between problems. (Equal steps are not equal time: static latents need no read pass of the base, the TRM needs
-one and thinks.) Two arms run at a time, a process and a thread each; run again, the study goes on where it stopped.
+A tiny base is trained to write its chain. Every arm starts from it by LoRA, makes equal steps at its own learning rate,
+and answers the same held-out problems without a chain, also with the latents of other problems. Seconds are CPU seconds
+of training steps, so that other work beside it changes little. Killed and run again, it goes on where it stopped.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from _models import demo_base_settings, demo_settings, write_demo_problems
-from _record import RESULTS, benchmark_options, print_table, record
+import _study as studied
+from _record import benchmark_options, print_table, record
+from _study import ARMS, AS_LONG, CHOSEN, CORE, GRID, SIZE, Job, arm_settings, base_settings
+from _study_figures import arm_table, judged
+from _study_plots import plot_study
 
 from smollm_trm.data.gsm8k import load_gsm8k
-from smollm_trm.demo import DemoSize, length_of
-from smollm_trm.evaluation.arms import evaluate_arm, report_comparison
-from smollm_trm.evaluation.halting import judge_halting
-from smollm_trm.evaluation.plots import plot_losses
-from smollm_trm.evaluation.statistics import mcnemar_p, paired_difference
-from smollm_trm.finetune import train_gsm8k
-from smollm_trm.models.smollm import SmolLMv3WithTRM
+from smollm_trm.data.word_problems import write_word_problems
 
-STUDIED_TRM: dict[str, Any] = {
-    "reasoner": "trm",
-    "trm_kwargs": {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2},
-    "learning_rate": 2e-3,
-    "trm_learning_rate": 3e-3,
-}
-ARMS: dict[str, dict[str, Any]] = {
-    "LoRA": {"use_trm": False, "learning_rate": 2e-3},
-    "static latents": {"reasoner": "static", "learning_rate": 2e-3, "trm_learning_rate": 2e-3},
-    "compressor": {"reasoner": "compressor", "learning_rate": 2e-3, "trm_learning_rate": 2e-3},
-    "TRM, answer only": {**STUDIED_TRM, "latents_per_step": 0},
-    "TRM": STUDIED_TRM,
-}
-"""What each arm is, at its own learning rates: of LoRA, and of the reasoner. "Answer only" asks its latents for no
-results of steps."""
-TESTED = "TRM"
-"""The arm that all others are compared with."""
-AT_ONCE = 2
+Figures = dict[str, dict[str, Any]]
+BASE = "base, writing its chain"
+M_LATENTS = {4: 1, 16: 4}  # M other than the arms', and the latents that are asked for a step's result
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    size, parser = DemoSize(), benchmark_options(__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of problems, weights and order")
-    parser.add_argument("--seeds", type=int, nargs="+", help="train nothing: pool what is recorded of these seeds")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps of every arm")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms to train")
-    parser.add_argument("--train_problems", type=int, default=size.train_problems)
-    parser.add_argument("--test_problems", type=int, default=2000, help="held-out problems that every arm answers")
-    parser.add_argument("--base_steps", type=int, default=size.base_steps, help="training steps of the base")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"), help="data, runs and results go here")
-    return parser.parse_args()
+    parser = benchmark_options(__doc__)
+    parser.add_argument("--full", action="store_true", help="all arms and questions in place of the core")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of problems, weights and order; 0, or 0 1 2 with --full")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="which arms to train")
+    parser.add_argument("--steps", type=int, default=SIZE.arm_steps, help="training steps of every arm")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, a core each")
+    parser.add_argument("--finished", action="store_true", help="train nothing, tell what is done")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"), help="data, runs and results")
+    parser.add_argument("--plots", type=Path, help="folder of the plots; output_dir by default")
+    options = parser.parse_args()
+    if options.steps < (least := 3 * studied.STAGES):
+        parser.error(f"--steps {options.steps}: at least {least}, a step a stage in a third of the length")
+    options.seeds = options.seeds or ([0, 1, 2] if options.full else [0])
+    options.arms = options.arms or list(ARMS if options.full else CORE)
+    return options
 
 
-def size_of(options: argparse.Namespace) -> DemoSize:
-    """The demo's size, with what the command line changes."""
-    names = ("train_problems", "test_problems", "base_steps")
-    return replace(DemoSize(), arm_steps=options.steps, **{name: getattr(options, name) for name in names})
+class Study:
+    """The runs of a study, by stage; each gives the figures of its runs by name."""
+
+    def __init__(self, options: argparse.Namespace, processes: Executor | None) -> None:
+        self.folder, self.steps, self.arms = options.output_dir, options.steps, options.arms
+        self.processes = processes
+        """Where runs are made; None reads what is finished."""
+
+    def of_seed(self, seed: int) -> Path:
+        """The folder of a seed's problems, base and arms."""
+        return self.folder / f"seed_{seed}"
+
+    def made(self, jobs: Mapping[str, Job]) -> Figures:
+        """Make the runs, two at a time; the longest should come first. Without processes, those that are finished."""
+        if self.processes is None:
+            found = {name: studied.finished(job) for name, job in jobs.items()}
+            return {name: figures for name, figures in found.items() if figures is not None}
+        running = {name: self.processes.submit(studied.train_and_ask, job) for name, job in jobs.items()}
+        return {name: run.result() for name, run in running.items()}
+
+    def base(self, seed: int) -> Figures:
+        """Problems and base of a seed."""
+        counts = {"train": SIZE.train_problems, "test": SIZE.test_problems}
+        if self.processes is not None and not (self.of_seed(seed) / "data" / "test.jsonl").is_file():
+            write_word_problems(self.of_seed(seed) / "data", **counts, seed=seed, settings=SIZE.problems)
+        return self.made({BASE: Job(base_settings(self.of_seed(seed), seed=seed))})
+
+    def of_arms(self, seed: int) -> Figures:
+        """Every arm of a seed, in equal steps."""
+        jobs = {}
+        for arm in sorted(self.arms, key=list(ARMS).index, reverse=True):
+            asked_steps = studied.ASKED_STEPS if arm in studied.MORE_STEPS else ()
+            settings = arm_settings(self.of_seed(seed), arm, seed=seed, steps=self.steps)
+            jobs[arm] = Job(settings, asked_steps=asked_steps)
+        made = self.made(jobs)
+        return {arm: made[arm] for arm in self.arms if arm in made}
+
+    def grid(self) -> Figures:
+        """Dev losses of every arm at every learning rate, in a third of the steps, on seed 0."""
+        jobs = {}
+        for arm in self.arms:
+            for rate in GRID:
+                settings = arm_settings(self.of_seed(0), arm, seed=0, steps=self.steps // 3, rate=rate)
+                jobs[f"{arm} {rate:g}"] = Job(settings, asked=False)
+        made = self.made(jobs)
+        by_arm = {arm: {f"{rate:g}": made.get(f"{arm} {rate:g}", {}).get("dev_loss") for rate in GRID}
+                  for arm in self.arms}  # fmt: skip
+        return {arm: losses for arm, losses in by_arm.items() if None not in losses.values()}
+
+    def as_long(self, of_seed_0: Figures) -> Figures:
+        """The cheaper arms for as long as the TRM took, on seed 0."""
+        if "TRM" not in of_seed_0:
+            return {}
+        jobs = {}
+        for arm in (arm for arm in AS_LONG if arm in of_seed_0):
+            longer = of_seed_0["TRM"]["cpu_seconds"] / of_seed_0[arm]["cpu_seconds"]
+            settings = arm_settings(self.of_seed(0), arm, seed=0, steps=round(self.steps * longer))
+            jobs[f"{arm}, as long"] = Job(settings)
+        return self.made(jobs)
+
+    def by_latents(self) -> Figures:
+        """The TRM with fewer and with more latents, on seed 0."""
+        jobs = {}
+        for number, per_step in M_LATENTS.items():
+            changes = {"num_latents": number, "latents_per_step": per_step}
+            jobs[f"TRM, M = {number}"] = Job(arm_settings(self.of_seed(0), "TRM", seed=0, steps=self.steps, **changes))
+        return self.made(jobs)
+
+    def controls(self) -> Figures:
+        """What step results, and rows that are read again in every stage, are worth; on seed 0."""
+        changes: dict[str, dict[str, Any]] = {
+            "TRM, answer only": {"latents_per_step": 0},
+            "TRM, rows repeated": {"num_epochs": studied.STAGES},
+            "LoRA, rows repeated": {"num_epochs": studied.STAGES},
+        }
+        jobs = {}
+        for name, change in changes.items():
+            settings = arm_settings(self.of_seed(0), name.split(",")[0], seed=0, steps=self.steps, **change)
+            jobs[name] = Job(settings)
+        return self.made(jobs)
+
+    def needed(self, seed: int) -> list[int]:
+        """Steps that each held-out problem of a seed needs."""
+        return [
+            studied.steps_needed(row) for row in load_gsm8k(self.of_seed(seed) / "data", seed=seed).gsm8k_final_test
+        ]
 
 
-def setup_of(size: DemoSize) -> dict[str, Any]:
-    """What records must share to be pooled."""
-    return {**asdict(size), "arms": ARMS}
-
-
-def arm_settings(folder: Path, name: str, size: DemoSize, *, seed: int) -> dict[str, Any]:
-    """Settings of an arm's run, in a folder named by steps and rates: a run at other rates leaves this one as it is."""
-    rates = [f"{ARMS[name][rate]:g}" for rate in ("learning_rate", "trm_learning_rate") if rate in ARMS[name]]
-    run = "_".join([name.replace(" ", "_").lower(), str(size.arm_steps), *rates])
-    return {
-        **demo_settings(folder / "data", size, seed=seed),
-        **length_of(size.arm_steps, size.batch_size),
-        **ARMS[name],
-        "save_every_n_steps": 250,
-        "model_name": str(folder / "base" / "model"),
-        "target": "answer",
-        "num_latents": size.num_latents,
-        "lora_kwargs": {"dropout": 0.0},
-        "progress": False,
-        "output_dir": str(folder / run),
-    }
-
-
-def train_and_evaluate(name: str, settings: dict[str, Any], rows: list[dict[str, str]]) -> dict[str, Any]:
-    """One arm from training to its graded answers, latents shuffled included; a finished run is only read."""
-    torch.set_num_threads(1)
-    folder = Path(settings["output_dir"])
-    _, module = train_gsm8k(**settings)
-    asked = {"batch_size": 128, "seed": settings["seed"], "progress": False}
-    results = evaluate_arm(name, module.model, rows, folder / "predictions", **asked)
-    halting = judge_halting(module.model, rows, results[name]["correct_by_problem"])
-    seconds = json.loads((folder / "results.json").read_text(encoding="utf-8"))["seconds"]
-    print(f"{name}: {100 * results[name]['accuracy']:.1f}%, trained in {seconds:.0f} s", flush=True)
-    return {"results": results, "halting": halting, "training_seconds": seconds}
-
-
-def side_by_side(
-    jobs: dict[str, Any], rows: list[dict[str, str]], *, arm: Callable = train_and_evaluate, at_once: int = AT_ONCE
-) -> dict[str, dict[str, Any]]:
-    """Every arm in a process of its own with one thread, two at a time; the slowest first."""
+@contextmanager
+def processes_of(options: argparse.Namespace) -> Iterator[Executor | None]:
+    """Processes of one thread each; none where nothing is to be trained."""
+    if options.finished:
+        yield None
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as processes:
-        running: dict[str, Future] = {name: processes.submit(arm, name, jobs[name], rows) for name in reversed(jobs)}
-        return {name: running[name].result() for name in jobs}
+    with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as processes:
+        yield processes
 
 
-def study(folder: Path, size: DemoSize, arms: list[str], *, seed: int) -> dict[str, Any]:
-    """All arms of one seed: train, evaluate, compare."""
-    rows = load_gsm8k(write_demo_problems(folder, size, seed=seed), seed=seed).gsm8k_final_test
-    print(f"a base from scratch, {size.base_steps} steps; then {', '.join(arms)}, {size.arm_steps} steps", flush=True)
-    train_gsm8k(**demo_base_settings(folder, size, seed=seed))
-    jobs = {name: arm_settings(folder, name, size, seed=seed) for name in ARMS if name in arms}
-    found = side_by_side(jobs, rows)
-    base = SmolLMv3WithTRM.from_pretrained(folder / "base" / "model")
-    asked = {"batch_size": 128, "progress": False}
-    chain = evaluate_arm("base, writing its chain", base, rows[: size.base_problems], folder / "predictions", **asked)
-    results = {name: result for arm in found.values() for name, result in arm["results"].items()}
-    curves = {name: Path(job["output_dir"]) / "logs" / "metrics.csv" for name, job in jobs.items()}
-    plot_losses(curves, folder / "losses.png")
-    print(report_comparison(results, folder, baseline=next(iter(jobs)), seed=seed), end="\n\n")
-    figures = figures_of(found)
-    return {"setup": setup_of(size), "base_chain": next(iter(chain.values()))["accuracy"], "arms": figures}
+def print_grid(grid: Mapping[str, Mapping[str, float]]) -> None:
+    """The grid's dev losses, and where they speak for another learning rate than the stored one."""
+    rows = []
+    for arm, losses in grid.items():
+        best = min(losses, key=losses.get)
+        note = "" if float(best) == CHOSEN[arm] else f"best: {best}"
+        rows.append([arm, *(f"{loss:.4f}" for loss in losses.values()), f"{CHOSEN[arm]:g}", note])
+    print_table(["arm", *(f"{rate:g}" for rate in GRID), "stored", ""], rows)
 
 
-def figures_of(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Every arm's figures, and `TESTED` against each of them, paired by problem; printed as a table."""
-    results = {name: result for arm in found.values() for name, result in arm["results"].items()}
-    figures: dict[str, Any] = {
-        name: {key: result[key] for key in ("accuracy", "interval")} for name, result in results.items()
-    }
-    for name, arm in found.items():
-        figures[name] |= {"training_seconds": arm["training_seconds"], "halting": arm["halting"]}
-    if TESTED in results:
-        grades = results[TESTED]["correct_by_problem"]
-        for name in figures.keys() - {TESTED}:
-            figures[name]["tested"] = asdict(paired_difference(grades, results[name]["correct_by_problem"]))
-    table = [[name, percent(arm["accuracy"]), *test_cells(arm.get("tested"))] for name, arm in figures.items()]
-    print_table(["arm", "accuracy", f"{TESTED} better by", "95%", "p"], table)
-    return figures
+def run(options: argparse.Namespace, study: Study) -> dict[str, Any]:
+    """All that was asked for, in the order of what matters; the figures to keep."""
+    seeds = options.seeds
+    bases = {seeds[0]: study.base(seeds[0])}
+    full = options.full and 0 in seeds
+    grid = study.grid() if full else {}
+    if grid:
+        print_grid(grid)
+    by_seed = {seeds[0]: study.of_arms(seeds[0])}
+    alone: dict[str, Figures] = {}
+    if full:
+        alone["equal time"] = study.as_long(by_seed[0])
+        alone["M"] = study.by_latents()
+        alone["controls"] = study.controls()
+    for seed in seeds[1:]:
+        bases[seed] = study.base(seed)
+        by_seed[seed] = study.of_arms(seed)
+    whole = {seed: bases[seed] | arms for seed, arms in by_seed.items() if len(arms) == len(options.arms)}
+    if not whole:
+        raise SystemExit("no seed has all its arms yet: run again without --finished")
+    if missing := sorted(by_seed.keys() - whole.keys()):
+        print(f"left out, since not all of their arms are finished: seeds {missing}")
+    needed = {seed: study.needed(seed) for seed in whole}
+    figures: dict[str, Any] = {"seeds": sorted(whole), "arms": judged(whole, needed)}
+    print_table(*arm_table(figures["arms"]))
+    for name, found in alone.items():
+        if found and 0 in whole:
+            figures[name] = judged({0: whole[0] | found}, needed)
+            print_table(*arm_table({arm: figures[name][arm] for arm in ("LoRA", "TRM", *found)}, name))
+    return figures | ({"grid": grid} if grid else {})
 
 
-def percent(share: float, sign: str = "") -> str:
-    """A share for a table."""
-    return f"{100 * share:{sign}.1f}"
-
-
-def test_cells(test: dict[str, Any] | None) -> list[str]:
-    """A paired test for a table."""
-    if test is None:
-        return ["", "", ""]
-    interval = f"{percent(test['low'], '+')} to {percent(test['high'], '+')}"
-    return [percent(test["difference"], "+"), interval, f"{test['p_value']:.2g}"]
-
-
-def mean_and_range(shares: list[float], sign: str = "") -> str:
-    """Mean, lowest and highest for a table."""
-    mean, low, high = sum(shares) / len(shares), min(shares), max(shares)
-    return f"{percent(mean, sign)} ({percent(low, sign)} to {percent(high, sign)})"
-
-
-def recorded(seeds: list[int], size: DemoSize) -> dict[int, dict[str, Any]]:
-    """The newest record of every seed with this size and these rates.
-
-    Raises:
-        SystemExit: a seed has none.
-    """
-    wanted = json.loads(json.dumps(setup_of(size)))
-    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    found = {
-        line["seed"]: line["figures"]["arms"]
-        for line in lines
-        if line["name"] == "study" and line["figures"].get("setup") == wanted
-    }
-    for seed in seeds:
-        if seed not in found:
-            raise SystemExit(f"seed {seed} is not recorded with these settings: study.py --seed {seed} --record")
-    return {seed: found[seed] for seed in seeds}
-
-
-def pool(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """One table of several seeds: mean and range, and McNemar's test over the problems of all of them."""
-    names = [name for name in next(iter(by_seed.values())) if all(name in arms for arms in by_seed.values())]
-    figures: dict[str, Any] = {}
-    for name in names:
-        arms = [arms[name] for arms in by_seed.values()]
-        figures[name] = {"accuracy": [arm["accuracy"] for arm in arms]}
-        if tests := [arm["tested"] for arm in arms if "tested" in arm]:
-            discordant = (sum(test[side] for test in tests) for side in ("only_first", "only_second"))
-            figures[name] |= {"better_by": [test["difference"] for test in tests], "p": mcnemar_p(*discordant)}
-    table = [
-        [name, mean_and_range(arm["accuracy"]),
-         *([mean_and_range(arm["better_by"], "+"), f"{arm['p']:.2g}"] if "p" in arm else ["", ""])]
-        for name, arm in figures.items()
-    ]  # fmt: skip
-    print_table([f"arm, {len(by_seed)} seeds", "accuracy", f"{TESTED} better by", "p, all problems"], table)
-    return figures
+def setup_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What decides a study's figures."""
+    arms = {arm: {**ARMS[arm], "learning_rate": CHOSEN[arm]} for arm in options.arms}
+    shared = {"reasoner_rate": studied.REASONER_RATE, "warmup_fraction": studied.WARMUP, "base_rate": studied.BASE_RATE}
+    shared |= {"base_batch": studied.BASE_BATCH}
+    return {"size": asdict(SIZE), "steps": options.steps, **shared, "arms": arms}
 
 
 def main() -> None:
-    """One seed's study, or a table of several."""
+    """Train, ask, compare, draw."""
     options = parse()
-    size = size_of(options)
-    if options.seeds:
-        figures = {"setup": setup_of(size), "seeds": options.seeds, "arms": pool(recorded(options.seeds, size))}
-        record("study_seeds", figures, keep=options.record)
-        return
-    figures = study(options.output_dir / f"seed_{options.seed}", size, options.arms, seed=options.seed)
-    record("study", figures, seed=options.seed, keep=options.record)
+    with processes_of(options) as processes:
+        figures = run(options, Study(options, processes))
+    plot_study(figures, options.plots or options.output_dir)
+    kept = {"setup": setup_of(options), **figures}
+    seed = None if len(figures["seeds"]) > 1 else figures["seeds"][0]
+    record("study_full" if options.full else "study", kept, seed=seed, keep=options.record)
 
 
 if __name__ == "__main__":
