@@ -32,6 +32,12 @@ def trained(base: str, folder: Path, patch: pytest.MonkeyPatch, **settings) -> t
     return steps, trainable_weights(module)
 
 
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory) -> list[dict]:
+    """The gradients of large batches, answers alone trained on."""
+    return trained(base, tmp_path_factory.mktemp("whole"), pytest.MonkeyPatch(), **WHOLE, target="answer")[0]
+
+
 def largest_difference(left: dict, right: dict) -> float:
     assert left.keys() == right.keys()
     return max(float((left[name] - right[name]).abs().max()) for name in left)
@@ -58,8 +64,7 @@ def test_accumulated_batches_give_the_gradients_of_one_large_batch(base, tmp_pat
 
 
 @pytest.mark.parametrize("broken", ["tokens of the batch", "no share", "rows of the batch"])
-def test_a_loss_that_only_knows_its_batch_would_be_seen(base, tmp_path, monkeypatch, broken):
-    whole, _ = trained(base, tmp_path / "whole", monkeypatch, **WHOLE, target="answer")
+def test_a_loss_that_only_knows_its_batch_would_be_seen(base, whole, tmp_path, monkeypatch, broken):
     totals, step_totals = GSM8KDataset.totals, SmolLMTRMLightningModule.step_totals
     with monkeypatch.context() as patch:
         if broken == "tokens of the batch":
