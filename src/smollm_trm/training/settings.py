@@ -7,7 +7,7 @@ from smollm_trm.data.curriculum import Curriculum
 from smollm_trm.data.prompts import PROMPT_FORMATS, STEP_SOURCES, TARGETS
 from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import BASE_TRAININGS
-from smollm_trm.models.reasoners.known import REASONERS, complete_settings, reasoner_class
+from smollm_trm.models.reasoners.known import complete_settings, reasoner_class
 from smollm_trm.records import UserMistake, check_choices, check_range, picked, settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
@@ -166,7 +166,7 @@ class TrainSettings(Curriculum):
         if self.use_trm and self.num_latents < 1:
             raise UserMistake(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
         precisions = ("auto", *PRECISIONS, *PRECISIONS.values())
-        check_choices(self, reasoner=REASONERS, base_training=BASE_TRAININGS, target=TARGETS, steps_from=STEP_SOURCES)
+        check_choices(self, base_training=BASE_TRAININGS, target=TARGETS, steps_from=STEP_SOURCES)
         check_choices(self, prompt_format=PROMPT_FORMATS, supervise=("one", "all"), precision=precisions)
         if self.strategy != "auto" and not self.strategy.startswith("ddp"):
             cuts = "it cuts weights into parts; " if self.strategy.startswith(("fsdp", "deepspeed")) else ""
