@@ -188,11 +188,11 @@ elif RUN != "smoke":
 # @title The numbers of the three runs
 RUNS = {
     "smoke": {
-        "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 800, "num_epochs": 1000,
+        "model_name": "tiny", "num_latents": 8, "target": "answer", "max_steps": 600, "num_epochs": 1000,
         "batch_size": 32, "eval_batch_size": 128, "accumulate_grad_batches": 1, "max_length": 512,
-        "max_samples": 25_600, "learning_rate": 2e-3, "trm_learning_rate": 3e-3, "warmup_fraction": 0.3,
-        "trm_kwargs": {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1},
-        "lora_kwargs": {"dropout": 0.0}, "patience": None, "val_check_interval": 200, "save_every_n_steps": 400,
+        "max_samples": 19_200, "learning_rate": 2e-3, "trm_learning_rate": 3e-3, "warmup_fraction": 0.3,
+        "trm_kwargs": {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1, "soft_words": True},
+        "reasoner_steps": 300, "lora_kwargs": {"dropout": 0.0}, "patience": None, "val_check_interval": 200, "save_every_n_steps": 300,
     },
     "quick": {
         "model_name": "HuggingFaceTB/SmolLM3-3B", "num_latents": 16, "target": "answer", "num_epochs": 1,

@@ -242,7 +242,7 @@ def inlined() -> types.ModuleType:
 SMALL_RUN = {  # what a test changes of whatever a notebook's configuration says
     "model_name": "tiny", "max_steps": 1, "num_epochs": 1, "num_latents": 3, "batch_size": 4, "eval_batch_size": 4,
     "accumulate_grad_batches": 1, "patience": None, "val_check_interval": 1, "save_every_n_steps": 1, "progress": False,
-    "sample_answers": 0, "max_samples": 8,
+    "sample_answers": 0, "max_samples": 8, "reasoner_steps": 0,
     "trm_kwargs": {"n_layers": 1, "n_heads": 2, "compression_heads": 2, "dim": 16},
 }  # fmt: skip
 
