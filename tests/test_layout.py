@@ -72,7 +72,11 @@ def test_embeddings_are_tied_where_the_base_ties_them(tmp_path, architecture, ti
     model.save_pretrained(tmp_path)
     loaded = SmolLMv3WithTRM.from_pretrained(tmp_path)
     ids = torch.tensor([model.encoder.encode_prompt(QUESTIONS[0])])
-    assert torch.equal(model(ids).logits, loaded(ids).logits)
+    weights = loaded.state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weights[name], weight), name
+    # Not bit for bit: some CPUs' kernels add in another order where a tensor lies at another address.
+    torch.testing.assert_close(model(ids).logits, loaded(ids).logits)
     for one in (model, loaded):
         assert (one.lm_head.weight is one.get_input_embeddings().weight) is tied
         assert torch.equal(one.lm_head.weight, head)

@@ -104,7 +104,7 @@ def test_it_shows_what_it_promises(smoke):
     compared = smoke.output("before:   {marked(was")
     assert re.search("before:   [✓✗]", compared) and re.search("after:    [✓✗]", compared)
     training = smoke.output("run_settings(tuned_name.lower()")
-    assert len(re.findall(r"step \d+ [✓✗] .*right: ", training)) == 8  # two at each of four validations
+    assert len(re.findall(r"step \d+ [✓✗] .*right: ", training)) == 6  # two at each of three validations
     assert "step 1: halting" in smoke.output("halting_probabilities(tuned")
     assert "the same answer again" in smoke.output("from_pretrained(saved")
     assert "merged: " in smoke.output("EXPORT_MERGED or RUN")
@@ -231,6 +231,7 @@ def inlined() -> types.ModuleType:
             imports = all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(cell.source).body)
             if imports or "library" in cell.metadata.get("tags", []):
                 exec(cell.source, vars(module))
+    exec(cell_source("REASONERS = {"), vars(module))
     yield module
     del sys.modules[module.__name__]
     # the notebook's own classes had taken their place

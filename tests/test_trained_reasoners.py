@@ -11,6 +11,7 @@ from runs import DEV_ROWS, ROWS, TINY_TRM, TRAIN_ROWS, first_difference, save_ti
 
 from smollm_trm.data.rows import write_jsonl
 from smollm_trm.evaluation.loading import problems_of
+from smollm_trm.models.reasoners.compressor import CompressedReader
 from smollm_trm.models.reasoners.known import REASONERS
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.training.ema import AverageWeights
@@ -112,15 +113,20 @@ def test_a_saved_model_names_no_place_on_this_machine(base, tmp_path, monkeypatc
 
 
 def test_a_fresh_reasoner_measures_the_training_questions_once(base, tmp_path, monkeypatch):
-    asked, fit = [], SmolLMv3WithTRM.fit_reasoner
+    asked, dropout, fit, measure = [], [], SmolLMv3WithTRM.fit_reasoner, CompressedReader.fit
 
     def see(self, questions):
-        asked.append((list(questions), self.training))
+        asked.append(list(questions))
         fit(self, questions)
 
+    def see_mode(self, prompt):
+        dropout.append(prompt.decoder.training)
+        measure(self, prompt)
+
     monkeypatch.setattr(SmolLMv3WithTRM, "fit_reasoner", see)
+    monkeypatch.setattr(CompressedReader, "fit", see_mode)
     _, module = train(base, tmp_path, "trm", num_epochs=1)
-    assert asked == [([row["question"] for row in TRAIN_ROWS], False)]
+    assert asked == [[row["question"] for row in TRAIN_ROWS]] and dropout == [False]
     measured = {name: buffer.clone() for name, buffer in module.named_buffers() if "standardize" in name}
     assert len(measured) == 2
     _, resumed = train(base, tmp_path, "trm", num_epochs=1)
