@@ -30,16 +30,19 @@ LINES: dict[str, tuple[str, str, str]] = {
 
 def plot_study(figures: Mapping[str, Any], folder: Path) -> None:
     """Every picture that the figures of `study.py` allow, as `study_*.png` in a folder."""
-    arms, seeds = figures["arms"], len(figures["seeds"])
-    plot_arms(arms, folder / "study_arms.png", seeds=seeds)
+    for name, stem in {"arms": "study_arms", "core arms": "study_core"}.items():
+        if name in figures:
+            plot_arms(figures[name], folder / f"{stem}.png", seeds=figures["seeds"][name])
+    arms = figures.get("arms") or figures["core arms"]
     plot_steps_needed(arms, folder / "study_steps_needed.png")
+    arms = arms | figures.get("core arms", {})  # those of more seeds, where there are any
     if any("by_supervision_steps" in arm for arm in arms.values()):
         plot_supervision_steps(arms, folder / "study_supervision_steps.png")
     if figures.get("M"):
         plot_latents(figures["M"], folder / "study_latents.png")
 
 
-def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: int) -> None:
+def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: list[int]) -> None:
     """Accuracy of every arm as a bar with its interval and its seeds; below it, hatched, with latents shuffled."""
     figure = Figure(figsize=(8.5, 1.3 + 0.56 * len(arms)), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
@@ -58,7 +61,9 @@ def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: int) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     total = next(iter(arms.values()))["total"]
-    told = f"{total} held-out problems" + (f" of {seeds} seeds (ticks: each seed)" if seeds > 1 else "")
+    told = f"{total} held-out problems, " + (
+        f"{len(seeds)} seeds (ticks: each seed)" if len(seeds) > 1 else f"seed {seeds[0]}"
+    )
     axes.set_xlabel(f"problems solved (%), 95% interval; {told}\nhatched: with the latents of another problem")
     axes.grid(axis="x", alpha=0.25)
     save(figure, path)

@@ -90,6 +90,7 @@ def test_a_study_is_made_once_and_read_from_then_on(tmp_path, monkeypatch):
     figures = study.run(options, study.Study(options, AtOnce()))
     assert list(figures["arms"]) == [study.BASE, "LoRA", "TRM"] and figures["arms"]["TRM"]["total"] == 30
     assert list(figures["arms"]["TRM"]["by_supervision_steps"]) == ["1", "2", "4", "8"]
+    assert figures["seeds"] == {"arms": [0]}  # the core is not there twice
     monkeypatch.setattr(_study, "train_gsm8k", None)
     assert study.run(options, study.Study(options, AtOnce())) == figures
     assert study.run(options, study.Study(options, None)) == figures
