@@ -87,29 +87,37 @@ def draw_line(axes: Axes, points: Mapping[str, Mapping[str, Any]], label: str, *
 
 
 def plot_steps_needed(arms: Mapping[str, Any], path: Path) -> None:
-    """Accuracy by how many steps a problem needs, a line an arm."""
-    figure = Figure(figsize=(8.5, 4.6), dpi=DOTS_PER_INCH, layout="constrained")
-    axes = figure.add_subplot()
+    """Accuracy by how many steps a problem needs, a line an arm; the chain on a scale of its own."""
+    figure = Figure(figsize=(8.5, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    of_chain, of_arms = figure.subplots(1, 2, width_ratios=[1, 2.2])
     for name, arm in arms.items():
         colour, marker, line = LINES[name]
+        axes = of_chain if name == CHAIN else of_arms
         draw_line(axes, arm["by_steps_needed"], name, color=colour, marker=marker, linestyle=line)
-    axes.set_xticks([int(number) for number in next(iter(arms.values()))["by_steps_needed"]])
-    axes.set_xlabel("steps that a problem needs")
-    finish(figure, axes, path)
+    of_chain.set_title(CHAIN, fontsize=9)
+    of_arms.set_title("answering at once", fontsize=9)
+    for axes in (of_chain, of_arms):
+        axes.set_xticks([int(number) for number in next(iter(arms.values()))["by_steps_needed"]])
+        axes.set_xlabel("steps that a problem needs")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+    of_chain.set_ylabel("problems solved (%), 95% interval")
+    of_arms.legend(frameon=False, fontsize=8.5)
+    save(figure, path)
 
 
 def plot_supervision_steps(arms: Mapping[str, Any], path: Path) -> None:
     """Accuracy by supervision steps at test time."""
     figure = Figure(figsize=(6.0, 3.8), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
-    for name, arm in arms.items():
-        if points := arm.get("by_supervision_steps"):
-            colour, marker, line = LINES[name]
-            draw_line(axes, points, name, color=colour, marker=marker, linestyle=line)
-            trained = arm["halting"]["steps"][0]
+    asked = {name: arm for name, arm in arms.items() if "by_supervision_steps" in arm}
+    for name, arm in asked.items():
+        colour, marker, line = LINES[name]
+        draw_line(axes, arm["by_supervision_steps"], name, color=colour, marker=marker, linestyle=line)
+    trained, numbers = arm["halting"]["steps"][0], [int(number) for number in arm["by_supervision_steps"]]
     axes.axvline(trained, color="0.35", linestyle=":", linewidth=1.2)
     axes.set_xscale("log", base=2)
-    axes.set_xticks([int(number) for number in points or arm["by_supervision_steps"]], labels=list(points))
+    axes.set_xticks(numbers, labels=numbers)
     axes.set_xlabel("supervision steps at test time (dotted: as trained)")
     finish(figure, axes, path)
 
