@@ -13,6 +13,7 @@ from smollm_trm.records import write_whole
 
 DOTS_PER_INCH = 100
 CHAIN = "base, writing its chain"
+LONGER = ", as long"
 LINES: dict[str, tuple[str, str, str]] = {
     CHAIN: ("0.55", "x", ":"),
     "LoRA": (COLOURS[6], "s", "-"),
@@ -33,6 +34,10 @@ def plot_study(figures: Mapping[str, Any], folder: Path) -> None:
     for name, stem in {"arms": "study_arms", "core arms": "study_core"}.items():
         if name in figures:
             plot_arms(figures[name], folder / f"{stem}.png", seeds=figures["seeds"][name])
+    if figures.get("equal time"):
+        longer = {name: arm for name, arm in figures["equal time"].items() if name.endswith(LONGER)}
+        beside = {name: figures["equal time"][name] for name in ("LoRA", "TRM")}
+        plot_arms(beside | longer, folder / "study_equal_time.png", seeds=[0], whole=False)
     arms = figures.get("arms") or figures["core arms"]
     plot_steps_needed(arms, folder / "study_steps_needed.png")
     arms = arms | figures.get("core arms", {})  # those of more seeds, where there are any
@@ -42,24 +47,27 @@ def plot_study(figures: Mapping[str, Any], folder: Path) -> None:
         plot_latents(figures["M"], folder / "study_latents.png")
 
 
-def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: list[int]) -> None:
-    """Accuracy of every arm as a bar with its interval and its seeds; below it, hatched, with latents shuffled."""
+def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: list[int], whole: bool = True) -> None:
+    """Accuracy of every arm as a bar with its interval and its seeds; below it, hatched, with latents shuffled.
+
+    `whole`: on a scale to 100%.
+    """
     figure = Figure(figsize=(8.5, 1.3 + 0.56 * len(arms)), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     for row, (name, arm) in enumerate(arms.items()):
         shuffled = arm.get("shuffled")
-        up = -0.17 if shuffled else 0.0
-        draw_bar(axes, row + up, arm, color=LINES[name][0], alpha=0.75, label=None)
+        up, colour = -0.17 if shuffled else 0.0, LINES[name.removesuffix(LONGER)][0]
+        draw_bar(axes, row + up, arm, color=colour, alpha=0.75, label=None)
         axes.plot([100 * one for one in arm["by_seed"]], [row + up] * len(arm["by_seed"]), "k|", markersize=9)
         if shuffled:
-            style = {"color": "white", "hatch": "////", "edgecolor": LINES[name][0]}
+            style = {"color": "white", "hatch": "////", "edgecolor": colour}
             draw_bar(axes, row + 0.21, shuffled, **style, label=None)
         note = "" if not shuffled or shuffled["effect"]["p_value"] <= 0.01 else "  latents make no difference"
         where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
         axes.annotate(f"{100 * arm['accuracy']:.1f}{note}", (100 * arm["interval"][1], row + up), **where)
     axes.set_yticks(range(len(arms)), list(arms))
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 100 if whole else None)
     total = next(iter(arms.values()))["total"]
     told = f"{total} held-out problems, " + (
         f"{len(seeds)} seeds (ticks: each seed)" if len(seeds) > 1 else f"seed {seeds[0]}"
