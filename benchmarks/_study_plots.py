@@ -64,7 +64,9 @@ def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: list[int], whole: b
             draw_bar(axes, row + 0.21, shuffled, **style, label=None)
         note = "" if not shuffled or shuffled["effect"]["p_value"] <= 0.01 else "  latents make no difference"
         where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        axes.annotate(f"{100 * arm['accuracy']:.1f}{note}", (100 * arm["interval"][1], row + up), **where)
+        axes.annotate(
+            f"{100 * arm['accuracy']:.1f}{note}", (100 * max(arm["interval"][1], *arm["by_seed"]), row + up), **where
+        )
     axes.set_yticks(range(len(arms)), list(arms))
     axes.invert_yaxis()
     axes.set_xlim(0, 100 if whole else None)
