@@ -13,6 +13,7 @@ from smollm_trm.records import write_whole
 
 DOTS_PER_INCH = 100
 CHAIN = "base, writing its chain"
+LONGER = ", as long"
 LINES: dict[str, tuple[str, str, str]] = {
     CHAIN: ("0.55", "x", ":"),
     "LoRA": (COLOURS[6], "s", "-"),
@@ -30,35 +31,49 @@ LINES: dict[str, tuple[str, str, str]] = {
 
 def plot_study(figures: Mapping[str, Any], folder: Path) -> None:
     """Every picture that the figures of `study.py` allow, as `study_*.png` in a folder."""
-    arms, seeds = figures["arms"], len(figures["seeds"])
-    plot_arms(arms, folder / "study_arms.png", seeds=seeds)
+    for name, stem in {"arms": "study_arms", "core arms": "study_core"}.items():
+        if name in figures:
+            plot_arms(figures[name], folder / f"{stem}.png", seeds=figures["seeds"][name])
+    if figures.get("equal time"):
+        longer = {name: arm for name, arm in figures["equal time"].items() if name.endswith(LONGER)}
+        beside = {name: figures["equal time"][name] for name in ("LoRA", "TRM")}
+        plot_arms(beside | longer, folder / "study_equal_time.png", seeds=[0], whole=False)
+    arms = figures.get("arms") or figures["core arms"]
     plot_steps_needed(arms, folder / "study_steps_needed.png")
+    arms = arms | figures.get("core arms", {})  # those of more seeds, where there are any
     if any("by_supervision_steps" in arm for arm in arms.values()):
         plot_supervision_steps(arms, folder / "study_supervision_steps.png")
     if figures.get("M"):
         plot_latents(figures["M"], folder / "study_latents.png")
 
 
-def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: int) -> None:
-    """Accuracy of every arm as a bar with its interval and its seeds; below it, hatched, with latents shuffled."""
+def plot_arms(arms: Mapping[str, Any], path: Path, *, seeds: list[int], whole: bool = True) -> None:
+    """Accuracy of every arm as a bar with its interval and its seeds; below it, hatched, with latents shuffled.
+
+    `whole`: on a scale to 100%.
+    """
     figure = Figure(figsize=(8.5, 1.3 + 0.56 * len(arms)), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     for row, (name, arm) in enumerate(arms.items()):
         shuffled = arm.get("shuffled")
-        up = -0.17 if shuffled else 0.0
-        draw_bar(axes, row + up, arm, color=LINES[name][0], alpha=0.75, label=None)
+        up, colour = -0.17 if shuffled else 0.0, LINES[name.removesuffix(LONGER)][0]
+        draw_bar(axes, row + up, arm, color=colour, alpha=0.75, label=None)
         axes.plot([100 * one for one in arm["by_seed"]], [row + up] * len(arm["by_seed"]), "k|", markersize=9)
         if shuffled:
-            style = {"color": "white", "hatch": "////", "edgecolor": LINES[name][0]}
+            style = {"color": "white", "hatch": "////", "edgecolor": colour}
             draw_bar(axes, row + 0.21, shuffled, **style, label=None)
         note = "" if not shuffled or shuffled["effect"]["p_value"] <= 0.01 else "  latents make no difference"
         where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        axes.annotate(f"{100 * arm['accuracy']:.1f}{note}", (100 * arm["interval"][1], row + up), **where)
+        axes.annotate(
+            f"{100 * arm['accuracy']:.1f}{note}", (100 * max(arm["interval"][1], *arm["by_seed"]), row + up), **where
+        )
     axes.set_yticks(range(len(arms)), list(arms))
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 100 if whole else None)
     total = next(iter(arms.values()))["total"]
-    told = f"{total} held-out problems" + (f" of {seeds} seeds (ticks: each seed)" if seeds > 1 else "")
+    told = f"{total} held-out problems, " + (
+        f"{len(seeds)} seeds (ticks: each seed)" if len(seeds) > 1 else f"seed {seeds[0]}"
+    )
     axes.set_xlabel(f"problems solved (%), 95% interval; {told}\nhatched: with the latents of another problem")
     axes.grid(axis="x", alpha=0.25)
     save(figure, path)
@@ -82,29 +97,37 @@ def draw_line(axes: Axes, points: Mapping[str, Mapping[str, Any]], label: str, *
 
 
 def plot_steps_needed(arms: Mapping[str, Any], path: Path) -> None:
-    """Accuracy by how many steps a problem needs, a line an arm."""
-    figure = Figure(figsize=(8.5, 4.6), dpi=DOTS_PER_INCH, layout="constrained")
-    axes = figure.add_subplot()
+    """Accuracy by how many steps a problem needs, a line an arm; the chain on a scale of its own."""
+    figure = Figure(figsize=(8.5, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    of_chain, of_arms = figure.subplots(1, 2, width_ratios=[1, 2.2])
     for name, arm in arms.items():
         colour, marker, line = LINES[name]
+        axes = of_chain if name == CHAIN else of_arms
         draw_line(axes, arm["by_steps_needed"], name, color=colour, marker=marker, linestyle=line)
-    axes.set_xticks([int(number) for number in next(iter(arms.values()))["by_steps_needed"]])
-    axes.set_xlabel("steps that a problem needs")
-    finish(figure, axes, path)
+    of_chain.set_title(CHAIN, fontsize=9)
+    of_arms.set_title("answering at once", fontsize=9)
+    for axes in (of_chain, of_arms):
+        axes.set_xticks([int(number) for number in next(iter(arms.values()))["by_steps_needed"]])
+        axes.set_xlabel("steps that a problem needs")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+    of_chain.set_ylabel("problems solved (%), 95% interval")
+    of_arms.legend(frameon=False, fontsize=8.5)
+    save(figure, path)
 
 
 def plot_supervision_steps(arms: Mapping[str, Any], path: Path) -> None:
     """Accuracy by supervision steps at test time."""
     figure = Figure(figsize=(6.0, 3.8), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
-    for name, arm in arms.items():
-        if points := arm.get("by_supervision_steps"):
-            colour, marker, line = LINES[name]
-            draw_line(axes, points, name, color=colour, marker=marker, linestyle=line)
-            trained = arm["halting"]["steps"][0]
+    asked = {name: arm for name, arm in arms.items() if "by_supervision_steps" in arm}
+    for name, arm in asked.items():
+        colour, marker, line = LINES[name]
+        draw_line(axes, arm["by_supervision_steps"], name, color=colour, marker=marker, linestyle=line)
+    trained, numbers = arm["halting"]["steps"][0], [int(number) for number in arm["by_supervision_steps"]]
     axes.axvline(trained, color="0.35", linestyle=":", linewidth=1.2)
     axes.set_xscale("log", base=2)
-    axes.set_xticks([int(number) for number in points or arm["by_supervision_steps"]], labels=list(points))
+    axes.set_xticks(numbers, labels=numbers)
     axes.set_xlabel("supervision steps at test time (dotted: as trained)")
     finish(figure, axes, path)
 

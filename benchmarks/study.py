@@ -163,34 +163,42 @@ def print_grid(grid: Mapping[str, Mapping[str, float]]) -> None:
 
 def run(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     """All that was asked for, in the order of what matters; the figures to keep."""
-    seeds = options.seeds
-    bases = {seeds[0]: study.base(seeds[0])}
-    full = options.full and 0 in seeds
+    full = options.full and 0 in options.seeds
+    first = options.seeds[0]
+    base = study.base(first)
     grid = study.grid() if full else {}
+    by_seed = {first: base | study.of_arms(first)}
+    alone: dict[str, Figures] = {}
+    if full and {"LoRA", "TRM"} <= by_seed[0].keys():
+        alone = {"equal time": study.as_long(by_seed[0]), "M": study.by_latents(), "controls": study.controls()}
+    for seed in options.seeds[1:]:
+        by_seed[seed] = study.base(seed) | study.of_arms(seed)
     if grid:
         print_grid(grid)
-    by_seed = {seeds[0]: study.of_arms(seeds[0])}
-    alone: dict[str, Figures] = {}
-    if full:
-        alone["equal time"] = study.as_long(by_seed[0])
-        alone["M"] = study.by_latents()
-        alone["controls"] = study.controls()
-    for seed in seeds[1:]:
-        bases[seed] = study.base(seed)
-        by_seed[seed] = study.of_arms(seed)
-    whole = {seed: bases[seed] | arms for seed, arms in by_seed.items() if len(arms) == len(options.arms)}
-    if not whole:
+    return pooled(options, study, by_seed, alone) | ({"grid": grid} if grid else {})
+
+
+def pooled(
+    options: argparse.Namespace, study: Study, by_seed: Mapping[int, Figures], alone: Mapping[str, Figures]
+) -> dict[str, Any]:
+    """Figures over the seeds that have all arms, of the core over those that have it, and of what seed 0 has alone."""
+    needed = {seed: study.needed(seed) for seed, found in by_seed.items() if found}
+    figures: dict[str, Any] = {"seeds": {}}
+    for name, arms in {"arms": options.arms, "core arms": [arm for arm in CORE if arm in options.arms]}.items():
+        whole = {seed: found for seed, found in by_seed.items() if found.keys() >= {BASE, *arms}}
+        if arms and whole and sorted(whole) != figures["seeds"].get("arms"):
+            figures["seeds"][name] = sorted(whole)
+            figures[name] = judged(
+                {seed: {arm: found[arm] for arm in (BASE, *arms)} for seed, found in whole.items()}, needed
+            )
+            print_table(*arm_table(figures[name], f"{name}, seeds {sorted(whole)}"))
+    if not figures["seeds"]:
         raise SystemExit("no seed has all its arms yet: run again without --finished")
-    if missing := sorted(by_seed.keys() - whole.keys()):
-        print(f"left out, since not all of their arms are finished: seeds {missing}")
-    needed = {seed: study.needed(seed) for seed in whole}
-    figures: dict[str, Any] = {"seeds": sorted(whole), "arms": judged(whole, needed)}
-    print_table(*arm_table(figures["arms"]))
     for name, found in alone.items():
-        if found and 0 in whole:
-            figures[name] = judged({0: whole[0] | found}, needed)
-            print_table(*arm_table({arm: figures[name][arm] for arm in ("LoRA", "TRM", *found)}, name))
-    return figures | ({"grid": grid} if grid else {})
+        if found:
+            figures[name] = judged({0: by_seed[0] | found}, needed)
+            print_table(*arm_table({arm: figures[name][arm] for arm in ("LoRA", "TRM", *found)}, f"{name}, seed 0"))
+    return figures
 
 
 def setup_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -208,7 +216,7 @@ def main() -> None:
         figures = run(options, Study(options, processes))
     plot_study(figures, options.plots or options.output_dir)
     kept = {"setup": setup_of(options), **figures}
-    seed = None if len(figures["seeds"]) > 1 else figures["seeds"][0]
+    seed = options.seeds[0] if len(options.seeds) == 1 else None
     record("study_full" if options.full else "study", kept, seed=seed, keep=options.record)
 
 

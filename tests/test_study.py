@@ -85,11 +85,12 @@ def test_a_study_is_made_once_and_read_from_then_on(tmp_path, monkeypatch):
     size = replace(_study.SIZE, train_problems=300, test_problems=30, base_steps=4)
     monkeypatch.setattr(_study, "SIZE", size)
     monkeypatch.setattr(study, "SIZE", size)
-    given = {"full": False, "seeds": [0], "arms": ["LoRA", "TRM"], "steps": 4, "output_dir": tmp_path}
+    given = {"full": False, "seeds": [0], "arms": ["TRM", "LoRA"], "steps": 4, "output_dir": tmp_path}
     options = Namespace(**given)
     figures = study.run(options, study.Study(options, AtOnce()))
-    assert list(figures["arms"]) == [study.BASE, "LoRA", "TRM"] and figures["arms"]["TRM"]["total"] == 30
+    assert list(figures["arms"]) == [study.BASE, "TRM", "LoRA"] and figures["arms"]["TRM"]["total"] == 30
     assert list(figures["arms"]["TRM"]["by_supervision_steps"]) == ["1", "2", "4", "8"]
+    assert figures["seeds"] == {"arms": [0]}  # the core is not there twice
     monkeypatch.setattr(_study, "train_gsm8k", None)
     assert study.run(options, study.Study(options, AtOnce())) == figures
     assert study.run(options, study.Study(options, None)) == figures
