@@ -15,7 +15,7 @@ help:
 	@echo "make soak      ten minutes of kills, damaged files and absurd arguments, drawn from a seed"
 	@echo "make notebook  build the notebooks and the guides' tables from notebooks/ and src/"
 	@echo "make study     LoRA, static latents, compressor and TRM on word problems: under 45 minutes on two CPU cores"
-	@echo "make study-full  all arms, three seeds, equal time, learning rates (docs/evidence.md): about two hours"
+	@echo "make study-full  all arms, three seeds, equal time, learning rates (docs/evidence.md): hours, resumable"
 	@echo "make phases    the training guide's phases on a twin that thinks in text: at most 12 minutes on two CPU cores"
 	@echo "make bench     every other figure of benchmarks/"
 
