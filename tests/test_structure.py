@@ -59,4 +59,4 @@ def test_the_readme_is_finished():
 
 def test_the_library_stays_small():
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SRC.rglob("*.py"))
-    assert lines <= 13050, f"{lines} lines: what can go?"  # 7,500 is the aim
+    assert lines <= 12450, f"{lines} lines: what can go?"  # 9,000 is the aim
