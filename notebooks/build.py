@@ -54,7 +54,7 @@ from needs_table import filled_needs, runs_table
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = ("[imports]", "[library]")
 RESULTS = "benchmarks/results.jsonl"
-LARGEST = 410_000  # bytes
+LARGEST = 412_000  # bytes
 KEPT_METADATA = ("cellView", "tags")
 METADATA = {
     "accelerator": "GPU",

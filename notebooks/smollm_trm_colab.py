@@ -241,8 +241,13 @@ form = {
 }  # fmt: skip
 given = {name: said for name, value in form.items() if (said := of_the_form(name, value)) is not None}
 chosen = {**RUNS[RUN], **given}
-if reasoner != "trm" and "trm_kwargs" not in given:
-    chosen.pop("trm_kwargs", None)  # those of RUN are the TRM's
+of_run = RUNS[RUN].get("trm_kwargs", {})
+if reasoner not in ("trm", "compressor"):
+    of_run = {}
+elif reasoner == "compressor":
+    of_run = {name: value for name, value in of_run.items() if name == "soft_words"}  # the others are the TRM's
+if isinstance(given.get("trm_kwargs", {}), dict):
+    chosen["trm_kwargs"] = {**of_run, **given.get("trm_kwargs", {})}
 if chosen["target"] != "answer" or reasoner not in ("trm", "compressor"):
     chosen.pop("reasoner_steps", None)  # nothing to say alone
 around = AROUND[RUN]

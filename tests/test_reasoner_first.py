@@ -139,15 +139,35 @@ def test_a_run_broken_off_in_either_part_ends_as_an_unbroken_one(run, base, tmp_
     [
         ({"target": "steps"}, "needs target='answer'"),
         ({"latents_per_step": 0}, "latents_per_step above 0"),
-        ({"load_model_path": "elsewhere"}, "neither mode nor load_model_path"),
+        ({"load_model_path": "elsewhere"}, "neither mode, load_model_path"),
         ({"reasoner_steps": -1}, "must be at least 0"),
-        ({"reasoner": "static", "trm_kwargs": {}}, "reads nothing"),
-        ({"train_dataset": [{"question": "What is 1 + 1?", "answer": "#### 2"}] * 2}, "no row has a calculator"),
+        ({"reasoner": "static", "trm_kwargs": {}}, "a reasoner 'trm' or 'compressor'"),
+        ({"base_training": "full"}, "base_training='full'"),
     ],
 )
 def test_what_cannot_be_is_refused(base, tmp_path, changes, told):
     with pytest.raises(UserMistake, match=told):
         train_gsm8k(**{**FIRST, "model_name": base, "output_dir": str(tmp_path), **changes})
+
+
+BARE = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(6)]
+
+
+@pytest.mark.parametrize("part", ["train_dataset", "test_dataset"])
+def test_where_rows_have_no_results_the_reasoner_is_not_trained_alone(base, tmp_path, part, caplog):
+    trainer, _ = train_gsm8k(**{**FIRST, "model_name": base, "output_dir": str(tmp_path), "max_steps": 1, part: BARE})
+    assert trainer.global_step == 1 and not (tmp_path / "reasoner").exists()
+    assert "no results to learn alone" in caplog.text
+
+
+def test_a_full_disk_is_told_with_the_place_and_the_size(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    model = make_model("smollm3", make_tokenizer(), num_latents=3).eval()
+    with pytest.raises(OSError, match="GiB in .*TMPDIR"):
+        KeptStates(model, [(1, 2, 3)])
 
 
 def test_lora_alone_does_not_mind(base, tmp_path):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 
+from smollm_trm.data.answers import annotations_in
+from smollm_trm.data.gsm8k import GSM8KSplits
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.models.loading import BaseAndTokenizer, device_and_precision
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -103,7 +105,7 @@ def train_gsm8k(
         first_step = steps_done(start.checkpoint)
         precision, dtype = pick_precision(settings.precision)
         options = {"base": base, "module_class": module_class, "answer_test": answer_test}
-        if settings.reasoner_steps and settings.use_trm:
+        if settings.reasoner_steps and settings.use_trm and has_results(splits):
             rows = {"train_dataset": train_dataset, "test_dataset": test_dataset}
             options["base"] = train_reasoner(settings, **rows, base=base)
         module = build_module(settings, splits, dtype, begins_at=start.raised_at, **options)
@@ -128,12 +130,17 @@ def train_reasoner(
     settings: TrainSettings, *, train_dataset: Rows | None, test_dataset: Rows | None, base: BaseAndTokenizer | None
 ) -> SmolLMv3WithTRM:
     """The reasoner alone, before the adapter: a run of its own in `output_dir/reasoner`; the base stands still."""
+    several = settings.devices * settings.num_nodes > 1  # nothing asks the halting head here
+    strategy = "ddp_find_unused_parameters_true" if several else settings.strategy
     alone = replace(
         settings,
         reasoner_steps=0,
         max_steps=settings.reasoner_steps,
-        num_epochs=settings.reasoner_steps,  # the steps end it
+        num_epochs=1_000_000,  # the steps end it
         base_training="frozen",
+        lora_kwargs={},
+        learning_rate=TrainSettings.learning_rate,
+        strategy=strategy,
         batch_size=ROWS_ALONE,
         accumulate_grad_batches=1,
         trm_learning_rate=RATE_ALONE * settings.optimizer_settings().reasoner_learning_rate,
@@ -147,6 +154,16 @@ def train_reasoner(
     rows = {"train_dataset": train_dataset, "test_dataset": test_dataset}
     _, module = train_gsm8k(**rows, base=base, module_class=ReasonerFirstModule, **vars(alone))
     return module.model
+
+
+def has_results(splits: GSM8KSplits) -> bool:
+    """Whether training and dev rows have calculator annotations, whose results a reasoner alone is asked for."""
+    parts = {"training": splits.gsm8k_train, "dev": splits.gsm8k_test}
+    without = [name for name, rows in parts.items() if not any(annotations_in(row["answer"]) for row in rows)]
+    if without:
+        told = "no %s row has a calculator annotation <<...>>: the reasoner has no results to learn alone, left out"
+        logger.warning(told, without[0])
+    return not without
 
 
 def answer_test(module: SmolLMTRMLightningModule, rows: Sequence[Mapping[str, str]], batch_idx: int) -> float:
@@ -172,7 +189,7 @@ def finish_run(
         return
     data, steps_per_epoch = trainer.datamodule, -(-n_batches // settings.accumulate_grad_batches)
     seconds = next(part.seconds for part in trainer.callbacks if isinstance(part, Speedometer))
-    if settings.reasoner_steps and settings.use_trm:
+    if settings.reasoner_steps and settings.use_trm and (folder / ALONE / "results.json").is_file():
         seconds += json.loads((folder / ALONE / "results.json").read_text(encoding="utf-8"))["seconds"]
     figures = {
         "dev_loss": kept.best_loss,

@@ -166,7 +166,9 @@ def verdict_in_words(comparison: Comparison) -> list[str]:
 def comparison_html(comparison: Comparison, *, headline: str = "") -> str:
     """Headline, sentences and table; it scrolls sideways where a screen is narrow."""
     style = "padding:4px 10px;text-align:left;border-bottom:1px solid rgba(128,128,128,.35)"
-    rows = [[f'<td style="{style}">{escape(cell)}</td>' for cell in row] for row in comparison.cells()]
+    head, *arms = [[escape(cell) for cell in row] for row in comparison.cells()]
+    rows = [[f"<b>{cell}</b>" for cell in head], *([f"<b>{name}</b>", *cells] for name, *cells in arms)]
+    rows = [[f'<td style="{style}">{cell}</td>' for cell in row] for row in rows]
     table = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     said = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict_in_words(comparison))
     return (

@@ -102,6 +102,8 @@ class SavedBesideItsBase(LatentReasoningPreTrainedModel):
             training, earlier = config.setdefault("base_training", "lora"), None
             if isinstance(model_name, SavedBesideItsBase):
                 earlier, base = model_name, model_name.as_base(with_adapter=training == "lora")
+                if license := earlier.config.notes.get("license"):
+                    config["notes"] = {"license": license, **(config.get("notes") or {})}
                 config.setdefault("base_model", "" if training == "full" else earlier.config.base_model)
             else:
                 options = {"trust_remote_code": trust_remote_code, "load_in_4bit": load_in_4bit}

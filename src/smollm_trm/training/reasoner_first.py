@@ -16,12 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smollm_trm.data.answers import annotations_in
 from smollm_trm.data.batching import IGNORED_LABEL, pad_left
 from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
-from smollm_trm.records import UserMistake
 from smollm_trm.training.module import SmolLMTRMLightningModule
 
 READ_AT_ONCE = 32
@@ -47,7 +45,14 @@ class KeptStates:
         questions = sorted(set(questions), key=lambda ids: (len(ids), ids))
         n_tokens, width = sum(map(len, questions)), len(self.depths) * model.config.hidden_size
         with tempfile.TemporaryFile() as file:  # it has no name: gone when this process is
-            os.posix_fallocate(file.fileno(), 0, size := 2 * n_tokens * width)  # a full disk is told of here
+            size = 2 * n_tokens * width
+            try:
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate"):  # a full disk is told of here
+                    os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                place = f"{size / 2**30:.1f} GiB in {tempfile.gettempdir()}"
+                raise OSError(f"the questions' states need {place}: free it, or set TMPDIR ({error})") from error
             kept = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.bfloat16)
         self.states = kept.view(n_tokens, width)
         begins = accumulate(map(len, questions), initial=0)
@@ -81,11 +86,7 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
     @cached_property
     def kept(self) -> KeptStates:
         """Every question of both parts, read when the first is asked for: a finished run reads none again."""
-        data, reasoner = self.trainer.datamodule, self.model.reasoner
-        if not reasoner.read_depths:
-            raise UserMistake(f"reasoner={self.model.config.reasoner!r} reads nothing: choose 'trm' or 'compressor'")
-        if not any(annotations_in(row["answer"]) for row in data.train_set.rows):
-            raise UserMistake("no row has a calculator annotation <<...>>, whose results the latents are asked for")
+        data = self.trainer.datamodule
         examples = data.train_set.examples + data.dev_set.examples
         questions = [tuple(one.prompt[: len(one.prompt) - one.n_behind]) for one in examples]  # up to the first slot
         was_training = self.model.training

@@ -8,6 +8,7 @@ from smollm_trm.data.prompts import PROMPT_FORMATS, STEP_SOURCES, TARGETS
 from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import BASE_TRAININGS
 from smollm_trm.models.reasoners.known import complete_settings, reasoner_class
+from smollm_trm.models.reasoners.reasoner import Reasoner
 from smollm_trm.records import UserMistake, check_choices, check_range, picked, settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
@@ -159,9 +160,11 @@ class TrainSettings(Curriculum):
         check_range(0, **picked(self, "sample_answers", "reasoner_steps"))
         check_range(0, 2**48, **picked(self, "seed", "split_seed"))
         if self.reasoner_steps and self.use_trm:
-            taught = self.target == "answer" and self.mode is None and self.latents_per_step > 0
-            if not taught or self.load_model_path is not None:
-                told = "needs target='answer', latents_per_step above 0, and neither mode nor load_model_path"
+            says_results = reasoner_class(self.reasoner).words is not Reasoner.words
+            taught = self.target == "answer" and self.mode is None and self.latents_per_step > 0 and says_results
+            if not taught or self.load_model_path is not None or self.base_training == "full":
+                told = "needs target='answer', a reasoner 'trm' or 'compressor', latents_per_step above 0, and "
+                told += "neither mode, load_model_path nor base_training='full'"
                 raise UserMistake(f"reasoner_steps={self.reasoner_steps}: the reasoner alone {told}")
         if self.use_trm and self.num_latents < 1:
             raise UserMistake(f"num_latents={self.num_latents}: must be at least 1; for no latents set use_trm=False")
