@@ -39,11 +39,11 @@ def hidden_states_at(decoder: nn.Module, depths: Sequence[int], **inputs) -> lis
 class Prompt:
     """A batch of prompts up to and including `<think>`, their last tokens in the last column."""
 
-    def __init__(self, *, decoder: nn.Module, embeddings: Tensor, mask: Tensor, n_slots: Tensor) -> None:
+    def __init__(self, *, decoder: nn.Module, embeddings: Tensor, mask: Tensor, n_slots: Tensor | None) -> None:
         self.decoder = decoder  # the base without its head
         self.embeddings = embeddings  # (B, L, D)
         self.mask = mask  # (B, L) of bool, True = real
-        self.n_slots = n_slots  # (B,), slots that each row has behind the prompt
+        self.n_slots = n_slots  # (B,), slots that each row has behind the prompt; None where none is to be filled
         self.cache: Cache | None = None
 
     @property

@@ -28,8 +28,8 @@ READ_AT_ONCE = 32
 class KeptPrompt(Prompt):
     """Prompts whose hidden states `(B, L, D)` are known already, a tensor for each layer that the reasoner reads."""
 
-    def __init__(self, states: list[Tensor], mask: Tensor, prompt: Prompt) -> None:
-        super().__init__(decoder=prompt.decoder, embeddings=prompt.embeddings, mask=mask, n_slots=prompt.n_slots)
+    def __init__(self, states: list[Tensor], prompt: Prompt) -> None:
+        super().__init__(decoder=prompt.decoder, embeddings=prompt.embeddings, mask=prompt.mask, n_slots=None)
         self.states = states
 
     def hidden_states(self, depths: Sequence[int]) -> list[Tensor]:
@@ -65,7 +65,7 @@ class KeptStates:
         ids, mask = pad_left(questions, 0)
         mask = mask.bool().to(model.device)
         embeddings = model.get_input_embeddings()(ids.to(model.device))
-        prompt = Prompt(decoder=model.model.language_model, embeddings=embeddings, mask=mask, n_slots=mask.sum(1))
+        prompt = Prompt(decoder=model.model.language_model, embeddings=embeddings, mask=mask, n_slots=None)
         layers = torch.cat(prompt.hidden_states(self.depths), dim=-1)
         for row, question in zip(layers, questions, strict=True):
             self.states[self.places[question]] = row[-len(question) :].to("cpu", torch.bfloat16)
@@ -77,7 +77,7 @@ class KeptStates:
         for row, question in enumerate(questions):
             states[row, length - len(question) :] = self.states[self.places[question]]
         layers = states.to(prompt.embeddings.device).split(size, dim=-1)
-        return KeptPrompt(list(layers), prompt.mask, prompt)
+        return KeptPrompt(list(layers), prompt)
 
 
 class ReasonerFirstModule(SmolLMTRMLightningModule):
@@ -121,9 +121,7 @@ class ReasonerFirstModule(SmolLMTRMLightningModule):
         """Loss per result's token on the dev part, and the share of rows whose results are all right."""
         labels = batch["latent_labels"]
         asked = labels != IGNORED_LABEL
-        thought = self.thoughts(batch)[-1]
-        latents = thought.latents if thought.free is None else thought.free
-        logits = self.model.reasoner.words(latents, self.model.lm_head)
+        logits = self.model.reasoner.words(self.thoughts(batch)[-1].latents, self.model.lm_head)
         loss = F.cross_entropy(logits[asked].float(), labels[asked], reduction="sum")
         right = ((logits.argmax(-1) == labels) | ~asked).all(1)[asked.any(1)]
         self.log_mean("dev_loss", loss / asked.sum().clamp_min(1), int(asked.sum()))

@@ -161,7 +161,7 @@ class CompressedReader(Reasoner):
     def think(self, prompt: Prompt, **options: Any) -> list[Thought]:
         thoughts = self.reason(prompt.hidden_states(self.read_depths), prompt.mask, **options)
         thoughts = [thought._replace(cache=prompt.cache) for thought in thoughts]
-        if not self.soft_words:
+        if not self.soft_words or prompt.n_slots is None:
             return thoughts
         table = prompt.decoder.get_input_embeddings()
         return [one._replace(latents=self.scale.soft_words(one.latents, table), free=one.latents) for one in thoughts]
