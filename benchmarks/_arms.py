@@ -1,14 +1,13 @@
 """What studies of several arms share: arms side by side, and their figures paired with one arm's."""
 
-import multiprocessing
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
 from _record import print_table
 
+from smollm_trm.demo import processes
 from smollm_trm.evaluation.statistics import paired_difference
 
 TESTED = "TRM"
@@ -20,9 +19,8 @@ def side_by_side(
     jobs: Mapping[str, Any], rows: list[dict[str, str]], *, arm: Callable, at_once: int = AT_ONCE
 ) -> dict[str, dict[str, Any]]:
     """Every arm in a process of its own with one thread, two at a time; the slowest first."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as processes:
-        running: dict[str, Future] = {name: processes.submit(arm, name, jobs[name], rows) for name in reversed(jobs)}
+    with processes(at_once) as pool:
+        running: dict[str, Future] = {name: pool.submit(arm, name, jobs[name], rows) for name in reversed(jobs)}
         return {name: running[name].result() for name in jobs}
 
 

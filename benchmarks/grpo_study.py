@@ -2,9 +2,9 @@
 
     python benchmarks/grpo_study.py [--settings chain once] [--seeds 0 1 2] [--train both] [--record]
 
-Two models on the demo's base: one that writes its chain (LoRA + TRM after a short SFT) and one that answers at once
-(the demo's LoRA + TRM). From each: GRPO; as many steps of SFT as GRPO made; and as many as take its CPU seconds. All
-answer the same held-out problems. A part that has run already is only read.
+Two models on the demo's base: LoRA + TRM that writes its chain after a short SFT, and LoRA + TRM that answers at once.
+From each: GRPO; as many steps of SFT as GRPO made; and as many as take its CPU seconds. All answer the same held-out
+problems. A part that has run already is only read.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from _models import demo_base_settings, demo_settings, write_demo_problems
 from _record import benchmark_options, print_table, record
 
 from smollm_trm.data.gsm8k import load_gsm8k
-from smollm_trm.demo import DEMO_ARMS, DemoSize, length_of
+from smollm_trm.demo import DemoSize, length_of
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.statistics import paired_difference
 from smollm_trm.finetune import train_gsm8k
@@ -25,10 +25,15 @@ from smollm_trm.grpo import train_grpo
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.records import write_json
 
-SFT = DEMO_ARMS["LoRA + TRM"]
+SFT: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "trm_learning_rate": 3e-3,
+    "warmup_fraction": 0.3,
+    "trm_kwargs": {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1},
+}
 STARTS: dict[str, dict[str, Any]] = {
     "chain": {"target": "steps", "steps": 60},
-    "once": {"target": "answer", "steps": DemoSize.arm_steps},
+    "once": {"target": "answer", "steps": 550},
 }
 GRPO: dict[str, dict[str, Any]] = {
     "chain": {

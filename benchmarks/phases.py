@@ -10,10 +10,8 @@ Run again, it goes on where it stopped.
 """
 
 import json
-import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from _record import benchmark_options, print_table, record
 
 from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.rows import read_jsonl
-from smollm_trm.demo import DemoSize, length_of
+from smollm_trm.demo import DemoSize, length_of, processes
 from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.storage import local_model_folder
 from smollm_trm.phases.assemble import assemble
@@ -100,7 +98,7 @@ def main() -> None:
     train_gsm8k(**thinking_twin(folder, size, seed=seed))
     stage("twin that thinks in text", begun)
     base, pairs = str(folder / "base"), str(folder / "pairs")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other_core:
+    with processes(1) as other_core:
         control = other_core.submit(train_control, folder, size, options.pairs, seed)
         begun = time.process_time()
         common = {"model_name": base, "d_compressed": WIDTH, "batch_size": 64, "num_epochs": 2, "seed": seed}

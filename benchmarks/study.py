@@ -10,11 +10,9 @@ of training steps, so that other work beside it changes little. Killed and run a
 """
 
 import argparse
-import multiprocessing
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from _study_plots import plot_study
 
 from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.word_problems import write_word_problems
+from smollm_trm.demo import processes
 
 Figures = dict[str, dict[str, Any]]
 BASE = "base, writing its chain"
@@ -55,9 +54,9 @@ def parse() -> argparse.Namespace:
 class Study:
     """The runs of a study, by stage; each gives the figures of its runs by name."""
 
-    def __init__(self, options: argparse.Namespace, processes: Executor | None) -> None:
+    def __init__(self, options: argparse.Namespace, pool: Executor | None) -> None:
         self.folder, self.steps, self.arms = options.output_dir, options.steps, options.arms
-        self.processes = processes
+        self.pool = pool
         """Where runs are made; None reads what is finished."""
 
     def of_seed(self, seed: int) -> Path:
@@ -66,16 +65,16 @@ class Study:
 
     def made(self, jobs: Mapping[str, Job]) -> Figures:
         """Make the runs, two at a time; the longest should come first. Without processes, those that are finished."""
-        if self.processes is None:
+        if self.pool is None:
             found = {name: studied.finished(job) for name, job in jobs.items()}
             return {name: figures for name, figures in found.items() if figures is not None}
-        running = {name: self.processes.submit(studied.train_and_ask, job) for name, job in jobs.items()}
+        running = {name: self.pool.submit(studied.train_and_ask, job) for name, job in jobs.items()}
         return {name: run.result() for name, run in running.items()}
 
     def base(self, seed: int) -> Figures:
         """Problems and base of a seed."""
         counts = {"train": SIZE.train_problems, "test": SIZE.test_problems}
-        if self.processes is not None and not (self.of_seed(seed) / "data" / "test.jsonl").is_file():
+        if self.pool is not None and not (self.of_seed(seed) / "data" / "test.jsonl").is_file():
             write_word_problems(self.of_seed(seed) / "data", **counts, seed=seed, settings=SIZE.problems)
         return self.made({BASE: Job(base_settings(self.of_seed(seed), seed=seed))})
 
@@ -140,17 +139,6 @@ class Study:
         ]
 
 
-@contextmanager
-def processes_of(options: argparse.Namespace) -> Iterator[Executor | None]:
-    """Processes of one thread each; none where nothing is to be trained."""
-    if options.finished:
-        yield None
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(options.processes, mp_context=multiprocessing.get_context("spawn")) as processes:
-        yield processes
-
-
 def print_grid(grid: Mapping[str, Mapping[str, float]]) -> None:
     """The grid's dev losses, and where they speak for another learning rate than the stored one."""
     rows = []
@@ -212,8 +200,8 @@ def setup_of(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Train, ask, compare, draw."""
     options = parse()
-    with processes_of(options) as processes:
-        figures = run(options, Study(options, processes))
+    with nullcontext() if options.finished else processes(options.processes) as pool:
+        figures = run(options, Study(options, pool))
     plot_study(figures, options.plots or options.output_dir)
     kept = {"setup": setup_of(options), **figures}
     seed = options.seeds[0] if len(options.seeds) == 1 else None

@@ -1,12 +1,14 @@
 """The main job in miniature, on a laptop's CPU: everything that happens to SmolLM3-3B happens to its tiny twin.
 
 word problems as GSM8K files -> a tiny base trained from scratch, writing its chain
-  -> from that base, answering at once, side by side: LoRA only, and LoRA + TRM -> the same held-out problems
+  -> from that base, answering at once, side by side: LoRA only, and the TRM, then LoRA + TRM, in as many steps together
+  -> the same held-out problems
   -> table, plots, a saved model, a reloaded one that answers
 """
 
 import multiprocessing
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ DEMO_ARMS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "trm_learning_rate": 3e-3,
         "warmup_fraction": 0.3,  # or the latents become the same for all problems, on some seeds for good
-        "trm_kwargs": {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1},
+        "trm_kwargs": {"n_latent_steps": 2, "n_deep_recursions": 1, "n_supervision_steps": 1, "soft_words": True},
     },
 }
 """Each at the best learning rates of a small grid (docs/log.md)."""
@@ -42,7 +44,7 @@ class DemoSize:
     test_problems: int = 2000  # held out; the arms answer all of them
     base_problems: int = 500  # of them, those that the base answers with its chain
     base_steps: int = 1100  # training steps of the base from scratch
-    arm_steps: int = 550  # training steps of LoRA only and of LoRA + TRM
+    arm_steps: int = 900  # training steps of LoRA only; half of them of the TRM alone, and half of LoRA + TRM
     batch_size: int = 32  # rows per step
     num_latents: int = 8  # M
 
@@ -56,16 +58,9 @@ def run_demo(
     write_word_problems(data, train=size.train_problems, test=size.test_problems, seed=seed, settings=size.problems)
     held_out = load_gsm8k(data, seed=seed).gsm8k_final_test
     common = {
-        "data_dir": str(data),
-        "batch_size": size.batch_size,
-        "eval_batch_size": 128,
-        "max_dev_samples": 512,
-        "accumulate_grad_batches": 1,
-        "num_epochs": 1000,
-        "patience": None,
-        "seed": seed,
-        "split_seed": seed,
-    }
+        "data_dir": str(data), "batch_size": size.batch_size, "eval_batch_size": 128, "max_dev_samples": 512,
+        "accumulate_grad_batches": 1, "num_epochs": 1000, "patience": None, "seed": seed, "split_seed": seed,
+    }  # fmt: skip
     print(f"1/3  a base from scratch: {size.base_steps} steps on {size.train_problems} word problems")
     train_gsm8k(
         **common,
@@ -77,14 +72,21 @@ def run_demo(
         learning_rate=4e-3,
         output_dir=str(folder / "base"),
     )
-    common |= length_of(size.arm_steps, size.batch_size) | {
+    common |= {
         "model_name": str(folder / "base" / "model"),
         "target": "answer",
         "num_latents": size.num_latents,
         "lora_kwargs": {"dropout": 0.0},  # of so small a model nothing can be spared
     }
     print(f"2/3  LoRA and LoRA + TRM side by side, answering at once: {size.arm_steps} steps each")
-    results = arms_side_by_side(folder, common, held_out, progress=progress)
+    alone = size.arm_steps // 2
+    both = length_of(size.arm_steps - alone, size.batch_size)
+    own = {
+        "LoRA": {**length_of(size.arm_steps, size.batch_size), "progress": False},
+        "LoRA + TRM": {**both, "reasoner_steps": alone, "progress": progress},
+    }
+    arms = {name: {**common, **DEMO_ARMS[name], **own[name]} for name in DEMO_ARMS}
+    results = arms_side_by_side(folder, arms, held_out)
     base = SmolLMv3WithTRM.from_pretrained(folder / "base")
     chain = evaluate_arm("base, writing its chain", base, held_out[: size.base_problems], folder / "predictions",
                          batch_size=128, progress=progress)  # fmt: skip
@@ -112,15 +114,24 @@ def run_name(arm: str) -> str:
     return arm.lower().replace(" + ", "_")
 
 
-def arms_side_by_side(folder: Path, common: dict[str, Any], rows: list[dict], *, progress: bool) -> dict[str, dict]:
-    """Train and evaluate the arms, a process and a core each; the last one shows its progress."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(DEMO_ARMS)))
-    with ProcessPoolExecutor(len(DEMO_ARMS), mp_context=multiprocessing.get_context("spawn")) as processes:
-        running = []
-        for name, own in DEMO_ARMS.items():
-            settings = {**common, **own, "progress": progress and name == [*DEMO_ARMS][-1]}
-            running.append(processes.submit(train_and_evaluate_arm, name, folder, settings, rows))
+def arms_side_by_side(folder: Path, arms: dict[str, dict[str, Any]], rows: list[dict]) -> dict[str, dict]:
+    """Train and evaluate the arms, a process and a core each."""
+    with processes(len(arms), threads=max(1, (os.cpu_count() or 1) // len(arms))) as pool:
+        running = [pool.submit(train_and_evaluate_arm, name, folder, arms[name], rows) for name in arms]
         return {name: result for arm in running for name, result in arm.result().items()}
+
+
+def processes(count: int, *, threads: int = 1) -> ProcessPoolExecutor:
+    """Processes of so many threads each, which end with this one."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=spawn, initializer=end_with_parent)
+
+
+def end_with_parent() -> None:
+    """Stop this process when the one that began it is gone, killed too."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def train_and_evaluate_arm(name: str, folder: Path, settings: dict[str, Any], rows: list[dict]) -> dict[str, dict]:
