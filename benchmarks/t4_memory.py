@@ -8,10 +8,11 @@
 With `--record`, the guide's table is made from the figures by the next `make notebook`.
 
 The model, its reasoner, LoRA, optimizer and average are built as the notebook builds them, of fake tensors: they have
-shape, dtype and lifetime but no data. One training step, one validation batch and one batch of generation run on them,
-and every storage is counted from its first use to its release. Batches are the worst that GSM8K has: every row as long
-as its longest (84 tokens of question, 361 of solution, the latents between; where the answer is given at once, the
-longest question). Every block of SmolLM3 needs the same, so two small depths are traced and a line is drawn to 36.
+shape, dtype and lifetime but no data. One step of the reasoner alone where the run begins with it, the reading of its
+questions included, one training step, one validation batch and one batch of generation run on them, and every storage
+is counted from its first use to its release. Batches are the worst that GSM8K has: every row as long as its longest (84
+tokens of question, 361 of solution, the latents between; where the answer is given at once, the longest question).
+Every block of SmolLM3 needs the same, so two small depths are traced and a line is drawn to 36.
 
 Not seen: CUDA's context (about 0.5 GiB), workspaces and fragmentation. The peak has 10% added for the last two.
 Attention is traced as the plain matrix product, which keeps all its scores: other kernels need less. Linear layers in 4
@@ -43,21 +44,24 @@ from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
 
 from smollm_trm.data.batching import collate_examples
 from smollm_trm.data.prompts import EncodedExample, slot_token_id
+from smollm_trm.finetune import ROWS_ALONE
 from smollm_trm.models import modeling
 from smollm_trm.models.adapters import LoraSettings, add_adapter
 from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import take_apart
+from smollm_trm.models.prompt import Prompt
 from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.tiny import train_tiny_tokenizer
 from smollm_trm.training.ema import AverageWeights
 from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer
+from smollm_trm.training.reasoner_first import READ_AT_ONCE, KeptPrompt
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks/smollm_trm_colab.py"
-PHASES = ("weights", "training", "validation", "generation")
+PHASES = ("weights", "alone", "training", "validation", "generation")
 QUESTION, SOLUTION = 84, 361  # tokens of GSM8K's longest training row with SmolLM3's tokenizer
 LONGEST_QUESTION, AT_ONCE = 240, 12  # tokens of the longest question, and of an answer without its steps
 DEPTHS = (4, 8)  # traced
@@ -83,6 +87,7 @@ class Run:
     use_trm: bool = True
     gradient_checkpointing: bool = False
     trm: Mapping[str, object] | None = None
+    reasoner_steps: int = 0
     target: str = "steps"
 
 
@@ -281,6 +286,23 @@ def lightning_module(model: SmolLMv3WithTRM) -> SmolLMTRMLightningModule:
     return module
 
 
+def reason_once(model: SmolLMv3WithTRM, optimizer: torch.optim.Optimizer) -> None:
+    """The reasoner alone: the longest questions read as `KeptStates` reads them, then a step on what it kept."""
+    ids = torch.full((READ_AT_ONCE, LONGEST_QUESTION), 7)
+    embeddings, mask = model.get_input_embeddings()(ids), torch.ones_like(ids, dtype=torch.bool)
+    prompt = Prompt(decoder=model.model.language_model, embeddings=embeddings, mask=mask, n_slots=None)
+    model.eval()
+    with torch.no_grad():
+        layers = torch.cat(prompt.hidden_states(model.reasoner.read_depths), dim=-1).bfloat16()
+    model.train()
+    prompt.cache = None
+    thought = model.reasoner.think(KeptPrompt([*layers[:ROWS_ALONE].split(embeddings.shape[-1], -1)], prompt))[-1]
+    labels = torch.full((ROWS_ALONE, model.num_latents), 9)
+    latent_loss(lightning_module(model), thought, labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def generate_once(model: SmolLMv3WithTRM, run: Run) -> None:
     """Read, think, fill the cache with the prompt, and go on to the longest text in one stride (an upper bound)."""
     span = [model.config.slot_token_id] * model.num_latents
@@ -317,6 +339,9 @@ def peaks_of(run: Run, shapes: Mapping, *, fake: bool, dtype: torch.dtype, gener
     peaks["weights"] = counter.total / GIB
     autocast = torch.autocast("cpu", dtype=dtype) if dtype != torch.float32 else nullcontext()
     with sdpa_kernel(SDPBackend.MATH):
+        with counter.phase("alone", peaks), autocast:
+            if run.use_trm and run.reasoner_steps:
+                reason_once(model, optimizer)
         with counter.phase("first step", peaks), autocast:
             train_once(model, optimizer, batch_of(model, run.batch_size))
         gc.collect()
