@@ -19,7 +19,7 @@ from typing import Any
 
 import _study as studied
 from _record import benchmark_options, print_table, record
-from _study import ARMS, AS_LONG, CHOSEN, CORE, GRID, SIZE, Job, arm_settings, base_settings
+from _study import ARMS, AS_LONG, CHOSEN, CORE, GRID, OTHER_RATES, SIZE, Job, arm_settings, base_settings
 from _study_figures import arm_table, judged
 from _study_plots import plot_study
 
@@ -100,6 +100,14 @@ class Study:
                   for arm in self.arms}  # fmt: skip
         return {arm: losses for arm, losses in by_arm.items() if None not in losses.values()}
 
+    def other_rates(self) -> Figures:
+        """The arms whose grid chose its edge, at the rate that was not taken, in the whole length on seed 0."""
+        jobs = {}
+        for arm, rate in OTHER_RATES.items():
+            settings = arm_settings(self.of_seed(0), arm, seed=0, steps=self.steps, rate=rate)
+            jobs[f"{arm} at {rate:g}"] = Job(settings)
+        return self.made(jobs)
+
     def as_long(self, of_seed_0: Figures) -> Figures:
         """The cheaper arms for as long as the TRM took, on seed 0."""
         if "TRM" not in of_seed_0:
@@ -158,7 +166,8 @@ def run(options: argparse.Namespace, study: Study) -> dict[str, Any]:
     by_seed = {first: base | study.of_arms(first)}
     alone: dict[str, Figures] = {}
     if full and {"LoRA", "TRM"} <= by_seed[0].keys():
-        alone = {"equal time": study.as_long(by_seed[0]), "M": study.by_latents(), "controls": study.controls()}
+        alone = {"equal time": study.as_long(by_seed[0]), "M": study.by_latents(), "other rates": study.other_rates()}
+        alone["controls"] = study.controls()
     for seed in options.seeds[1:]:
         by_seed[seed] = study.base(seed) | study.of_arms(seed)
     if grid:

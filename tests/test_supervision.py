@@ -289,6 +289,17 @@ def test_soft_words_are_mixtures_of_embeddings_by_what_is_said():
     assert gradients["model.model.reasoner.to_embedding.weight"].abs().sum() > 0, "of the answer alone"
 
 
+def test_words_are_mixed_only_where_slots_are_to_be_filled():
+    model = make_module(reasoner_settings={"soft_words": True}).model
+    batch = make_batch(model, ROWS[:4])
+    slots = model.model.spans(batch["input_ids"])
+    prompt = model.model.prompt_before(batch["input_ids"], batch["attention_mask"], slots)
+    mixed = model.reasoner.think(prompt)[-1]
+    prompt.n_slots = None
+    alone = model.reasoner.think(prompt)[-1]
+    assert alone.free is None and torch.equal(alone.latents, mixed.free)
+
+
 @pytest.mark.parametrize("reasoner", ["trm", "compressor", "static"])
 def test_what_latents_say_is_trained_where_a_reasoner_says_something(reasoner):
     module = make_module(reasoner=reasoner)
