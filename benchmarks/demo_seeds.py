@@ -2,8 +2,9 @@
 
     python benchmarks/demo_seeds.py [--seeds 0 1 2] [--output_dir outputs/demo_seeds] [--record]
 
-A seed that has run already is only read. Its seconds are those of the whole demo, from first problem to last plot,
-on an otherwise idle machine if they are to mean anything; 0 where nothing had to be run.
+Beside the demo's arms LoRA alone is trained for as many seconds as the TRM and LoRA + TRM took together. A seed that
+has run already is only read. Its seconds are those of the whole demo, from first problem to last plot, on an otherwise
+idle machine if they are to mean anything; 0 where nothing had to be run.
 """
 
 import json
@@ -11,12 +12,34 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _models import demo_settings
 from _record import benchmark_options, print_table, record
 
-from smollm_trm.demo import DemoSize, run_demo
+from smollm_trm.data.gsm8k import load_gsm8k
+from smollm_trm.demo import DEMO_ARMS, DemoSize, length_of, processes, run_demo, run_name, train_and_evaluate_arm
 from smollm_trm.evaluation.statistics import paired_difference
 
-ARMS = {"LoRA": "lora", "LoRA + TRM": "lora_and_trm", "latents shuffled": "lora_and_trm_shuffled"}
+AS_LONG = "LoRA, as long"
+SHUFFLED = "latents shuffled"
+ARMS = {"LoRA": "lora", AS_LONG: "lora,_as_long", "LoRA + TRM": "lora_and_trm", SHUFFLED: "lora_and_trm_shuffled"}
+
+
+def train_as_long(folder: Path, size: DemoSize, *, seed: int) -> None:
+    """LoRA alone from a finished demo's base, for as long as its LoRA + TRM took; grades beside the others."""
+    runs = (folder / run_name(arm) / "results.json" for arm in ("LoRA", "LoRA + TRM"))
+    alone, both = (json.loads(run.read_text(encoding="utf-8"))["seconds"] for run in runs)
+    settings = {
+        **demo_settings(folder / "data", size, seed=seed),
+        **length_of(round(size.arm_steps * both / alone), size.batch_size),
+        **DEMO_ARMS["LoRA"],
+        "model_name": str(folder / "base" / "model"),
+        "target": "answer",
+        "lora_kwargs": {"dropout": 0.0},
+        "progress": False,
+    }
+    held_out = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
+    with processes(1) as pool:
+        pool.submit(train_and_evaluate_arm, AS_LONG, folder, settings, held_out).result()
 
 
 def grades_in(folder: Path) -> dict[str, list[bool]]:
@@ -31,7 +54,9 @@ def grades_in(folder: Path) -> dict[str, list[bool]]:
 
 def compared(grades: dict[str, list[bool]]) -> dict[str, Any]:
     """The TRM against LoRA, and against its own latents shuffled."""
-    against = {arm: paired_difference(grades["LoRA + TRM"], grades[arm]) for arm in ("LoRA", "latents shuffled")}
+    against = {
+        arm: paired_difference(grades["LoRA + TRM"], grades[arm]) for arm in ("LoRA", AS_LONG, "latents shuffled")
+    }
     return {arm: {"difference": one.difference, "low": one.low, "high": one.high, "p": one.p_value}
             for arm, one in against.items()}  # fmt: skip
 
@@ -50,6 +75,8 @@ def main() -> None:
             started = time.perf_counter()
             run_demo(output_dir=str(folder), seed=seed)
             seconds = time.perf_counter() - started
+        if not (folder / "predictions" / f"{ARMS[AS_LONG]}.jsonl").is_file():
+            train_as_long(folder, DemoSize(), seed=seed)
         grades = grades_in(folder)
         for arm, graded in grades.items():
             pooled[arm] += graded
