@@ -44,7 +44,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 unit: install real-base
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not notebook"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not notebook"
 
 # Kills, damage and absurd arguments, drawn from a seed that it prints: ten minutes, then a count.
 soak: install
