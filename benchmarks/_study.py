@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from _models import demo_settings
 from torch import Tensor
 
+from smollm_trm import finetune
 from smollm_trm.data.answers import annotations_in
 from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.word_stories import WordProblemSettings
@@ -18,11 +20,11 @@ from smollm_trm.demo import DemoSize, length_of
 from smollm_trm.evaluation.arms import evaluate_arm
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.halting import judge_halting
-from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.generation import encode_prompts
 from smollm_trm.models.reasoners.reasoner import latent_variation
 from smollm_trm.records import write_json
 from smollm_trm.training.module import SmolLMTRMLightningModule
+from smollm_trm.training.reasoner_first import ReasonerFirstModule
 
 PROBLEMS = WordProblemSettings(max_steps=4, max_number=10, max_value=30, distractor_rate=0.0)
 SIZE = DemoSize(problems=PROBLEMS, train_problems=72_000, test_problems=2000, base_steps=3400, arm_steps=800)
@@ -32,7 +34,9 @@ PER_STEP = 2  # latents for the result of a step: two digits at most
 NUM_LATENTS = PER_STEP * N_STEPS
 TRM: dict[str, Any] = {"n_latent_steps": 3, "n_deep_recursions": 1, "n_supervision_steps": 2}
 ASKED_STEPS = (1, 2, 4, 8)  # supervision steps at test time: half to four times as many as trained
-MORE_STEPS = ("TRM", "TRM, word mixtures")  # arms that are asked with other numbers of supervision steps
+FIRST = "TRM first, word mixtures"  # half of the steps the TRM alone, then as many with LoRA
+MORE_STEPS = ("TRM", "TRM, word mixtures", FIRST)  # arms that are asked with other numbers of supervision steps
+COUNT = "cpu_seconds.json"
 AT_ONCE: dict[str, Any] = {"target": "answer", "num_latents": NUM_LATENTS, "latents_per_step": PER_STEP}
 STAGES = N_STEPS + 1  # the first step left out, the first two, three, all; and once more all
 IN_STAGES: dict[str, Any] = {"first_stage": 1, "epochs_per_stage": 1, "num_epochs": STAGES}
@@ -45,6 +49,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "compressor": {**AT_ONCE, "reasoner": "compressor"},
     "TRM": {**AT_ONCE, "reasoner": "trm", "trm_kwargs": TRM},
     "TRM, word mixtures": {**AT_ONCE, "reasoner": "trm", "trm_kwargs": {**TRM, "soft_words": True}},
+    FIRST: {**AT_ONCE, "reasoner": "trm", "trm_kwargs": {**TRM, "soft_words": True}},
     "iCoT": {**IN_STAGES, "mode": "icot", "use_trm": False},
     "Coconut": {**CURRICULUM, "reasoner": "coconut"},
     "TRM, curriculum": {**CURRICULUM, "reasoner": "trm", "trm_kwargs": TRM},
@@ -93,6 +98,15 @@ class CountsSeconds(SmolLMTRMLightningModule):
         self.counted = checkpoint.get("cpu_seconds", 0.0)
 
 
+class CountsSecondsAlone(CountsSeconds, ReasonerFirstModule):
+    """The same of the reasoner alone, the reading of its questions included; the count stays in its folder."""
+
+    def on_train_end(self) -> None:
+        """Leave the count."""
+        super().on_train_end()
+        write_json(Path(self.trainer.default_root_dir) / COUNT, {"cpu_seconds": self.cpu_seconds})
+
+
 @dataclass(frozen=True)
 class Job:
     """One run, and what it is asked when it is trained."""
@@ -123,7 +137,8 @@ def arm_settings(
 ) -> dict[str, Any]:
     """An arm's run on the base, in a folder named by what decides it; a curriculum makes `steps` over all its stages.
 
-    Arms without a curriculum read every problem once, the others as many steps of rows once a stage.
+    Arms without a curriculum read every problem once, the others as many steps of rows once a stage; where the TRM is
+    first alone, that takes half of the steps, and LoRA and it read the same problems again in the other half.
     """
     rate = CHOSEN[arm] if rate is None else rate
     settings = {
@@ -139,6 +154,9 @@ def arm_settings(
         "progress": False,
         **changes,
     }
+    if arm == FIRST:
+        alone = steps // 2
+        settings |= {**length_of(steps - alone, SIZE.batch_size), "reasoner_steps": alone}
     if (epochs := settings["num_epochs"]) == STAGES:
         settings |= {"max_samples": steps // epochs * SIZE.batch_size, "max_steps": steps // epochs * epochs}
         settings["val_check_interval"] = 1.0
@@ -165,10 +183,13 @@ def train_and_ask(job: Job) -> dict[str, Any]:
     folder = Path(job.settings["output_dir"])
     if (found := finished(job)) is not None:
         return found
-    _, module = train_gsm8k(**job.settings, module_class=CountsSeconds)
+    with patch.object(finetune, "ReasonerFirstModule", CountsSecondsAlone):
+        _, module = finetune.train_gsm8k(**job.settings, module_class=CountsSeconds)
     training = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     figures: dict[str, Any] = {name: training[name] for name in ("dev_loss", "best_step", "optimizer_steps")}
-    figures |= {"cpu_seconds": round(module.cpu_seconds, 1), "wall_seconds": training["seconds"]}
+    counts = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob(f"{finetune.ALONE}/{COUNT}")]
+    seconds = module.cpu_seconds + sum(count["cpu_seconds"] for count in counts)
+    figures |= {"cpu_seconds": round(seconds, 1), "wall_seconds": training["seconds"]}
     if job.asked:
         rows = load_gsm8k(job.settings["data_dir"], seed=job.settings["seed"]).gsm8k_final_test
         figures |= ask(job, module.model, rows, folder / "predictions")

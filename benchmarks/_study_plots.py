@@ -22,6 +22,7 @@ LINES: dict[str, tuple[str, str, str]] = {
     "compressor": (COLOURS[2], "^", "-"),
     "TRM": (COLOURS[1], "o", "-"),
     "TRM, word mixtures": (COLOURS[1], "D", "--"),
+    "TRM first, word mixtures": (COLOURS[1], "*", "-."),
     "iCoT": (COLOURS[0], "X", "--"),
     "Coconut": (COLOURS[0], "D", "-"),
     "TRM, curriculum": (COLOURS[3], "o", "-"),

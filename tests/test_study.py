@@ -1,5 +1,6 @@
 """The study: its figures are those of the grades, its seconds outlive a kill, and it goes on where it stopped."""
 
+import json
 import sys
 from argparse import Namespace
 from concurrent.futures import Future
@@ -85,13 +86,15 @@ def test_a_study_is_made_once_and_read_from_then_on(tmp_path, monkeypatch):
     size = replace(_study.SIZE, train_problems=300, test_problems=30, base_steps=4)
     monkeypatch.setattr(_study, "SIZE", size)
     monkeypatch.setattr(study, "SIZE", size)
-    given = {"full": False, "seeds": [0], "arms": ["TRM", "LoRA"], "steps": 4, "output_dir": tmp_path}
+    given = {"full": False, "seeds": [0], "arms": [_study.FIRST, "TRM", "LoRA"], "steps": 4, "output_dir": tmp_path}
     options = Namespace(**given)
     figures = study.run(options, study.Study(options, AtOnce()))
-    assert list(figures["arms"]) == [study.BASE, "TRM", "LoRA"] and figures["arms"]["TRM"]["total"] == 30
+    assert list(figures["arms"]) == [study.BASE, _study.FIRST, "TRM", "LoRA"] and figures["arms"]["TRM"]["total"] == 30
+    [alone] = tmp_path.glob("seed_0/trm_first*/reasoner/cpu_seconds.json")
+    assert json.loads(alone.read_text())["cpu_seconds"] < figures["arms"][_study.FIRST]["cpu_seconds"][0]
     assert list(figures["arms"]["TRM"]["by_supervision_steps"]) == ["1", "2", "4", "8"]
     assert figures["seeds"] == {"arms": [0]}  # the core is not there twice
-    monkeypatch.setattr(_study, "train_gsm8k", None)
+    monkeypatch.setattr(_study.finetune, "train_gsm8k", None)
     assert study.run(options, study.Study(options, AtOnce())) == figures
     assert study.run(options, study.Study(options, None)) == figures
     study.plot_study(figures, tmp_path / "plots")
