@@ -19,7 +19,7 @@ from typing import Any
 
 import _study as studied
 from _record import benchmark_options, print_table, record
-from _study import ARMS, AS_LONG, CHOSEN, CORE, GRID, OTHER_RATES, SIZE, Job, arm_settings, base_settings
+from _study import ARMS, AS_LONG, CHOSEN, CORE, FIRST, GRID, OTHER_RATES, SIZE, Job, arm_settings, base_settings
 from _study_figures import arm_table, judged
 from _study_plots import plot_study
 
@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     if options.steps < (least := 3 * studied.STAGES):
         parser.error(f"--steps {options.steps}: at least {least}, a step a stage in a third of the length")
     options.seeds = options.seeds or ([0, 1, 2] if options.full else [0])
-    options.arms = options.arms or list(ARMS if options.full else CORE)
+    options.arms = options.arms or [arm for arm in ARMS if arm in CORE or (options.full and arm != FIRST)]
     return options
 
 
@@ -128,13 +128,15 @@ class Study:
         return self.made(jobs)
 
     def controls(self) -> Figures:
-        """What step results, and rows that are read again in every stage, are worth; on seed 0."""
+        """What step results, rows that are read again in every stage, and the TRM first are worth; on seed 0."""
         changes: dict[str, dict[str, Any]] = {
             "TRM, answer only": {"latents_per_step": 0},
             "TRM, rows repeated": {"num_epochs": studied.STAGES},
             "LoRA, rows repeated": {"num_epochs": studied.STAGES},
         }
-        jobs = {}
+        jobs = {
+            FIRST: Job(arm_settings(self.of_seed(0), FIRST, seed=0, steps=self.steps), asked_steps=studied.ASKED_STEPS)
+        }
         for name, change in changes.items():
             settings = arm_settings(self.of_seed(0), name.split(",")[0], seed=0, steps=self.steps, **change)
             jobs[name] = Job(settings)
