@@ -269,7 +269,6 @@ def test_print_config_prints_yaml_that_loads_again(capsys):
         (["train", "--trm_kwargs.n_heads", "0"], "n_heads=0: must be at least 1"),
         (["train", "--trm_kwargs.preset", "papre"], "trm_kwargs: preset='papre': choose one of paper"),
         (["train", "--target", "step"], "target='step': choose one of steps, answer"),
-        (["train", "--reasoner", "lstm", "--use_trm", "false"], "reasoner='lstm': choose one of trm, compressor"),
         (["train", "--precision", "half"], "precision='half': choose one of auto"),
         (["train", "--learning_rate", "3"], "learning_rate=3.0"),
         (["train", "--model_name", "tiny", "--data_dir", "nowhere"], "nowhere: no such folder"),

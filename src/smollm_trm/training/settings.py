@@ -159,8 +159,8 @@ class TrainSettings(Curriculum):
         check_range(1, 2**20, max_length=self.max_length)
         check_range(0, **picked(self, "sample_answers", "reasoner_steps"))
         check_range(0, 2**48, **picked(self, "seed", "split_seed"))
-        says_results = reasoner_class(self.reasoner).words is not Reasoner.words
         if self.reasoner_steps and self.use_trm:
+            says_results = reasoner_class(self.reasoner).words is not Reasoner.words
             taught = self.target == "answer" and self.mode is None and self.latents_per_step > 0 and says_results
             if not taught or self.load_model_path is not None or self.base_training == "full":
                 told = "needs target='answer', a reasoner 'trm' or 'compressor', latents_per_step above 0, and "
