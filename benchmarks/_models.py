@@ -15,7 +15,7 @@ from smollm_trm.data.batching import IGNORED_LABEL
 from smollm_trm.data.gsm8k import GSM8KSplits, load_gsm8k, split_fingerprint
 from smollm_trm.data.word_problems import generate_word_problems, write_word_problems
 from smollm_trm.data.word_stories import WordProblemSettings
-from smollm_trm.demo import DemoSize, length_of
+from smollm_trm.demo import DemoSize, demo_base_settings
 from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.loading import BaseAndTokenizer, no_progress_bars
 from smollm_trm.models.tiny import build_tiny_model, train_tiny_tokenizer
@@ -53,27 +53,6 @@ def save_sized_base(folder: Path, rows: Rows, *, vocabulary: int, **shape: int) 
         build_tiny_model(tokenizer, **shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-def demo_settings(data: Path, size: DemoSize, *, seed: int) -> dict[str, Any]:
-    """Settings that all runs of the demo share, on the word problems in a folder."""
-    return {
-        "data_dir": str(data), "batch_size": size.batch_size, "eval_batch_size": 128, "max_dev_samples": 512,
-        "accumulate_grad_batches": 1, "num_epochs": 1000, "patience": None, "seed": seed, "split_seed": seed,
-    }  # fmt: skip
-
-
-def demo_base_settings(folder: Path, size: DemoSize, *, seed: int) -> dict[str, Any]:
-    """Settings of the demo's base, trained whole on its chain: problems in `data`, the run in `base`."""
-    return {
-        **demo_settings(folder / "data", size, seed=seed),
-        **length_of(size.base_steps, size.batch_size),
-        "model_name": "tiny",
-        "base_training": "full",
-        "use_trm": False,
-        "learning_rate": 4e-3,
-        "output_dir": str(folder / "base"),
-    }
 
 
 def write_demo_problems(folder: Path, size: DemoSize, *, seed: int) -> Path:

@@ -9,14 +9,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from _models import demo_settings
 from torch import Tensor
 
 from smollm_trm import finetune
 from smollm_trm.data.answers import annotations_in
 from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.word_stories import WordProblemSettings
-from smollm_trm.demo import DemoSize, length_of
+from smollm_trm.demo import DemoSize, demo_settings, length_of
 from smollm_trm.evaluation.arms import evaluate_arm
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.halting import judge_halting

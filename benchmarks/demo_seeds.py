@@ -12,11 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _models import demo_settings
 from _record import benchmark_options, print_table, record
 
 from smollm_trm.data.gsm8k import load_gsm8k
-from smollm_trm.demo import DEMO_ARMS, DemoSize, length_of, processes, run_demo, run_name, train_and_evaluate_arm
+from smollm_trm.demo import (
+    DemoSize,
+    demo_arm_settings,
+    length_of,
+    processes,
+    run_demo,
+    run_name,
+    train_and_evaluate_arm,
+)
 from smollm_trm.evaluation.statistics import paired_difference
 
 AS_LONG = "LoRA, as long"
@@ -28,15 +35,8 @@ def train_as_long(folder: Path, size: DemoSize, *, seed: int) -> None:
     """LoRA alone from a finished demo's base, for as long as its LoRA + TRM took; grades beside the others."""
     runs = (folder / run_name(arm) / "results.json" for arm in ("LoRA", "LoRA + TRM"))
     alone, both = (json.loads(run.read_text(encoding="utf-8"))["seconds"] for run in runs)
-    settings = {
-        **demo_settings(folder / "data", size, seed=seed),
-        **length_of(round(size.arm_steps * both / alone), size.batch_size),
-        **DEMO_ARMS["LoRA"],
-        "model_name": str(folder / "base" / "model"),
-        "target": "answer",
-        "lora_kwargs": {"dropout": 0.0},
-        "progress": False,
-    }
+    length = length_of(round(size.arm_steps * both / alone), size.batch_size)
+    settings = demo_arm_settings(folder, size, seed=seed)["LoRA"] | length
     held_out = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
     with processes(1) as pool:
         pool.submit(train_and_evaluate_arm, AS_LONG, folder, settings, held_out).result()
@@ -54,9 +54,7 @@ def grades_in(folder: Path) -> dict[str, list[bool]]:
 
 def compared(grades: dict[str, list[bool]]) -> dict[str, Any]:
     """The TRM against LoRA, and against its own latents shuffled."""
-    against = {
-        arm: paired_difference(grades["LoRA + TRM"], grades[arm]) for arm in ("LoRA", AS_LONG, "latents shuffled")
-    }
+    against = {arm: paired_difference(grades["LoRA + TRM"], grades[arm]) for arm in ("LoRA", AS_LONG, SHUFFLED)}
     return {arm: {"difference": one.difference, "low": one.low, "high": one.high, "p": one.p_value}
             for arm, one in against.items()}  # fmt: skip
 

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _models import demo_base_settings, demo_settings, write_demo_problems
+from _models import write_demo_problems
 from _record import benchmark_options, print_table, record
 
 from smollm_trm.data.gsm8k import load_gsm8k
-from smollm_trm.demo import DemoSize, length_of
+from smollm_trm.demo import DemoSize, demo_base_settings, demo_settings, length_of
 from smollm_trm.evaluation.evaluate import evaluate_gsm8k
 from smollm_trm.evaluation.statistics import paired_difference
 from smollm_trm.finetune import train_gsm8k

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _models import demo_settings, write_demo_problems
+from _models import write_demo_problems
 from _record import benchmark_options, print_table, record
 
 from smollm_trm.data.gsm8k import load_gsm8k
 from smollm_trm.data.rows import read_jsonl
-from smollm_trm.demo import DemoSize, length_of, processes
+from smollm_trm.demo import DemoSize, demo_settings, length_of, processes
 from smollm_trm.finetune import train_gsm8k
 from smollm_trm.models.storage import local_model_folder
 from smollm_trm.phases.assemble import assemble

@@ -78,13 +78,14 @@ class Study:
             write_word_problems(self.of_seed(seed) / "data", **counts, seed=seed, settings=SIZE.problems)
         return self.made({BASE: Job(base_settings(self.of_seed(seed), seed=seed))})
 
+    def job(self, arm: str, seed: int) -> Job:
+        """An arm of a seed in the whole length."""
+        settings = arm_settings(self.of_seed(seed), arm, seed=seed, steps=self.steps)
+        return Job(settings, asked_steps=studied.ASKED_STEPS if arm in studied.MORE_STEPS else ())
+
     def of_arms(self, seed: int) -> Figures:
         """Every arm of a seed, in equal steps."""
-        jobs = {}
-        for arm in sorted(self.arms, key=list(ARMS).index, reverse=True):
-            asked_steps = studied.ASKED_STEPS if arm in studied.MORE_STEPS else ()
-            settings = arm_settings(self.of_seed(seed), arm, seed=seed, steps=self.steps)
-            jobs[arm] = Job(settings, asked_steps=asked_steps)
+        jobs = {arm: self.job(arm, seed) for arm in sorted(self.arms, key=list(ARMS).index, reverse=True)}
         made = self.made(jobs)
         return {arm: made[arm] for arm in self.arms if arm in made}
 
@@ -134,9 +135,7 @@ class Study:
             "TRM, rows repeated": {"num_epochs": studied.STAGES},
             "LoRA, rows repeated": {"num_epochs": studied.STAGES},
         }
-        jobs = {
-            FIRST: Job(arm_settings(self.of_seed(0), FIRST, seed=0, steps=self.steps), asked_steps=studied.ASKED_STEPS)
-        }
+        jobs = {FIRST: self.job(FIRST, 0)}
         for name, change in changes.items():
             settings = arm_settings(self.of_seed(0), name.split(",")[0], seed=0, steps=self.steps, **change)
             jobs[name] = Job(settings)

@@ -57,50 +57,54 @@ def run_demo(
     data = folder / "data"
     write_word_problems(data, train=size.train_problems, test=size.test_problems, seed=seed, settings=size.problems)
     held_out = load_gsm8k(data, seed=seed).gsm8k_final_test
-    common = {
-        "data_dir": str(data), "batch_size": size.batch_size, "eval_batch_size": 128, "max_dev_samples": 512,
-        "accumulate_grad_batches": 1, "num_epochs": 1000, "patience": None, "seed": seed, "split_seed": seed,
-    }  # fmt: skip
     print(f"1/3  a base from scratch: {size.base_steps} steps on {size.train_problems} word problems")
-    train_gsm8k(
-        **common,
-        **length_of(size.base_steps, size.batch_size),
-        progress=progress,
-        model_name="tiny",
-        base_training="full",
-        use_trm=False,
-        learning_rate=4e-3,
-        output_dir=str(folder / "base"),
-    )
-    common |= {
-        "model_name": str(folder / "base" / "model"),
-        "target": "answer",
-        "num_latents": size.num_latents,
-        "lora_kwargs": {"dropout": 0.0},  # of so small a model nothing can be spared
-    }
+    train_gsm8k(**demo_base_settings(folder, size, seed=seed), progress=progress)
     print(f"2/3  LoRA and LoRA + TRM side by side, answering at once: {size.arm_steps} steps each")
-    alone = size.arm_steps // 2
-    both = length_of(size.arm_steps - alone, size.batch_size)
-    own = {
-        "LoRA": {**length_of(size.arm_steps, size.batch_size), "progress": False},
-        "LoRA + TRM": {**both, "reasoner_steps": alone, "progress": progress},
-    }
-    arms = {name: {**common, **DEMO_ARMS[name], **own[name]} for name in DEMO_ARMS}
+    arms = demo_arm_settings(folder, size, seed=seed)
+    arms["LoRA + TRM"]["progress"] = progress
     results = arms_side_by_side(folder, arms, held_out)
     base = SmolLMv3WithTRM.from_pretrained(folder / "base")
-    chain = evaluate_arm("base, writing its chain", base, held_out[: size.base_problems], folder / "predictions",
-                         batch_size=128, progress=progress)  # fmt: skip
+    [chain] = evaluate_arm("base, writing its chain", base, held_out[: size.base_problems], folder / "predictions",
+                         batch_size=128, progress=progress).values()  # fmt: skip
     print(f"3/3  {len(held_out)} held-out problems for every arm")
     curves = {name: folder / run_name(name) / "logs" / "metrics.csv" for name in DEMO_ARMS}
     plot_losses(curves, folder / "losses.png")
     comparison = report_comparison(results, folder, baseline="LoRA", seed=seed)
     print(comparison)
-    for name, result in chain.items():
-        low, high = result["interval"]
-        print(f"{name}: {result['accuracy']:.1%} [{low:.1%}, {high:.1%}] of the first {result['total']} problems")
+    low, high = chain["interval"]
+    print(f"base, writing its chain: {chain['accuracy']:.1%} [{low:.1%}, {high:.1%}] of {chain['total']} problems")
     ask_reloaded(folder / run_name("LoRA + TRM") / "model", held_out[0])
     print(f"plots: {folder / 'comparison.png'}, {folder / 'losses.png'}")
     return comparison
+
+
+def demo_settings(data: Path, size: DemoSize, *, seed: int) -> dict[str, Any]:
+    """Settings that all runs of the demo share, on the word problems in a folder."""
+    return {
+        "data_dir": str(data), "batch_size": size.batch_size, "eval_batch_size": 128, "max_dev_samples": 512,
+        "accumulate_grad_batches": 1, "num_epochs": 1000, "patience": None, "seed": seed, "split_seed": seed,
+    }  # fmt: skip
+
+
+def demo_base_settings(folder: Path, size: DemoSize, *, seed: int) -> dict[str, Any]:
+    """Settings of the base, trained whole on its chain: problems in `data`, the run in `base`."""
+    run = {"model_name": "tiny", "base_training": "full", "use_trm": False, "learning_rate": 4e-3}
+    shared = demo_settings(folder / "data", size, seed=seed) | length_of(size.base_steps, size.batch_size)
+    return {**shared, **run, "output_dir": str(folder / "base")}
+
+
+def demo_arm_settings(folder: Path, size: DemoSize, *, seed: int) -> dict[str, dict[str, Any]]:
+    """Settings of every arm on that base, without its folder; all make as many steps."""
+    common = demo_settings(folder / "data", size, seed=seed) | {
+        "model_name": str(folder / "base" / "model"), "target": "answer", "num_latents": size.num_latents,
+        "lora_kwargs": {"dropout": 0.0}, "progress": False,  # of so small a model nothing can be spared
+    }  # fmt: skip
+    alone = size.arm_steps // 2
+    own = {
+        "LoRA": length_of(size.arm_steps, size.batch_size),
+        "LoRA + TRM": length_of(size.arm_steps - alone, size.batch_size) | {"reasoner_steps": alone},
+    }
+    return {name: {**common, **DEMO_ARMS[name], **own[name]} for name in DEMO_ARMS}
 
 
 def length_of(steps: int, batch_size: int) -> dict[str, int]:
