@@ -23,10 +23,9 @@ layer's fp16 weights at a time, forward and backward; its fused kernels need les
 import argparse
 import ast
 import gc
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,11 +34,10 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from _record import benchmark_options, print_table, record
+from _tracing import GIB, FourBitLinear, LiveBytes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from transformers import DynamicCache, SmolLM3Config, SmolLM3ForCausalLM
 
 from smollm_trm.data.batching import collate_examples
@@ -58,7 +56,6 @@ from smollm_trm.training.module import SmolLMTRMLightningModule
 from smollm_trm.training.optim import OptimizerSettings, build_optimizer
 from smollm_trm.training.reasoner_first import READ_AT_ONCE, KeptPrompt
 
-GIB = 2**30
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks/smollm_trm_colab.py"
 PHASES = ("weights", "alone", "training", "validation", "generation")
@@ -95,36 +92,6 @@ class FourBitRun(Run):
     """The same with the base's linear layers in 4 bits."""
 
 
-class FourBitProduct(torch.autograd.Function):
-    """x W^T with weights that are there for the product only."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, shape: tuple[int, int]) -> Tensor:
-        """As `nn.functional.linear`."""
-        ctx.shape = shape
-        return x @ x.new_empty(shape).t()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        """The input's gradient."""
-        return gradient @ gradient.new_empty(ctx.shape), None
-
-
-class FourBitLinear(nn.Module):
-    """The storage of a linear layer in 4 bits: two weights a byte, a byte of scale a block, a float for 256 blocks."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.shape, n_weights = tuple(layer.weight.shape), layer.weight.numel()
-        self.register_buffer("weight", torch.empty(n_weights // 2, dtype=torch.uint8))
-        self.register_buffer("scales", torch.empty(n_weights // 64, dtype=torch.uint8))
-        self.register_buffer("scales_of_scales", torch.empty(n_weights // 64 // 256 + 1, dtype=torch.float32))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The product, in half precision."""
-        return FourBitProduct.apply(x.half(), self.shape)
-
-
 def in_four_bits(model: SmolLMv3WithTRM) -> None:
     """Every linear layer of the decoder's blocks, LoRA's own left out, as bitsandbytes has them."""
     for name, module in [*model.model.language_model.named_modules()]:
@@ -153,47 +120,6 @@ TRACED: dict[str, tuple[str, dict[str, object]]] = {
     "`full`, less memory": ("full", {"batch_size": 1}),
 }  # fmt: skip
 """The runs of the guide's table: `quick`, `full` and the recipes; name -> run and what it changes."""
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.total = self.peak = 0
-
-    def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage until it is released."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.live:
-            return
-        self.live[key] = size
-        self.total += size
-        self.peak = max(self.peak, self.total)
-        weakref.finalize(storage, self.release, key)
-
-    def release(self, key: int) -> None:
-        """A storage is gone."""
-        self.total -= self.live.pop(key, 0)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run the operation and count what it returns."""
-        result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor):
-                self.add(value)
-        return result
-
-    @contextmanager
-    def phase(self, name: str, peaks: dict[str, float]) -> Iterator[None]:
-        """Note a phase's own peak, in GiB."""
-        gc.collect()
-        self.peak = self.total
-        with self:
-            yield
-        peaks[name] = self.peak / GIB
 
 
 def build(run: Run, shapes: Mapping, dtype: torch.dtype) -> SmolLMv3WithTRM:
