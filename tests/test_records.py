@@ -136,13 +136,14 @@ def test_a_run_records_what_made_it():
 
 def test_the_recorded_command_holds_no_local_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/somebody")
+    home = f"{tmp_path}-home/me"
+    monkeypatch.setenv("HOME", home)
     arguments = [
-        "evaluate", f"{tmp_path}/runs/one", "--data_dir=/mnt/data/gsm8k", "--output_dir", "/home/somebody/out",
-        f'--models={{"a": "{tmp_path}", "b": "/home/somebodyelse/b", "c": "me/model"}}', "--target", "answer",
+        "evaluate", f"{tmp_path}/runs/one", f"--data_dir={tmp_path}-data/gsm8k", "--output_dir", f"{home}/out",
+        f'--models={{"a": "{tmp_path}", "b": "{home}else/b", "c": "me/model"}}', "--target", "answer",
         "What is 6/2 and 6 / 2? See https://huggingface.co/me/model",
     ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["/home/somebody/bin/smollm-trm", *arguments])
+    monkeypatch.setattr(sys, "argv", [f"{home}/bin/smollm-trm", *arguments])
     assert run_record()["command"] == (
         "smollm-trm evaluate ./runs/one --data_dir=gsm8k --output_dir ~/out "
         """'--models={"a": "./", "b": "b", "c": "me/model"}' --target answer """
@@ -153,14 +154,14 @@ def test_the_recorded_command_holds_no_local_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("program", "begins"),
     [
-        ("/home/me/.venv/bin/smollm-trm", ["smollm-trm"]),
-        ("/home/me/src/smollm_trm/__main__.py", ["python", "-m", "smollm_trm"]),
+        ("{}/.venv/bin/smollm-trm", ["smollm-trm"]),
+        ("{}/src/smollm_trm/__main__.py", ["python", "-m", "smollm_trm"]),
         ("benchmarks/real.py", ["python", "benchmarks/real.py"]),
     ],
 )
-def test_the_recorded_command_can_be_pasted(program, begins, monkeypatch):
+def test_the_recorded_command_can_be_pasted(program, begins, monkeypatch, tmp_path):
     given = ["train", "--trm_kwargs", '{"dim": 8}', "--data_dir", "it's here", "$HOME; true", "--output_dir=a\nb"]
-    monkeypatch.setattr(sys, "argv", [program, *given])
+    monkeypatch.setattr(sys, "argv", [program.format(tmp_path), *given])
     assert shlex.split(run_record()["command"]) == [*begins, *given]
 
 
