@@ -9,7 +9,7 @@ import pytest
 import torch
 from processes import ended, started
 from runs import ROWS, newest_checkpoint, plain_descent, save_tiny_base, seen_gradients, train_tiny
-from two_processes import ALONE, WHOLE
+from two_processes import ALONE, FIRST, WHOLE
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         plain_descent(patch)
         train_tiny(base, folder / "one", **ALONE)
+        train_tiny(base, folder / "one" / "reasoner_first", **{**ALONE, **FIRST})
         gradients = seen_gradients(patch)
         train_tiny(base, folder / "whole", **WHOLE)
         torch.save(gradients, folder / "one" / "gradients-0.pt")
@@ -68,3 +69,12 @@ def test_both_processes_hold_the_same_model_and_share_the_test_problems(folders)
     assert first["strategy"] == "DDPStrategy" and first["weights"] == second["weights"]
     assert first["accuracy"] == second["accuracy"] == pytest.approx(0.8)
     assert sorted(first["asked"] + second["asked"]) == sorted(row["question"] for row in ROWS[36:41])
+
+
+def test_two_processes_train_the_reasoner_alone_as_one_does(folders):
+    first, second = (json.loads((folders[1] / f"process-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["reasoner_first"] == second["reasoner_first"]
+    one, two = (newest_checkpoint(folder / "reasoner_first" / "reasoner") for folder in folders)
+    assert one["global_step"] == two["global_step"] == 2
+    for name, weight in one["state_dict"].items():
+        assert (two["state_dict"][name] - weight).abs().max() < 1e-5, name

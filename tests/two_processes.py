@@ -22,6 +22,7 @@ PLAN = {
 }
 SHARED = {**PLAN, "devices": 2, "batch_size": 2, "eval_batch_size": 2}
 ALONE = {**PLAN, "devices": 1, "batch_size": 4, "eval_batch_size": 4}
+FIRST = {"target": "answer", "latents_per_step": 1, "reasoner_steps": 2, "max_steps": 1, "val_check_interval": 1.0}
 WHOLE = {**ALONE, "batch_size": 8, "accumulate_grad_batches": 1, "val_check_interval": 2}
 
 
@@ -52,4 +53,7 @@ def main(base: str, output: str) -> None:
         "strategy": type(trainer.strategy).__name__,
         "weights": {name: p.tolist() for name, p in module.named_parameters() if name.endswith(("gain", "bias"))},
     }
-    (Path(output) / f"process-{trainer.global_rank}.json").write_text(json.dumps(figures))
+    rank = trainer.global_rank
+    _, module = train_tiny(base, Path(output) / "reasoner_first", **{**SHARED, **FIRST})
+    figures["reasoner_first"] = {name: p.tolist() for name, p in module.model.reasoner.named_parameters()}
+    (Path(output) / f"process-{rank}.json").write_text(json.dumps(figures))
