@@ -1,14 +1,16 @@
 """The demo on several seeds, and one test over all of their problems: does its claim stand on luck?
 
-    python benchmarks/demo_seeds.py [--seeds 0 1 2] [--output_dir outputs/demo_seeds] [--record]
+    python benchmarks/demo_seeds.py [--seeds 0 1 2] [--longer 1] [--record]
 
 Beside the demo's arms LoRA alone is trained for as many seconds as the TRM and LoRA + TRM took together. A seed that
 has run already is only read. Its seconds are those of the whole demo, from first problem to last plot, on an otherwise
-idle machine if they are to mean anything; 0 where nothing had to be run.
+idle machine if they are to mean anything; 0 where nothing had to be run. `--longer 4` gives every arm four times the
+steps, on four times the problems: who is ahead when the first minutes are over?
 """
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +65,22 @@ def main() -> None:
     """Run what has not run, then pool."""
     parser = benchmark_options(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo_seeds"))
+    parser.add_argument("--longer", type=int, default=1, help="times the demo's steps of every arm, and its problems")
+    parser.add_argument("--output_dir", type=Path, help="outputs/demo_seeds, or outputs/demo_seeds_x4")
     options = parser.parse_args()
+    size, times = DemoSize(), options.longer
+    size = replace(size, arm_steps=times * size.arm_steps, train_problems=times * size.train_problems)
+    place = options.output_dir or Path(f"outputs/demo_seeds{f'_x{times}' if times > 1 else ''}")
     seeds: dict[int, Any] = {}
     pooled: dict[str, list[bool]] = {arm: [] for arm in ARMS}
     for seed in options.seeds:
-        folder, seconds = options.output_dir / str(seed), 0.0
+        folder, seconds = place / str(seed), 0.0
         if not (folder / "comparison.json").is_file():
             started = time.perf_counter()
-            run_demo(output_dir=str(folder), seed=seed)
+            run_demo(output_dir=str(folder), seed=seed, size=size)
             seconds = time.perf_counter() - started
         if not (folder / "predictions" / f"{ARMS[AS_LONG]}.jsonl").is_file():
-            train_as_long(folder, DemoSize(), seed=seed)
+            train_as_long(folder, size, seed=seed)
         grades = grades_in(folder)
         for arm, graded in grades.items():
             pooled[arm] += graded
@@ -83,7 +89,8 @@ def main() -> None:
     table = [[seed, *(f"{100 * share:.1f}" for share in one["accuracy"].values()), one["seconds"]]
              for seed, one in seeds.items()]  # fmt: skip
     print_table(["seed", *ARMS, "seconds"], table)
-    figures = {"size": {name: getattr(DemoSize(), name) for name in ("base_steps", "arm_steps", "test_problems")}}
+    names = ("base_steps", "arm_steps", "train_problems", "test_problems")
+    figures = {"size": {name: getattr(size, name) for name in names}}
     record("demo_seeds", {**figures, "seeds": seeds, "pooled": compared(pooled)}, keep=options.record)
 
 
