@@ -135,6 +135,8 @@ def one_seed(folder: Path, kind: str, options: argparse.Namespace, *, seed: int)
     if "seconds" in options.controls:  # the steps' control says how long a step takes
         steps["SFT, same seconds"] = round(total * seconds["GRPO"] / seconds["SFT, same steps"])
         seconds["SFT, same seconds"] = control("SFT, same seconds", steps["SFT, same seconds"])
+        made = json.loads((places["SFT, same seconds"] / "results.json").read_text(encoding="utf-8"))
+        steps["SFT, same seconds"] = made["optimizer_steps"]
     grades: dict[str, list[bool]] = {}
     found: dict[str, Any] = {}
     for arm, place in places.items():
