@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from smollm_trm.records import UserMistake, run_record, without_local_paths, write_json
+from smollm_trm.records import UserMistake, picked, run_record, without_local_paths, write_json
 
 if TYPE_CHECKING:
     from smollm_trm.training.grpo_settings import GRPOSettings
@@ -56,9 +56,6 @@ class AskedModel:
                 raise UserMistake(f"{name}={value}: must be at least {LEAST[name]}")
             if name == "output_dir" and value == "":
                 raise UserMistake("output_dir: it is empty; name a folder")
-
-    def given(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +125,15 @@ def evaluate(settings: EvaluateSettings) -> str:
     from smollm_trm.models.hub import add_evaluation
     from smollm_trm.models.storage import local_model_folder
 
-    rows, split = problems_of(**settings.given(*OF_DATA), models=[settings.model])
-    model = load_for_evaluation(settings.model, **settings.given(*OF_BASE))
+    rows, split = problems_of(**picked(settings, *OF_DATA), models=[settings.model])
+    model = load_for_evaluation(settings.model, **picked(settings, *OF_BASE))
     name = settings.problems
     saved, own = local_model_folder(settings.model), settings.latents == "own"
     beside = Path(settings.model) if saved else Path("outputs") / Path(settings.model).name
     predictions = Path(settings.output_dir or beside / "evaluation") / f"{settings.file_name}.jsonl"
     how = ("max_samples", "batch_size", "max_new_tokens", "latents", "samples_per_problem", "seed", "overwrite")
     examples = worked_examples(settings.shots, settings.data_dir, split)
-    options = {**settings.given(*how), "worked_examples": examples, "predictions_path": predictions}
+    options = {**picked(settings, *how), "worked_examples": examples, "predictions_path": predictions}
     result = evaluate_gsm8k(model, rows, **options)
     halting = judge_halting(model, rows, result["correct_by_problem"]) if own else None
     record = {"part": name, "model": without_local_paths(settings.model), "seed": settings.seed, "split": split}
@@ -196,15 +193,15 @@ def compare(settings: CompareSettings) -> str:
 
     models, folder = settings.models, Path(settings.output_dir)
     arm_stems(list(models))
-    rows, split = problems_of(**settings.given(*OF_DATA), models=list(models.values()))
+    rows, split = problems_of(**picked(settings, *OF_DATA), models=list(models.values()))
     examples = worked_examples(settings.shots, settings.data_dir, split)
-    options = settings.given("max_samples", "batch_size", "seed", "overwrite")
+    options = picked(settings, "max_samples", "batch_size", "seed", "overwrite")
     results, model = {}, None
     for name, place in models.items():
         print(name)
         del model  # or two bases stand in memory at once
         of_model = ("precision", "load_in_4bit") if saved_or_downloaded(place) else OF_BASE
-        model = load_for_evaluation(place, **settings.given(*of_model))
+        model = load_for_evaluation(place, **picked(settings, *of_model))
         shown_first = {} if model.config.think else {"worked_examples": examples}
         found = evaluate_arm(name, model, rows, folder, **options, **shown_first)
         for arm, result in found.items() if (saved := local_model_folder(place)) else ():
@@ -240,9 +237,9 @@ def lm_eval(settings: LmEvalSettings) -> str:
 
     file = Path(settings.output_dir) / f"{settings.file_name}.jsonl"
     tasks, found = [task.strip() for task in settings.tasks.split(",") if task.strip()], []
-    model = load_for_evaluation(settings.model, **settings.given(*OF_BASE))
+    model = load_for_evaluation(settings.model, **picked(settings, *OF_BASE))
     if LM_EVAL_TASK in tasks:
-        rows, split = problems_of(**settings.given(*OF_DATA), models=[settings.model])
+        rows, split = problems_of(**picked(settings, *OF_DATA), models=[settings.model])
         write_jsonl(file, rows[: settings.max_samples])
         shown = {"worked_examples": worked_examples(settings.shots, settings.data_dir, split)}
         found.append(evaluate_with_lm_eval(model, file, batch_size=settings.batch_size, **shown))
@@ -286,8 +283,8 @@ def ask(settings: AskSettings) -> str:
 
     from smollm_trm.evaluation.loading import load_for_evaluation
 
-    loaded = load_for_evaluation(settings.model, **settings.given(*OF_BASE))
-    options = settings.given("max_new_tokens")
+    loaded = load_for_evaluation(settings.model, **picked(settings, *OF_BASE))
+    options = picked(settings, "max_new_tokens")
     if settings.temperature > 0:
         options |= {"do_sample": True, "temperature": settings.temperature}
     if settings.question is not None:
@@ -407,4 +404,7 @@ def demo(output_dir: str = "outputs/demo", seed: int = 0, progress: bool = True)
     """
     from smollm_trm.demo import run_demo
 
-    run_demo(output_dir=output_dir, seed=seed, progress=progress)
+    try:
+        run_demo(output_dir=output_dir, seed=seed, progress=progress)
+    except UserMistake as error:  # of one of its runs, which have more options than it
+        raise UserMistake(str(error).replace("resume='never'", f"remove {output_dir}")) from error
