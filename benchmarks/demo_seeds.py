@@ -1,12 +1,12 @@
 """The demo on several seeds, and one test over all of their problems: does its claim stand on luck?
 
-    python benchmarks/demo_seeds.py [--seeds 0 1 2] [--longer 1] [--learning_rate 3e-3] [--record]
+    python benchmarks/demo_seeds.py [--seeds 0 1 2] [--longer 1] [--learning_rate 3e-3] [--all_layers] [--record]
 
 Beside the demo's arms LoRA alone is trained for as many seconds as the TRM and LoRA + TRM took together. A seed that
 has run already is only read. Its seconds are those of the whole demo, from first problem to last plot, on an otherwise
 idle machine if they are to mean anything; 0 where nothing had to be run. `--longer 4` gives every arm four times the
 steps, on four times the problems: who is ahead when the first minutes are over? `--learning_rate` is then that of LoRA
-for as long, which wants less the longer it trains.
+for as long, which wants less the longer it trains; `--all_layers` adds LoRA on all linear layers, r 32.
 """
 
 import json
@@ -31,34 +31,44 @@ from smollm_trm.demo import (
 from smollm_trm.evaluation.statistics import paired_difference
 
 AS_LONG = "LoRA, as long"
+ALL, ALL_AS_LONG = "LoRA, all layers", "LoRA, all layers, as long"
 SHUFFLED = "latents shuffled"
-ARMS = {"LoRA": "lora", AS_LONG: "lora,_as_long", "LoRA + TRM": "lora_and_trm", SHUFFLED: "lora_and_trm_shuffled"}
+ARMS = {"LoRA": "lora", AS_LONG: "lora,_as_long", "LoRA + TRM": "lora_and_trm", SHUFFLED: "lora_and_trm_shuffled",
+        ALL: "lora,_all_layers", ALL_AS_LONG: "lora,_all_layers,_as_long"}  # fmt: skip
+"""Names of arms and of their predictions' files."""
+ALL_LAYERS = {"lora_kwargs": {"r": 32, "alpha": 64, "dropout": 0.0, "target_modules": "all-linear"}}
 
 
-def train_as_long(folder: Path, size: DemoSize, *, seed: int, learning_rate: float) -> None:
-    """LoRA alone from a finished demo's base, for as long as its LoRA + TRM took; grades beside the others."""
-    runs = (folder / run_name(arm) / "results.json" for arm in ("LoRA", "LoRA + TRM"))
-    alone, both = (json.loads(run.read_text(encoding="utf-8"))["seconds"] for run in runs)
-    length = length_of(round(size.arm_steps * both / alone), size.batch_size)
-    settings = demo_arm_settings(folder, size, seed=seed)["LoRA"] | length | {"learning_rate": learning_rate}
+def train_alone(arm: str, folder: Path, size: DemoSize, *, seed: int, steps: int, **own: Any) -> None:
+    """LoRA alone, so many steps from a finished demo's base, unless it has answered; grades beside the others."""
+    if len(grades_in(folder).get(arm, [])) == size.test_problems:
+        return
+    settings = demo_arm_settings(folder, size, seed=seed)["LoRA"] | length_of(steps, size.batch_size) | own
     held_out = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
     with processes(1) as pool:
-        pool.submit(train_and_evaluate_arm, AS_LONG, folder, settings, held_out).result()
+        pool.submit(train_and_evaluate_arm, arm, folder, settings, held_out).result()
+
+
+def training_seconds(folder: Path, arm: str) -> float:
+    """What an arm's training took, the TRM's alone included."""
+    return json.loads((folder / run_name(arm) / "results.json").read_text(encoding="utf-8"))["seconds"]
 
 
 def grades_in(folder: Path) -> dict[str, list[bool]]:
     """Every arm's grades, problem by problem, from the predictions of a demo."""
     grades = {}
     for arm, file in ARMS.items():
-        lines = map(json.loads, (folder / "predictions" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines())
+        path = folder / "predictions" / f"{file}.jsonl"
+        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else [])
         by_index = {line["index"]: line["correct"] for line in lines if "index" in line}
         grades[arm] = [by_index[index] for index in sorted(by_index)]
-    return grades
+    return {arm: graded for arm, graded in grades.items() if graded}
 
 
 def compared(grades: dict[str, list[bool]]) -> dict[str, Any]:
     """The TRM against LoRA, and against its own latents shuffled."""
-    against = {arm: paired_difference(grades["LoRA + TRM"], grades[arm]) for arm in ("LoRA", AS_LONG, SHUFFLED)}
+    others = [arm for arm in grades if arm != "LoRA + TRM" and len(grades[arm]) == len(grades["LoRA + TRM"])]
+    against = {arm: paired_difference(grades["LoRA + TRM"], grades[arm]) for arm in others}
     return {arm: {"difference": one.difference, "low": one.low, "high": one.high, "p": one.p_value}
             for arm, one in against.items()}  # fmt: skip
 
@@ -69,6 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--longer", type=int, default=1, help="times the demo's steps of every arm, and its problems")
     parser.add_argument("--learning_rate", type=float, default=DEMO_ARMS["LoRA"]["learning_rate"])
+    parser.add_argument("--all_layers", action="store_true", help="also LoRA on all linear layers, r 32")
     parser.add_argument("--output_dir", type=Path, help="outputs/demo_seeds, or outputs/demo_seeds_x4")
     options = parser.parse_args()
     size, times = DemoSize(), options.longer
@@ -82,18 +93,23 @@ def main() -> None:
             started = time.perf_counter()
             run_demo(output_dir=str(folder), seed=seed, size=size)
             seconds = time.perf_counter() - started
-        if not (folder / "predictions" / f"{ARMS[AS_LONG]}.jsonl").is_file():
-            train_as_long(folder, size, seed=seed, learning_rate=options.learning_rate)
+        long, rate = training_seconds(folder, "LoRA + TRM"), {"learning_rate": options.learning_rate}
+        steps = round(size.arm_steps * long / training_seconds(folder, "LoRA"))
+        train_alone(AS_LONG, folder, size, seed=seed, steps=steps, **rate)
+        if options.all_layers:
+            train_alone(ALL, folder, size, seed=seed, steps=size.arm_steps, **ALL_LAYERS, **rate)
+            steps = round(size.arm_steps * long / training_seconds(folder, ALL))
+            train_alone(ALL_AS_LONG, folder, size, seed=seed, steps=steps, **ALL_LAYERS, **rate)
         grades = grades_in(folder)
         for arm, graded in grades.items():
             pooled[arm] += graded
         shares = {arm: sum(graded) / len(graded) for arm, graded in grades.items()}
         seeds[seed] = {"accuracy": shares, "TRM against": compared(grades), "seconds": round(seconds)}
-        runs = {arm: folder / run_name(arm) / "results.json" for arm in ARMS if arm != SHUFFLED}
-        seeds[seed]["training seconds"] = {arm: json.loads(run.read_text())["seconds"] for arm, run in runs.items()}
-    table = [[seed, *(f"{100 * share:.1f}" for share in one["accuracy"].values()), one["seconds"]]
+        seeds[seed]["training seconds"] = {arm: training_seconds(folder, arm) for arm in grades if arm != SHUFFLED}
+    told = [arm for arm in ARMS if pooled[arm]]
+    table = [[seed, *(f"{100 * one['accuracy'].get(arm, float('nan')):.1f}" for arm in told), one["seconds"]]
              for seed, one in seeds.items()]  # fmt: skip
-    print_table(["seed", *ARMS, "seconds"], table)
+    print_table(["seed", *told, "seconds"], table)
     names = ("base_steps", "arm_steps", "train_problems", "test_problems")
     figures = {"size": {name: getattr(size, name) for name in names}}
     figures["learning_rate as long"] = options.learning_rate
