@@ -6,7 +6,8 @@ Beside the demo's arms LoRA alone is trained for as many seconds as the TRM and 
 has run already is only read. Its seconds are those of the whole demo, from first problem to last plot, on an otherwise
 idle machine if they are to mean anything; 0 where nothing had to be run. `--longer 4` gives every arm four times the
 steps, on four times the problems: who is ahead when the first minutes are over? `--learning_rate` is then that of LoRA
-for as long, which wants less the longer it trains; `--all_layers` adds LoRA on all linear layers, r 32.
+for as long, which wants less the longer it trains; `--all_layers` adds LoRA on all linear layers (r 32), the TRM with
+it too.
 """
 
 import json
@@ -31,22 +32,29 @@ from smollm_trm.demo import (
 from smollm_trm.evaluation.statistics import paired_difference
 
 AS_LONG = "LoRA, as long"
-ALL, ALL_AS_LONG = "LoRA, all layers", "LoRA, all layers, as long"
+ALL, ALL_AS_LONG, ALL_TRM = "LoRA, all layers", "LoRA, all layers, as long", "LoRA + TRM, all layers"
 SHUFFLED = "latents shuffled"
 ARMS = {"LoRA": "lora", AS_LONG: "lora,_as_long", "LoRA + TRM": "lora_and_trm", SHUFFLED: "lora_and_trm_shuffled",
-        ALL: "lora,_all_layers", ALL_AS_LONG: "lora,_all_layers,_as_long"}  # fmt: skip
+        ALL: "lora,_all_layers", ALL_AS_LONG: "lora,_all_layers,_as_long",
+        ALL_TRM: "lora_and_trm,_all_layers"}  # fmt: skip
 """Names of arms and of their predictions' files."""
 ALL_LAYERS = {"lora_kwargs": {"r": 32, "alpha": 64, "dropout": 0.0, "target_modules": "all-linear"}}
 
 
-def train_alone(arm: str, folder: Path, size: DemoSize, *, seed: int, steps: int, **own: Any) -> None:
-    """LoRA alone, so many steps from a finished demo's base, unless it has answered; grades beside the others."""
+def train_further(arm: str, folder: Path, size: DemoSize, *, seed: int, like: str = "LoRA", **own: Any) -> None:
+    """A further arm on a finished demo's base, like one of its own, unless it is done; grades beside the others."""
     if len(grades_in(folder).get(arm, [])) == size.test_problems:
         return
-    settings = demo_arm_settings(folder, size, seed=seed)["LoRA"] | length_of(steps, size.batch_size) | own
+    settings = demo_arm_settings(folder, size, seed=seed)[like] | own
     held_out = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
     with processes(1) as pool:
         pool.submit(train_and_evaluate_arm, arm, folder, settings, held_out).result()
+
+
+def length_as_long(folder: Path, size: DemoSize, arm: str) -> dict[str, int]:
+    """Settings of a run like an arm's for as many seconds as the demo's LoRA + TRM took."""
+    share = training_seconds(folder, "LoRA + TRM") / training_seconds(folder, arm)
+    return length_of(round(size.arm_steps * share), size.batch_size)
 
 
 def training_seconds(folder: Path, arm: str) -> float:
@@ -93,13 +101,12 @@ def main() -> None:
             started = time.perf_counter()
             run_demo(output_dir=str(folder), seed=seed, size=size)
             seconds = time.perf_counter() - started
-        long, rate = training_seconds(folder, "LoRA + TRM"), {"learning_rate": options.learning_rate}
-        steps = round(size.arm_steps * long / training_seconds(folder, "LoRA"))
-        train_alone(AS_LONG, folder, size, seed=seed, steps=steps, **rate)
+        rate, shared = {"learning_rate": options.learning_rate}, (folder, size)
+        train_further(AS_LONG, *shared, seed=seed, **rate, **length_as_long(*shared, "LoRA"))
         if options.all_layers:
-            train_alone(ALL, folder, size, seed=seed, steps=size.arm_steps, **ALL_LAYERS, **rate)
-            steps = round(size.arm_steps * long / training_seconds(folder, ALL))
-            train_alone(ALL_AS_LONG, folder, size, seed=seed, steps=steps, **ALL_LAYERS, **rate)
+            train_further(ALL, *shared, seed=seed, **rate, **ALL_LAYERS)
+            train_further(ALL_AS_LONG, *shared, seed=seed, **rate, **ALL_LAYERS, **length_as_long(*shared, ALL))
+            train_further(ALL_TRM, *shared, seed=seed, like="LoRA + TRM", **ALL_LAYERS)
         grades = grades_in(folder)
         for arm, graded in grades.items():
             pooled[arm] += graded
