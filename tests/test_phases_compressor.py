@@ -256,7 +256,9 @@ def test_too_few_texts_are_refused_before_anything_is_computed(thinker, tmp_path
     ("change", "line"),
     [({"stage": "2"}, "stage='2': choose one of 1a, 1b"), ({"stage": "1b"}, "name stage 1a's compressor"),
      ({"compressor_checkpoint": "x"}, "it is for stage 1b"), ({"d_compressed": 0}, "d_compressed=0"),
-     ({"sweep": [0]}, "every D' must be at least 1"), ({"learning_rate": 0.0}, "learning_rate=0.0")],
+     ({"sweep": [0]}, "every D' must be at least 1"), ({"learning_rate": 0.0}, "learning_rate=0.0"),
+     ({"precision": "half"}, "precision='half': choose one of auto"), ({"output_dir": ""}, "output_dir: it is empty"),
+     ({"seed": 2**44}, "seed=17592186044416: must be at most")],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused(change, line, tmp_path):
     with pytest.raises(UserMistake, match=line):

@@ -22,7 +22,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.phases.assemble import assemble
 from smollm_trm.phases.datagen import OF_A_PAIR, file_digest, read_index, read_shards
 from smollm_trm.phases.parts import fill, read_part, save_part
-from smollm_trm.phases.settings import AssembleSettings, CompareStatesSettings, SequenceSettings
+from smollm_trm.phases.settings import AssembleSettings, CompareStatesSettings, DatagenSettings, SequenceSettings
 from smollm_trm.phases.states import compare_states, give_states
 from smollm_trm.phases.trm import (
     SequenceModule,
@@ -344,3 +344,11 @@ def test_parts_that_do_not_belong_together_are_refused(assembled, tmp_path):
     with pytest.raises(UserMistake, match="num_latents=2: the reasoner 'sequence_trm' predicts one state"):
         model = SmolLMv3WithTRM.from_pretrained(folder / "model")
         SmolLMv3WithTRM.from_base(copy.deepcopy(model), reasoner="sequence_trm", num_latents=2)
+
+
+@pytest.mark.parametrize("kind", [AssembleSettings, CompareStatesSettings, DatagenSettings])
+def test_a_precision_or_a_folder_that_cannot_be_is_refused(kind):
+    with pytest.raises(UserMistake, match="precision='half': choose one of auto, fp32, bf16, fp16"):
+        kind(precision="half")
+    with pytest.raises(UserMistake, match="output_dir: it is empty; name a folder"):
+        kind(output_dir=" ")
