@@ -29,7 +29,7 @@ from smollm_trm.phases.datagen import read_index
 from smollm_trm.phases.parts import load_compressor, public_name, save_part
 from smollm_trm.phases.settings import CompressorRunSettings
 from smollm_trm.phases.text import TextStream, final_states
-from smollm_trm.records import UserMistake, run_record, write_json, write_whole
+from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import WholeCheckpointIO, only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
@@ -178,6 +178,8 @@ def kept_moments(
 ) -> StateMoments:
     """The training text's moments: those that an earlier session made `of` the same base and text, or made now."""
     path, moments = folder / "moments.safetensors", StateMoments(model.config.hidden_size)
+    if settings.resume == "never":  # a file of text may have changed
+        remove_path(path)
     with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
         if file.metadata() == {"of": of}:
             vars(moments).update({name: file.get_tensor(name) for name in vars(moments)})

@@ -144,16 +144,19 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
     digest = hashlib.sha256("\n".join(one["problem"] for one in problems).encode("utf-8", "replace")).hexdigest()[:16]
     fingerprint = base_fingerprint(model.model.language_model)
     noted = {**asdict(settings), "base_fingerprint": fingerprint, "problems_fingerprint": digest}
-    if settings.no_auto_resume and rank == 0:
-        for stale in [*folder.glob("pairs-*.safetensors"), folder / INDEX_FILE, folder / DATAGEN_CONFIG]:
-            remove_path(stale)
-    free = ("data_dir", "output_dir", "no_auto_resume", "model_name")
-    refuse_other_settings(folder / DATAGEN_CONFIG, noted, ignored=free, anew="--no_auto_resume")
+    n_shards = -(-len(problems) // settings.checkpoint_every)
+    names = [f"pairs-{number:05d}.safetensors" for number in range(n_shards)]
+    if settings.no_auto_resume:
+        of_others = set(names) - set(names[rank::processes])  # who may be at work on them already
+        for path in [folder / INDEX_FILE, *folder.glob("pairs-*.safetensors")]:
+            if path.name not in of_others:
+                remove_path(path)
+    else:
+        free = ("data_dir", "output_dir", "no_auto_resume", "model_name")
+        refuse_other_settings(folder / DATAGEN_CONFIG, noted, ignored=free, anew="--no_auto_resume")
     if processes == 1:
         remove_unfinished(folder)
     write_json(folder / DATAGEN_CONFIG, noted)
-    n_shards = -(-len(problems) // settings.checkpoint_every)
-    names = [f"pairs-{number:05d}.safetensors" for number in range(n_shards)]
     with progress_bar(total=len(problems), unit="problem") as bar:
         for number, name in enumerate(names):
             its = problems[number * settings.checkpoint_every :][: settings.checkpoint_every]
