@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from smollm_trm.data.answers import extract_strict_answer
-from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.data.datamodule import GSM8KDataset, ResumableLoader
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.models.dimension import base_fingerprint
@@ -46,10 +45,6 @@ class ProblemsWithStates(GSM8KDataset):
         """A batch of `GSM8KDataset` with `states` `(B, D)`."""
         states = torch.stack([self.states[self.rows[row]["question"]] for row in index])
         return {**super().__getitem__(index), "states": states}
-
-    def loader(self, batch_size: int, seed: int = 0) -> ResumableLoader:
-        batches = LengthGroupedBatches(lengths=self.lengths, batch_size=batch_size, seed=seed)
-        return ResumableLoader(self, batches=batches, totals=self.totals)
 
 
 class ReadingModule(SmolLMTRMLightningModule):
@@ -122,7 +117,8 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
         seed=settings.seed,
     )  # fmt: skip
     run = Run(folder=folder, resume=settings.resume, seed=settings.seed, progress=settings.progress, ema_decay=0.999)
-    loader = data["train"].loader(settings.batch_size, settings.seed)
+    train, dev = data["train"], data["dev"]
+    loader = ResumableLoader(train, batch_size=settings.batch_size, seed=settings.seed, totals=train.totals)
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "pairs": [one["sha256"] for one in index["shards"].values()]}
         places = ("data_path", "compressor_checkpoint", "trm_checkpoint", "model_name")
@@ -133,7 +129,7 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
             val_check_interval=max(1, settings.max_steps // 2),
         )  # fmt: skip
         fit_run(run, trainer, module, checkpoint=start.checkpoint, train_dataloaders=loader,
-                val_dataloaders=data["dev"].loader(128))  # fmt: skip
+                val_dataloaders=ResumableLoader(dev, batch_size=128))  # fmt: skip
         kept = trainer.checkpoint_callback
         load_average(module, kept.best_path)
         names = {name for shard in index["shards"].values() for name in shard["datasets"]}
