@@ -25,7 +25,7 @@ from smollm_trm.phases.datagen import read_index, read_shards
 from smollm_trm.phases.parts import load_compressor, read_part
 from smollm_trm.phases.settings import AssembleSettings
 from smollm_trm.phases.trm import load_sequence_trm, part_of_problem
-from smollm_trm.records import UserMistake, run_record, write_json, write_whole
+from smollm_trm.records import UserMistake, picked, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
@@ -65,16 +65,24 @@ class ReadingModule(SmolLMTRMLightningModule):
         self.log_mean("dev_loss", output.loss, int((batch["labels"] >= 0).sum()))
 
 
-def rows_with_states(folder: Path, index: Mapping[str, Any]) -> tuple[list[dict[str, str]], dict[str, Tensor]]:
-    """The problems of a folder of pairs that have a number as their answer, and the state after each."""
-    rows, states = [], {}
+def rows_with_states(
+    folder: Path, index: Mapping[str, Any]
+) -> tuple[dict[str, list[dict[str, str]]], dict[str, Tensor]]:
+    """The problems of a folder of pairs that have a number as their answer, by part, and the state after each.
+
+    Those that the recursion is judged on are left out: nothing is trained on them here either.
+    """
+    parts, states = {"train": [], "dev": []}, {}
     for _, after, plain in read_shards(folder, index):
-        if extract_strict_answer(plain["answers"]) is not None and plain["problems"] not in states:
-            rows.append({"question": plain["problems"], "answer": plain["answers"]})
-            states[plain["problems"]] = after.float()
-    if not rows:
-        raise UserMistake(f"{folder}: no problem there has a number as its answer; add gsm8k or aime to the mix")
-    return rows, states
+        question, answer = plain["problems"], plain["answers"]
+        part = part_of_problem(question)
+        if part in parts and question not in states and extract_strict_answer(answer) is not None:
+            parts[part].append({"question": question, "answer": answer})
+            states[question] = after.float()
+    for part, rows in parts.items():
+        if not rows:
+            raise UserMistake(f"{folder}: no {part} problem there has a number as its answer; generate more of gsm8k")
+    return parts, states
 
 
 def build_assembled(settings: AssembleSettings, index: Mapping[str, Any], dtype: torch.dtype) -> SmolLMv3WithTRM:
@@ -105,19 +113,14 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
     index = read_index(pairs)
     model = build_assembled(settings, index, dtype)
     read_index(pairs, fingerprint=base_fingerprint(model.model.language_model), here=settings.model_name)
-    rows, states = rows_with_states(pairs, index)
-    parts = {"train": [], "dev": []}
-    for row in rows:  # the problems that the recursion is judged on are not trained on here either
-        if (part := part_of_problem(row["question"])) in parts:
-            parts[part].append(row)
-    data = {part: ProblemsWithStates(its, states, encoder=model.encoder) for part, its in parts.items()}
+    parts, states = rows_with_states(pairs, index)
+    train, dev = (ProblemsWithStates(parts[part], states, encoder=model.encoder) for part in ("train", "dev"))
     model.reasoner.requires_grad_(False)
     module = ReadingModule(
         model=model.train(), optimizer_settings=OptimizerSettings(learning_rate=settings.learning_rate),
         seed=settings.seed,
     )  # fmt: skip
-    run = Run(folder=folder, resume=settings.resume, seed=settings.seed, progress=settings.progress, ema_decay=0.999)
-    train, dev = data["train"], data["dev"]
+    run = Run(folder=folder, ema_decay=0.999, **picked(settings, "resume", "seed", "progress"))
     loader = ResumableLoader(train, batch_size=settings.batch_size, seed=settings.seed, totals=train.totals)
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "pairs": [one["sha256"] for one in index["shards"].values()]}
@@ -134,9 +137,9 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
         load_average(module, kept.best_path)
         names = {name for shard in index["shards"].values() for name in shard["datasets"]}
         split = {"source": ", ".join(sorted(names)), "seed": settings.seed}
-        split["fingerprint"] = split_fingerprint(data["train"].rows, data["dev"].rows)
+        split["fingerprint"] = split_fingerprint(train.rows, dev.rows)
         figures = {"dev_loss": kept.best_loss, "optimizer_steps": trainer.global_step, "split": split,
-                   "train_rows": len(data["train"].rows), "dev_rows": len(data["dev"].rows)}  # fmt: skip
+                   "train_rows": len(train), "dev_rows": len(dev)}  # fmt: skip
         model.reasoner.requires_grad_(True)
         model.config.notes |= {"training": figures}
         write_whole(folder / "model", model.eval().save_pretrained)

@@ -28,7 +28,7 @@ from smollm_trm.models.reasoners.sequence_trm import SequenceTRM
 from smollm_trm.phases.datagen import read_index, read_shards
 from smollm_trm.phases.parts import fill, load_compressor, read_part, refuse_other_base, save_part
 from smollm_trm.phases.settings import SequenceSettings
-from smollm_trm.records import UserMistake, run_record, write_json
+from smollm_trm.records import UserMistake, picked, run_record, write_json
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
@@ -217,9 +217,10 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     trm.fit(torch.cat(parts["train"].contexts), torch.stack(parts["train"].targets))
     loader = ResumableLoader(parts["train"], batch_size=settings.batch_size, seed=settings.seed)
     run = Run(
-        folder=folder, resume=settings.resume, metric="dev_error", patience=settings.patience, seed=settings.seed,
-        ema_decay=settings.ema_decay if settings.use_ema else 0.0, save_every_n_steps=2000, progress=settings.progress,
+        folder=folder, metric="dev_error", save_every_n_steps=2000,
+        ema_decay=settings.ema_decay if settings.use_ema else 0.0,
         not_finite="lower learning_rate, and see that the compressor is of this base",
+        **picked(settings, "resume", "patience", "seed", "progress"),
     )  # fmt: skip
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "compressor": compressor_digest(compressor)}
