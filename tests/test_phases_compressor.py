@@ -225,7 +225,7 @@ def test_a_damaged_or_foreign_part_is_one_line(stage_1a, tmp_path):
     config = json.loads((stage_1a[0] / "model" / "config.json").read_text())
     for damaged in ({**config, "d_compressed": "8"}, {"part": "compressor"}):
         (tmp_path / "cut" / "config.json").write_text(json.dumps(damaged))
-        with pytest.raises(UserMistake, match="its config.json does not say of which base and width it is"):
+        with pytest.raises(UserMistake, match="its config.json does not say its base and widths"):
             load_compressor(str(tmp_path / "cut"), fingerprint=config["base_fingerprint"], here="here")
     (tmp_path / "config.json").write_text('{"part": ["compressor"]}')
     with pytest.raises(UserMistake, match="no compressor there; make one with `smollm-trm phases compressor`"):

@@ -21,7 +21,7 @@ from smollm_trm.arithmetic.module import EncodedSums, SumModule, repeat_one_colu
 from smollm_trm.arithmetic.settings import SumTrainingSettings
 from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.models.loading import default_device
-from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_whole
+from smollm_trm.records import UserMistake, picked, remove_path, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.run import Run, Start, begin_run, build_run_trainer, fit_run
@@ -64,13 +64,12 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
     has_key = bool(os.environ.get("WANDB_API_KEY")) and not settings.no_wandb
     run = Run(
         folder=folder,
-        resume=settings.resume,
+        **picked(settings, "resume", "seed"),
         settings_file="training_config.json",
         results_file="test_results.json",
         metric="val_loss",
         save_every_n_steps=settings.save_steps,
         wandb=("smollm-trm-arithmetic" if has_key else None, None),
-        seed=settings.seed,
         not_finite="lower --learning-rate (checkpoints written so far are kept)",
         out_of_memory="lower --batch-size or --eval-batch-size",
     )

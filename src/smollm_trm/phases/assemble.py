@@ -22,7 +22,7 @@ from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import local_model_folder
 from smollm_trm.phases.datagen import read_index, read_shards
-from smollm_trm.phases.parts import load_compressor, read_part
+from smollm_trm.phases.parts import load_compressor, read_part, refuse_other_base
 from smollm_trm.phases.settings import AssembleSettings
 from smollm_trm.phases.trm import load_sequence_trm, part_of_problem
 from smollm_trm.records import UserMistake, picked, run_record, write_json, write_whole
@@ -97,6 +97,7 @@ def build_assembled(settings: AssembleSettings, index: Mapping[str, Any], dtype:
         reasoner_settings={"d_compressed": of_trm["d_compressed"], **of_trm["network"]},
     )  # fmt: skip
     fingerprint = base_fingerprint(model.model.language_model)
+    refuse_other_base(index, fingerprint, f"the folder of pairs {settings.data_path}", settings.model_name)
     compressor, of_compressor = load_compressor(
         settings.compressor_checkpoint, fingerprint=fingerprint, here=settings.model_name
     )
@@ -112,7 +113,6 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
     precision, dtype = pick_precision(settings.precision)
     index = read_index(pairs)
     model = build_assembled(settings, index, dtype)
-    read_index(pairs, fingerprint=base_fingerprint(model.model.language_model), here=settings.model_name)
     parts, states = rows_with_states(pairs, index)
     train, dev = (ProblemsWithStates(parts[part], states, encoder=model.encoder) for part in ("train", "dev"))
     model.reasoner.requires_grad_(False)
@@ -135,9 +135,9 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
                 val_dataloaders=ResumableLoader(dev, batch_size=128))  # fmt: skip
         kept = trainer.checkpoint_callback
         load_average(module, kept.best_path)
-        names = {name for shard in index["shards"].values() for name in shard["datasets"]}
-        split = {"source": ", ".join(sorted(names)), "seed": settings.seed}
-        split["fingerprint"] = split_fingerprint(train.rows, dev.rows)
+        names = sorted({name for shard in index["shards"].values() for name in shard["datasets"]})
+        fingerprint = split_fingerprint(train.rows, dev.rows)
+        split = {"source": ", ".join(names), "seed": settings.seed, "fingerprint": fingerprint}
         figures = {"dev_loss": kept.best_loss, "optimizer_steps": trainer.global_step, "split": split,
                    "train_rows": len(train), "dev_rows": len(dev)}  # fmt: skip
         model.reasoner.requires_grad_(True)

@@ -32,7 +32,7 @@ from smollm_trm.data.prompts import THINK_CLOSE, THINK_OPEN, PromptEncoder, padd
 from smollm_trm.evaluation.loading import load_for_evaluation, saved_or_downloaded
 from smollm_trm.models.configuration import readable
 from smollm_trm.models.dimension import base_fingerprint
-from smollm_trm.models.loading import part_of_base
+from smollm_trm.models.loading import as_list, part_of_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.phases.parts import public_name, refuse_other_base
 from smollm_trm.phases.problems import mixed_problems
@@ -75,8 +75,7 @@ def think_in_text(model: SmolLMv3WithTRM, problems: list[str], *, max_new_tokens
     prompts = [encoder.encode_prompt(problem) for problem in problems]
     padding = padding_token_id(model.tokenizer)
     ids, mask = (one.to(model.device) for one in pad_left(prompts, padding))
-    ends = model.generation_config.eos_token_id
-    ends = [closes, *(ends if isinstance(ends, list) else [ends])]
+    ends = [closes, *as_list(model.generation_config.eos_token_id)]
     room = min(max_new_tokens, model.config.max_position_embeddings - ids.shape[1])
     if room < 1:
         raise UserMistake(f"a problem has {ids.shape[1]} tokens, the model takes {ids.shape[1] + room}: leave it out")

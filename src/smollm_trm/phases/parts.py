@@ -72,10 +72,8 @@ def read_part(name: str, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if config["part"] != part:
         raise UserMistake(f"{name}: this is a {config['part']}, not a {part}")
     kinds = {"base": str, "base_fingerprint": str, "hidden_size": int, "d_compressed": int}
-    if not all(is_of_type(config.get(name), kind) for name, kind in kinds.items()):
-        raise UserMistake(
-            f"{name}: its {CONFIG_FILE} does not say of which base and width it is; make or copy it again"
-        )
+    if not all(is_of_type(config.get(field), kind) for field, kind in kinds.items()):
+        raise UserMistake(f"{name}: its {CONFIG_FILE} does not say its base and widths; make or copy it again")
     with readable(folder):
         return config, load_file(folder / WEIGHTS_FILE)
 

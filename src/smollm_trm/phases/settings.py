@@ -177,10 +177,6 @@ class SequenceSettings(PhaseRun):
         check_range(0, halt_loss_weight=self.halt_loss_weight)
         refuse_rates(self, "learning_rate", "halt_threshold", "ema_decay")
 
-    @property
-    def pairs(self) -> str:
-        return self.data or self.data_path
-
     def network(self) -> dict[str, Any]:
         recursion = ("n_latent_steps", "n_deep_recursions", "n_supervision_steps")
         return picked(self, "n_layers", "n_heads", *recursion)
@@ -247,6 +243,6 @@ class CompareStatesSettings:
 
     def __post_init__(self) -> None:
         check_folder(output_dir=self.output_dir)
-        check_choices(self, part=("dev", "test"), precision=PHASE_PRECISIONS)
+        check_choices(self, precision=PHASE_PRECISIONS)
         check_range(1, **picked(self, "batch_size", "max_new_tokens"))
         check_range(2, max_samples=self.max_samples)  # another problem lends its state

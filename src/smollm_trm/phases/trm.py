@@ -205,7 +205,7 @@ def judge_predictions(
 
 def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     """Train on pairs, or go on; returns the report, which is `results.json` of the output folder."""
-    folder, pairs = Path(settings.output_dir), Path(settings.pairs)
+    folder, pairs = Path(settings.output_dir), Path(settings.data or settings.data_path)
     index = read_index(pairs)
     here = f"the pairs in {pairs}, which are of {index['base'] or 'another base'}, {index['hidden_size']} wide"
     place, fingerprint = settings.compressor_checkpoint, index["base_fingerprint"]
