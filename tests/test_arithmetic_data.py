@@ -105,18 +105,18 @@ def test_a_plain_list_is_a_test_set(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_operands": 1}, "max_operands is 1, but must be at least 2"),
-        ({"num_examples": -5}, "num_examples is -5, but must be at least 1"),
-        ({"max_digits": 0}, "max_digits is 0, but must be at least 1"),
-        ({"max_digits": 30}, "max_digits is 30, but 18 is the most"),
+        ({"max_operands": 1}, "max_operands=1: must be at least 2"),
+        ({"num_examples": -5}, "num_examples=-5: must be at least 1"),
+        ({"max_digits": 0}, "max_digits=0: must be at least 1"),
+        ({"max_digits": 30}, "max_digits=30: must be at most 18"),
         (
             {"max_digits": 12},
             "max_digits 12 with max_operands 3 gives examples of up to 184 tokens, but the context",
         ),
-        ({"digit_order": "backwards"}, "digit_order is 'backwards', but must be one of normal, reversed"),
+        ({"digit_order": "backwards"}, "digit_order='backwards': choose one of normal, reversed"),
         ({"num_examples": 3}, "num_examples 3 leaves the val part empty"),
         ({"num_examples": 176_751}, "there are only 176,750 different problems"),
-        ({"seed": -1}, "seed is -1"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_impossible_data_are_refused_by_name_and_value(settings, message, tmp_path):

@@ -140,7 +140,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_clear_line(tiny_folder, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("size", "length", "message"), [("huge", 128, "model_size is 'huge'"), ("tiny", 0, "max_length is 0")]
+    ("size", "length", "message"), [("huge", 128, "model_size='huge'"), ("tiny", 0, "max_length=0")]
 )
 def test_an_impossible_shape_is_refused(size, length, message):
     with pytest.raises(ValueError, match=message):
@@ -149,7 +149,7 @@ def test_an_impossible_shape_is_refused(size, length, message):
 
 def test_devices_are_checked():
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device is 'tpu', but must be one of auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device='tpu': choose one of auto, cpu, cuda"):
         pick_device("tpu")
     if not torch.cuda.is_available():
         assert pick_device("auto") == torch.device("cpu")

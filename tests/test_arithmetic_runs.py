@@ -263,15 +263,16 @@ def test_a_folder_with_a_model_of_other_making_is_left_alone(data_dir, short_run
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_size": "giant"}, "model_size is 'giant', but must be one of tiny, small, medium, large"),
-        ({"optimizer": "sgd"}, "optimizer is 'sgd', but must be one of adamw, muon"),
-        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0, but must be above 0"),
-        ({"weight_decay": -1.0}, "weight_decay is -1.0, but must be at least 0"),
-        ({"max_steps": 0}, "max_steps is 0"),
-        ({"eval_examples": 0}, "eval_examples is 0, but must be at least 1, or -1 to take all"),
+        ({"model_size": "giant"}, "model_size='giant': choose one of tiny, small, medium, large"),
+        ({"optimizer": "sgd"}, "optimizer='sgd': choose one of adamw, muon"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: must be at least 0"),
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"eval_examples": 0}, "eval_examples=0: must be at least 1, or -1 to take all"),
         ({"max_length": 20}, "tokens, max_length is 20: raise --max-length"),
-        ({"preset": "slow"}, "preset is 'slow', but must be one of fast"),
+        ({"preset": "slow"}, "preset='slow': choose one of fast"),
+        ({"seed": 2**44}, "seed=17592186044416: must be at most"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_written(settings, message, data_dir, tmp_path):
@@ -445,9 +446,9 @@ def test_a_completion_does_not_depend_on_the_batch_it_is_in(knowing_run):
     ("options", "error", "message"),
     [
         ({"data_path": "none.json"}, FileNotFoundError, "there is no none.json"),
-        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
         ({"model_size": "small"}, ValueError, "holds a model of size tiny, not small"),
-        ({"device": "quantum"}, ValueError, "device is 'quantum'"),
+        ({"device": "quantum"}, ValueError, "device='quantum'"),
         ({"max_length": 5}, ValueError, "tokens, max_length is 5"),
     ],
 )
@@ -458,9 +459,13 @@ def test_an_impossible_evaluation_is_refused(options, error, message, knowing_ru
 
 def test_an_output_file_that_cannot_be_written_is_refused_before_anything_is_computed(knowing_run, monkeypatch):
     monkeypatch.setattr("smollm_trm.arithmetic.commands.evaluate_sums", lambda *_, **__: pytest.fail("computed"))
+    given = {"checkpoint": str(knowing_run / "run"), "data_dir": str(knowing_run)}
     inside_a_file = str(knowing_run / "train.json" / "results.json")
     with pytest.raises(OSError, match="could not write .*choose another output folder"):
-        evaluate_arithmetic(checkpoint=str(knowing_run / "run"), data_dir=str(knowing_run), output_file=inside_a_file)
+        evaluate_arithmetic(**given, output_file=inside_a_file)
+    for no_json in (".", str(knowing_run), str(knowing_run / "results.png")):
+        with pytest.raises(ValueError, match="output_file='.*': name a JSON file"):
+            evaluate_arithmetic(**given, output_file=no_json)
 
 
 def test_a_conversation_over_a_pipe_answers_explains_and_ends(knowing_run, monkeypatch, capsys):
@@ -514,8 +519,8 @@ def test_the_interactive_command_reads_stdin_and_checks_its_options(knowing_run,
     interactive_arithmetic(checkpoint=str(knowing_run / "run"), max_new_tokens=4, device="cpu")
     assert "cut before <end>" in capsys.readouterr().out
     for options, message in (
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"temperature": -1.0}, "temperature is -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": -1.0}, "temperature=-1"),
     ):
         with pytest.raises(ValueError, match=message):
             interactive_arithmetic(checkpoint=str(knowing_run / "run"), **options)

@@ -138,7 +138,7 @@ def test_a_process_without_rows_gets_a_batch_without_weight():
 
 def make_loader() -> ResumableLoader:
     dataset = GSM8KDataset(ROWS[:22], encoder=ENCODER)
-    return ResumableLoader(dataset, batches=LengthGroupedBatches(lengths=dataset.lengths, batch_size=4, seed=2))
+    return ResumableLoader(dataset, batch_size=4, seed=2)
 
 
 def test_a_loader_goes_on_where_another_stopped():

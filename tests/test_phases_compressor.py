@@ -176,6 +176,15 @@ def test_sums_of_other_text_are_not_taken_for_these(thinker, text, tmp_path):
     assert after["states"] == fresh["states"] and after["held_out"] == fresh["held_out"]
 
 
+def test_a_run_begun_anew_reads_its_text_anew(thinker, text, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text(Path(text).read_text())
+    before = pretrain_compressor(settings(thinker, str(own), tmp_path / "run", num_epochs=0))["states"]
+    own.write_text(own.read_text()[: len(own.read_text()) // 2])
+    anew = settings(thinker, str(own), tmp_path / "run", num_epochs=0, resume="never")
+    assert pretrain_compressor(anew)["states"] < before
+
+
 def test_another_base_or_width_is_refused(thinker, text, stage_1a, tmp_path):
     folder, _ = stage_1a
     tokenizer = make_tokenizer()
@@ -213,6 +222,12 @@ def test_a_damaged_or_foreign_part_is_one_line(stage_1a, tmp_path):
         with pytest.raises(UserMistake) as refused:
             load_compressor(str(folder), fingerprint=fingerprint, here="here")
         assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
+    config = json.loads((stage_1a[0] / "model" / "config.json").read_text())
+    for damaged in ({**config, "d_compressed": "8"}, {"part": "compressor"}):
+        (tmp_path / "cut" / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserMistake, match="its config.json does not say its base and widths"):
+            load_compressor(str(tmp_path / "cut"), fingerprint=config["base_fingerprint"], here="here")
+    (tmp_path / "config.json").write_text('{"part": ["compressor"]}')
     with pytest.raises(UserMistake, match="no compressor there; make one with `smollm-trm phases compressor`"):
         load_compressor(str(tmp_path), fingerprint="", here="here")
 
@@ -238,9 +253,13 @@ def test_a_source_that_is_not_there_is_one_line(thinker, tmp_path):
         list(all_texts(str(tmp_path / "none.txt"), None))
     with pytest.raises(UserMistake, match="no .txt, .md or .jsonl file in that folder"):
         list(all_texts(str(tmp_path), None))
-    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
-    with pytest.raises(UserMistake, match='bad.jsonl, line 2: not an object with "text"'):
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n\n{"txt": 1}\n')
+    with pytest.raises(UserMistake, match='bad.jsonl, line 3: not an object with "text"'):
         list(all_texts(str(tmp_path), None))
+    (tmp_path / "bad.jsonl").unlink()
+    (tmp_path / "index.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("of a folder with an index of its own")
+    assert list(all_texts(str(tmp_path), None)) == ["of a folder with an index of its own"]
     assert sum(1 for _ in all_texts("gsm8k", str(FIXTURES / "as_gsm8k"))) == 14
 
 
@@ -256,7 +275,9 @@ def test_too_few_texts_are_refused_before_anything_is_computed(thinker, tmp_path
     ("change", "line"),
     [({"stage": "2"}, "stage='2': choose one of 1a, 1b"), ({"stage": "1b"}, "name stage 1a's compressor"),
      ({"compressor_checkpoint": "x"}, "it is for stage 1b"), ({"d_compressed": 0}, "d_compressed=0"),
-     ({"sweep": [0]}, "every D' must be at least 1"), ({"learning_rate": 0.0}, "learning_rate=0.0")],
+     ({"sweep": [0]}, "every D' must be at least 1"), ({"learning_rate": 0.0}, "learning_rate=0.0"),
+     ({"precision": "half"}, "precision='half': choose one of auto"), ({"output_dir": ""}, "output_dir: it is empty"),
+     ({"seed": 2**44}, "seed=17592186044416: must be at most")],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused(change, line, tmp_path):
     with pytest.raises(UserMistake, match=line):

@@ -128,6 +128,15 @@ def test_several_processes_share_the_problems(thinker, unbroken, tmp_path, monke
     assert contents(tmp_path) == contents(unbroken)
 
 
+def test_several_processes_start_anew_whichever_of_them_comes_first(thinker, unbroken, tmp_path, monkeypatch):
+    generate(thinker, str(tmp_path), max_new_tokens=3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        index = generate(thinker, str(tmp_path), no_auto_resume=True)
+    assert index is not None and contents(tmp_path) == contents(unbroken)
+
+
 def test_other_settings_are_refused_until_told_to_start_anew(thinker, unbroken, tmp_path):
     generate(thinker, str(tmp_path), num_samples=4)
     with pytest.raises(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from thinkers import generate, save_thinker
-from twins import ROWS
+from twins import ROWS, make_base, make_tokenizer
 
 from smollm_trm import commands
 from smollm_trm.data.rows import write_jsonl
@@ -22,7 +22,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.phases.assemble import assemble
 from smollm_trm.phases.datagen import OF_A_PAIR, file_digest, read_index, read_shards
 from smollm_trm.phases.parts import fill, read_part, save_part
-from smollm_trm.phases.settings import AssembleSettings, CompareStatesSettings, SequenceSettings
+from smollm_trm.phases.settings import AssembleSettings, CompareStatesSettings, DatagenSettings, SequenceSettings
 from smollm_trm.phases.states import compare_states, give_states
 from smollm_trm.phases.trm import (
     SequenceModule,
@@ -294,6 +294,14 @@ def test_it_reads_the_states_that_its_recursion_was_trained_on(assembled):
                and not callable(layer.disable_adapters))  # fmt: skip
 
 
+def test_too_few_problems_to_read_are_one_line(assembled, tmp_path):
+    folder, _, given = assembled
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smollm_trm.phases.assemble.part_of_problem", lambda one: "train")
+        with pytest.raises(UserMistake, match="no dev problem there has a number as its answer; generate more"):
+            assemble(replace(given, output_dir=str(tmp_path)))
+
+
 def test_only_the_adapter_is_trained_to_read(assembled):
     folder, _, _ = assembled
     model = SmolLMv3WithTRM.from_pretrained(folder / "model")
@@ -315,6 +323,18 @@ def test_every_arm_answers_the_same_problems(assembled):
                      "mean state", "state of another problem"]  # fmt: skip
     assert {arm.total for arm in comparison.arms} == {6} and 0 <= record["not_closed"] < 6
     assert (folder / "states" / "comparison.png").is_file()
+
+
+def test_states_of_another_base_are_refused_before_it_thinks(assembled, tmp_path):
+    folder, _, _ = assembled
+    tokenizer = make_tokenizer()
+    make_base("llama", tokenizer).save_pretrained(tmp_path / "other"), tokenizer.save_pretrained(tmp_path / "other")
+    given = CompareStatesSettings(
+        model=str(folder / "model"), thinking=str(tmp_path / "other"), data_dir=str(folder / "data"), max_samples=2,
+        max_new_tokens=4, output_dir=str(tmp_path / "states"), progress=False,
+    )  # fmt: skip
+    with pytest.raises(UserMistake, match="thinking='.*other': its states are not those that .*model reads"):
+        compare_states(given)
 
 
 def test_given_states_are_what_the_span_gets(assembled):
@@ -344,3 +364,11 @@ def test_parts_that_do_not_belong_together_are_refused(assembled, tmp_path):
     with pytest.raises(UserMistake, match="num_latents=2: the reasoner 'sequence_trm' predicts one state"):
         model = SmolLMv3WithTRM.from_pretrained(folder / "model")
         SmolLMv3WithTRM.from_base(copy.deepcopy(model), reasoner="sequence_trm", num_latents=2)
+
+
+@pytest.mark.parametrize("kind", [AssembleSettings, CompareStatesSettings, DatagenSettings])
+def test_a_precision_or_a_folder_that_cannot_be_is_refused(kind):
+    with pytest.raises(UserMistake, match="precision='half': choose one of auto, fp32, bf16, fp16"):
+        kind(precision="half")
+    with pytest.raises(UserMistake, match="output_dir: it is empty; name a folder"):
+        kind(output_dir=" ")

@@ -12,7 +12,6 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.records import AboveBars
 from smollm_trm.training.loggers import quiet_lightning
@@ -24,6 +23,10 @@ BATCHES = 10
 
 class Points(list):
     """Rows that come as batches, as `ResumableLoader` wants them."""
+
+    @property
+    def lengths(self) -> list[int]:
+        return [1] * len(self)
 
     def __getitem__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         return {"input_ids": torch.tensor([[float(row)] * 3 for row in rows])}
@@ -58,11 +61,10 @@ def fit_line(folder: Path, *, settings: dict | None = None, may_change: tuple = 
     start = begin_run(run, settings or {}, may_change=may_change)
     line = Line()
     points = Points(range(2 * BATCHES))
-    batches = LengthGroupedBatches(lengths=[1] * len(points), batch_size=2)
     with quiet_lightning():
         trainer = build_run_trainer(run, start, **{**options, "log_every_n_steps": 1, **changes})
         loaders = {
-            "train_dataloaders": ResumableLoader(points, batches=batches),
+            "train_dataloaders": ResumableLoader(points, batch_size=2),
             "val_dataloaders": DataLoader([torch.zeros(1)], batch_size=None),
         }
         fit_run(run, trainer, line, checkpoint=start.checkpoint, **loaders)

@@ -64,11 +64,24 @@ def check_range(least: float = 1, most: float = inf, **values: float | None) -> 
             raise UserMistake(f"{name}={value}: must be {limit}")
 
 
+def check_choice(allowed: Iterable[str], **values: str) -> None:
+    """Refuse, by name, a value that is none of those allowed."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise UserMistake(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+
+
 def check_choices(settings: Any, **choices: Iterable[str]) -> None:
     """Refuse, by name, what is not one of a field's choices."""
     for name, allowed in choices.items():
-        if (value := getattr(settings, name)) not in allowed:
-            raise UserMistake(f"{name}={value!r}: choose one of {', '.join(allowed)}")
+        check_choice(allowed, **picked(settings, name))
+
+
+def check_folder(**folders: str) -> None:
+    """Refuse, by name, the empty name of a folder, which would be the working folder."""
+    for name, folder in folders.items():
+        if not folder.strip():
+            raise UserMistake(f"{name}: it is empty; name a folder")
 
 
 def is_of_type(value: Any, hint: Any) -> bool:

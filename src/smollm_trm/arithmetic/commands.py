@@ -8,10 +8,10 @@ from smollm_trm.arithmetic.data_set import make_parts, read_sum_file, write_part
 from smollm_trm.arithmetic.evaluation import evaluate_sums, format_evaluation, plot_evaluation
 from smollm_trm.arithmetic.interactive import converse
 from smollm_trm.arithmetic.model import load_arithmetic_model
-from smollm_trm.arithmetic.settings import SumSettings, SumTrainingSettings, check_at_least, check_choice
+from smollm_trm.arithmetic.settings import SumSettings, SumTrainingSettings
 from smollm_trm.arithmetic.training import train_sums
 from smollm_trm.models.loading import default_device
-from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_text
+from smollm_trm.records import UserMistake, check_choice, check_range, remove_path, run_record, write_json, write_text
 
 
 def generate_arithmetic(settings: SumSettings) -> str:
@@ -50,8 +50,10 @@ def evaluate_arithmetic(
         output_file: write the report as JSON, and beside it a picture (.png).
         device: "auto", "cpu" or "cuda".
     """
-    check_at_least(1, batch_size=batch_size, max_length=max_length)
+    check_range(1, batch_size=batch_size, max_length=max_length)
     if output_file:  # before anything is computed
+        if Path(output_file).is_dir() or Path(output_file).suffix == ".png":
+            raise UserMistake(f"output_file={output_file!r}: name a JSON file; its picture gets the same name")
         write_text(probe := Path(output_file).with_name(".writable"), "")
         remove_path(probe)
     data = read_sum_file(Path(data_path) if data_path else Path(data_dir) / "test.json")
@@ -83,16 +85,15 @@ def interactive_arithmetic(
         temperature: of sampling; 0 takes the most likely token always.
         device: "auto", "cpu" or "cuda".
     """
-    if max_new_tokens is not None:
-        check_at_least(1, max_new_tokens=max_new_tokens)
-    check_at_least(0, temperature=temperature)
+    check_range(1, max_new_tokens=max_new_tokens)
+    check_range(0, temperature=temperature)
     model = load_arithmetic_model(Path(checkpoint), model_size=model_size).to(pick_device(device))
     converse(model, max_new_tokens=max_new_tokens, temperature=temperature)
 
 
 def pick_device(device: str) -> torch.device:
     """ "cpu", "cuda", or "auto": a GPU where there is one."""
-    check_choice("device", device, ("auto", "cpu", "cuda"))
+    check_choice(("auto", "cpu", "cuda"), device=device)
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserMistake("device is 'cuda', but there is no GPU: use --device auto or cpu")
+        raise UserMistake("device='cuda': there is no GPU; use auto or cpu")
     return default_device() if device == "auto" else torch.device(device)

@@ -136,12 +136,11 @@ def read_sum_file(path: Path) -> SumFile:
         try:
             metadata, content = content["metadata"], content["examples"]
             digit_order = metadata["settings"]["digit_order"]
-            is_known = metadata.items() >= SUM_FILE_FORMAT.items() and digit_order in DIGIT_ORDERS
-        except (KeyError, TypeError, AttributeError):
-            is_known = False
-        if not is_known:
+            if digit_order not in DIGIT_ORDERS or not metadata.items() >= SUM_FILE_FORMAT.items():
+                raise ValueError("of another program")
+        except (KeyError, TypeError, AttributeError, ValueError):
             told = f"its metadata does not say {SUM_FILE_FORMAT} and the digit order: make the data again"
-            raise UserMistake(f"{path} is not a data file of this program: {told}")
+            raise UserMistake(f"{path} is not a data file of this program: {told}") from None
     if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
         raise UserMistake(f"{path} is of another format: expected a list of sums such as '3+5=8<end>'")
     if not content:

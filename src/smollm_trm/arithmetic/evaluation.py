@@ -22,6 +22,7 @@ from smollm_trm.arithmetic.model import build_arithmetic_tokenizer
 from smollm_trm.arithmetic.module import EncodedSums
 from smollm_trm.arithmetic.rules import END, THINK, THINK_CLOSED, column_steps, count_carries, count_tokens, read_sum
 from smollm_trm.bars import progress_bar
+from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.evaluation.statistics import wilson_interval
 from smollm_trm.records import write_whole
 
@@ -136,7 +137,7 @@ def complete_sums(
 def token_accuracy(model: PreTrainedModel, lines: list[str], *, batch_size: int, max_length: int) -> float:
     """Share of the completions' tokens that are the model's first choice, given the right tokens before."""
     right, wanted = 0, 0
-    for batch in EncodedSums(lines, max_length=max_length).loader(batch_size):
+    for batch in ResumableLoader(EncodedSums(lines, max_length=max_length), batch_size=batch_size):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         predicted = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1].argmax(dim=-1)
         is_target = batch["is_completion"][:, 1:]

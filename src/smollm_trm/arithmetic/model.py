@@ -17,9 +17,9 @@ from tokenizers.models import WordLevel
 from transformers import ArceeConfig, ArceeForCausalLM, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from smollm_trm.arithmetic.rules import END, NOOP, THINK, THINK_CLOSED, TOKEN_PATTERN
-from smollm_trm.arithmetic.settings import ARITHMETIC_SIZES, DECODER_SHAPE, check_at_least, check_choice
+from smollm_trm.arithmetic.settings import ARITHMETIC_SIZES, DECODER_SHAPE
 from smollm_trm.models.loading import no_progress_bars, own_random_state, part_of_base
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choice, check_range
 
 ARITHMETIC_TOKENS = (*"0123456789", "+", "=", END, THINK, THINK_CLOSED, NOOP)
 VOCABULARY = {token: token_id for token_id, token in enumerate(ARITHMETIC_TOKENS)}
@@ -37,8 +37,8 @@ def build_arithmetic_tokenizer(*, max_length: int = 128) -> PreTrainedTokenizerF
 
 def arithmetic_config(model_size: str, *, max_length: int = 128) -> ArceeConfig:
     """The Hugging Face configuration of a size; `max_length` is the context in tokens."""
-    check_choice("model_size", model_size, ARITHMETIC_SIZES)
-    check_at_least(1, max_length=max_length)
+    check_choice(ARITHMETIC_SIZES, model_size=model_size)
+    check_range(1, max_length=max_length)
     return ArceeConfig(
         **dict(zip(DECODER_SHAPE, ARITHMETIC_SIZES[model_size], strict=True)),
         vocab_size=len(ARITHMETIC_TOKENS),
@@ -80,7 +80,7 @@ def load_arithmetic_model(checkpoint: Path, *, model_size: str | None = None) ->
     if report["missing_keys"] or report["mismatched_keys"] or vocabulary != VOCABULARY:
         raise UserMistake(f"{folder} is no whole arithmetic model: its tensors or its 16 tokens do not fit config.json")
     if model_size is not None:
-        check_choice("model_size", model_size, ARITHMETIC_SIZES)
+        check_choice(ARITHMETIC_SIZES, model_size=model_size)
         shape = tuple(getattr(model.config, name, None) for name in DECODER_SHAPE)
         if shape != ARITHMETIC_SIZES[model_size]:
             found = next((size for size, known in ARITHMETIC_SIZES.items() if known == shape), shape)

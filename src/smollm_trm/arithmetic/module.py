@@ -26,8 +26,6 @@ from transformers import PreTrainedModel
 from smollm_trm.arithmetic.model import VOCABULARY, build_arithmetic_tokenizer
 from smollm_trm.arithmetic.rules import THINK
 from smollm_trm.arithmetic.settings import SumTrainingSettings
-from smollm_trm.data.batching import LengthGroupedBatches
-from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.records import UserMistake
 
 ADAM_BETAS = (0.9, 0.98)
@@ -42,11 +40,11 @@ class EncodedSums(Dataset):
 
     def __init__(self, lines: list[str], *, max_length: int, problem_weight: float = 0.0) -> None:
         encoded = build_arithmetic_tokenizer()(lines, padding=True, padding_side="right", return_tensors="pt")
-        self.lengths = encoded["attention_mask"].sum(dim=1)
-        if self.lengths.max() > max_length:
-            longest = int(self.lengths.argmax())
+        self.lengths = encoded["attention_mask"].sum(dim=1).tolist()
+        if (most := max(self.lengths)) > max_length:
+            longest = lines[self.lengths.index(most)]
             raise UserMistake(
-                f"the example {lines[longest]!r} has {int(self.lengths.max())} tokens, max_length is {max_length}: "
+                f"the example {longest!r} has {most} tokens, max_length is {max_length}: "
                 "raise --max-length or make data of fewer digits"
             )
         is_equals = encoded["input_ids"] == VOCABULARY["="]
@@ -60,7 +58,7 @@ class EncodedSums(Dataset):
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
         """A batch, padded right: input_ids int64, token_weights float, is_completion bool, all [B, L]."""
         chosen = torch.as_tensor(rows)
-        lengths = self.lengths[chosen, None]  # [B, 1]
+        lengths = torch.tensor([[self.lengths[row]] for row in rows])  # [B, 1]
         columns = torch.arange(int(lengths.max()))
         is_real = columns < lengths
         is_completion = is_real & (columns >= self.problem_lengths[chosen, None])
@@ -69,10 +67,6 @@ class EncodedSums(Dataset):
             "token_weights": is_completion + self.problem_weight * (is_real & ~is_completion),
             "is_completion": is_completion,
         }
-
-    def loader(self, batch_size: int, *, seed: int = 0, num_workers: int = 0) -> ResumableLoader:
-        batches = LengthGroupedBatches(lengths=self.lengths.tolist(), batch_size=batch_size, seed=seed)
-        return ResumableLoader(self, batches=batches, num_workers=num_workers)
 
 
 def repeat_one_column_sums(lines: list[str], times: int) -> list[str]:

@@ -4,11 +4,10 @@ The defaults are those of the user's document. The fast preset, for two CPU core
 are still at their start.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from smollm_trm.arithmetic.rules import DIGIT_ORDERS, longest_example
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices, check_folder, check_range, picked
 
 DECODER_SHAPE = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 ARITHMETIC_SIZES = {
@@ -36,24 +35,6 @@ PRESET_OPTIONS = {  # the document's default, the fast preset's
 }
 
 
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise UserMistake(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
-
-
-def check_at_least(least: int, most: int = 2**53, **values: float) -> None:
-    """Refuse values outside two limits, by name."""
-    for name, value in values.items():
-        if not least <= value <= most:
-            limit = f"at least {least}" if value < least else f"at most {most}"
-            raise UserMistake(f"{name} is {value}, but must be {limit}")
-
-
-def check_folder(name: str, folder: str) -> None:
-    if not folder.strip():
-        raise UserMistake(f"{name} is empty: name a folder")
-
-
 @dataclass(frozen=True, kw_only=True)
 class SumSettings:
     """Sums as train.json, val.json and test.json, no problem in two of them in any order of its operands."""
@@ -76,14 +57,13 @@ class SumSettings:
     """The data folder."""
 
     def __post_init__(self) -> None:
-        check_at_least(1, num_examples=self.num_examples, max_digits=self.max_digits)
-        check_at_least(2, 1000, max_operands=self.max_operands)
-        check_at_least(1, 2**20, max_length=self.max_length)
-        check_folder("output_dir", self.output_dir)
-        check_at_least(0, seed=self.seed)
-        check_choice("digit_order", self.digit_order, DIGIT_ORDERS)
-        if self.max_digits > 18:  # int64
-            raise UserMistake(f"max_digits is {self.max_digits}, but 18 is the most supported")
+        check_range(1, num_examples=self.num_examples)
+        check_range(1, 18, max_digits=self.max_digits)  # of an int64
+        check_range(2, 1000, max_operands=self.max_operands)
+        check_range(1, 2**20, max_length=self.max_length)
+        check_range(0, seed=self.seed)
+        check_folder(output_dir=self.output_dir)
+        check_choices(self, digit_order=DIGIT_ORDERS)
         longest = longest_example(self.max_digits, self.max_operands, chain=self.chain)
         if longest > self.max_length:
             raise UserMistake(
@@ -150,24 +130,22 @@ class SumTrainingSettings:
 
     def __post_init__(self) -> None:
         if self.preset is not None:
-            check_choice("preset", self.preset, ("fast",))
+            check_choices(self, preset=("fast",))
         for name, (of_document, of_preset) in PRESET_OPTIONS.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, of_document if self.preset is None else of_preset)
-        check_folder("output_dir", self.output_dir)
-        check_at_least(1, 2**20, max_length=self.max_length)
-        check_choice("model_size", self.model_size, ARITHMETIC_SIZES)
-        check_choice("optimizer", self.optimizer, SUM_OPTIMIZERS)
-        at_least_one = ("max_length", "batch_size", "eval_batch_size", "num_epochs", "one_column_repeats")
-        at_least_one += ("save_steps", "eval_steps", "logging_steps")
-        check_at_least(1, **{name: getattr(self, name) for name in at_least_one})
-        at_least_zero = ("weight_decay", "warmup_steps", "problem_weight", "num_workers", "seed")
-        check_at_least(0, **{name: getattr(self, name) for name in at_least_zero})
+        check_folder(output_dir=self.output_dir)
+        check_choices(self, model_size=ARITHMETIC_SIZES, optimizer=SUM_OPTIMIZERS)
+        check_range(1, 2**20, max_length=self.max_length)
+        counts = ("batch_size", "eval_batch_size", "num_epochs", "one_column_repeats")
+        check_range(1, **picked(self, *counts, "save_steps", "eval_steps", "logging_steps"))
+        check_range(0, **picked(self, "weight_decay", "warmup_steps", "problem_weight", "num_workers"))
+        check_range(0, 2**43, seed=self.seed)
         if self.learning_rate <= 0:
-            raise UserMistake(f"learning_rate is {self.learning_rate}, but must be above 0")
+            raise UserMistake(f"learning_rate={self.learning_rate}: must be above 0")
         for name, otherwise in (("max_steps", "to go by num_epochs"), ("eval_examples", "to take all")):
             if getattr(self, name) != -1 and getattr(self, name) < 1:
-                raise UserMistake(f"{name} is {getattr(self, name)}, but must be at least 1, or -1 {otherwise}")
+                raise UserMistake(f"{name}={getattr(self, name)}: must be at least 1, or -1 {otherwise}")
 
     def count_steps(self, num_examples: int) -> int:
         """Optimizer steps of the whole run on so many training examples."""

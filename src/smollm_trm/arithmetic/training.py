@@ -19,8 +19,9 @@ from smollm_trm.arithmetic.evaluation import evaluate_sums
 from smollm_trm.arithmetic.model import build_arithmetic_model, load_arithmetic_model, save_arithmetic_model
 from smollm_trm.arithmetic.module import EncodedSums, SumModule, repeat_one_column_sums
 from smollm_trm.arithmetic.settings import SumTrainingSettings
+from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.models.loading import default_device
-from smollm_trm.records import UserMistake, remove_path, run_record, write_json, write_whole
+from smollm_trm.records import UserMistake, picked, remove_path, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.run import Run, Start, begin_run, build_run_trainer, fit_run
@@ -63,13 +64,12 @@ def train_sums(settings: SumTrainingSettings) -> dict[str, Any]:
     has_key = bool(os.environ.get("WANDB_API_KEY")) and not settings.no_wandb
     run = Run(
         folder=folder,
-        resume=settings.resume,
+        **picked(settings, "resume", "seed"),
         settings_file="training_config.json",
         results_file="test_results.json",
         metric="val_loss",
         save_every_n_steps=settings.save_steps,
         wandb=("smollm-trm-arithmetic" if has_key else None, None),
-        seed=settings.seed,
         not_finite="lower --learning-rate (checkpoints written so far are kept)",
         out_of_memory="lower --batch-size or --eval-batch-size",
     )
@@ -109,7 +109,7 @@ def fit_sums(run: Run, start: Start, module: SumModule, train: EncodedSums, val:
     """Train in place, from a checkpoint if there is one."""
     settings = module.settings
     workers = min(settings.num_workers, os.cpu_count() or 1)
-    batches = train.loader(settings.batch_size, seed=settings.seed, num_workers=workers)
+    loader = ResumableLoader(train, batch_size=settings.batch_size, seed=settings.seed, num_workers=workers)
     num_steps = settings.count_steps(len(train))
     logger.info("training %s on %d examples: %d steps", settings.model_size, len(train), num_steps)
     with quiet_lightning():
@@ -118,12 +118,12 @@ def fit_sums(run: Run, start: Start, module: SumModule, train: EncodedSums, val:
             start,
             callbacks=[ExportedModels()],
             max_steps=num_steps,
-            max_epochs=-(-num_steps // len(batches)),
+            max_epochs=-(-num_steps // len(loader)),
             precision="16-mixed" if settings.fp16 else "32-true",
             gradient_clip_val=1.0,
             val_check_interval=min(settings.eval_steps, num_steps),
             check_val_every_n_epoch=None,  # counted over all epochs
             log_every_n_steps=settings.logging_steps,
         )
-        data = {"train_dataloaders": batches, "val_dataloaders": val.loader(settings.eval_batch_size)}
-        fit_run(run, trainer, module, checkpoint=start.checkpoint, **data)
+        data = {"val_dataloaders": ResumableLoader(val, batch_size=settings.eval_batch_size)}
+        fit_run(run, trainer, module, checkpoint=start.checkpoint, train_dataloaders=loader, **data)

@@ -109,16 +109,19 @@ def annotated_rows(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]
 
 
 class ResumableLoader(DataLoader):
-    """A loader of whole batches that can say and be told how far it is."""
+    """A loader of whole batches, grouped by the dataset's `lengths`, that can say and be told how far it is."""
 
     def __init__(
         self,
         dataset: Dataset,
         *,
-        batches: LengthGroupedBatches,
+        batch_size: int,
+        seed: int = 0,
         num_workers: int = 0,
         totals: Callable[[list[int]], dict[str, int]] | None = None,
+        **shares: int,
     ) -> None:
+        batches = LengthGroupedBatches(lengths=dataset.lengths, batch_size=batch_size, seed=seed, **shares)
         super().__init__(dataset, sampler=batches, batch_size=None, num_workers=num_workers)
         self.batches = batches
         self.totals = totals
@@ -224,5 +227,4 @@ class GSM8KDataModule(LightningDataModule):
         if trainer := self.trainer:
             shares = {"world_size": trainer.world_size, "rank": trainer.global_rank}
             shares["accumulate"] = trainer.accumulate_grad_batches
-        batches = LengthGroupedBatches(lengths=dataset.lengths, batch_size=batch_size, seed=seed, **shares)
-        return ResumableLoader(dataset, batches=batches, totals=totals)
+        return ResumableLoader(dataset, batch_size=batch_size, seed=seed, totals=totals, **shares)

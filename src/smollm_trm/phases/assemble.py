@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from smollm_trm.data.answers import extract_strict_answer
-from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.data.datamodule import GSM8KDataset, ResumableLoader
 from smollm_trm.data.gsm8k import split_fingerprint
 from smollm_trm.models.dimension import base_fingerprint
@@ -23,10 +22,10 @@ from smollm_trm.models.reasoners.reasoner import Thought
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import local_model_folder
 from smollm_trm.phases.datagen import read_index, read_shards
-from smollm_trm.phases.parts import load_compressor, read_part
+from smollm_trm.phases.parts import load_compressor, read_part, refuse_other_base
 from smollm_trm.phases.settings import AssembleSettings
 from smollm_trm.phases.trm import load_sequence_trm, part_of_problem
-from smollm_trm.records import UserMistake, run_record, write_json, write_whole
+from smollm_trm.records import UserMistake, picked, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.module import SmolLMTRMLightningModule
@@ -47,10 +46,6 @@ class ProblemsWithStates(GSM8KDataset):
         states = torch.stack([self.states[self.rows[row]["question"]] for row in index])
         return {**super().__getitem__(index), "states": states}
 
-    def loader(self, batch_size: int, seed: int = 0) -> ResumableLoader:
-        batches = LengthGroupedBatches(lengths=self.lengths, batch_size=batch_size, seed=seed)
-        return ResumableLoader(self, batches=batches, totals=self.totals)
-
 
 class ReadingModule(SmolLMTRMLightningModule):
     """Trains the adapter to answer from given states; the reasoner is left as it is."""
@@ -70,16 +65,24 @@ class ReadingModule(SmolLMTRMLightningModule):
         self.log_mean("dev_loss", output.loss, int((batch["labels"] >= 0).sum()))
 
 
-def rows_with_states(folder: Path, index: Mapping[str, Any]) -> tuple[list[dict[str, str]], dict[str, Tensor]]:
-    """The problems of a folder of pairs that have a number as their answer, and the state after each."""
-    rows, states = [], {}
+def rows_with_states(
+    folder: Path, index: Mapping[str, Any]
+) -> tuple[dict[str, list[dict[str, str]]], dict[str, Tensor]]:
+    """The problems of a folder of pairs that have a number as their answer, by part, and the state after each.
+
+    Those that the recursion is judged on are left out: nothing is trained on them here either.
+    """
+    parts, states = {"train": [], "dev": []}, {}
     for _, after, plain in read_shards(folder, index):
-        if extract_strict_answer(plain["answers"]) is not None and plain["problems"] not in states:
-            rows.append({"question": plain["problems"], "answer": plain["answers"]})
-            states[plain["problems"]] = after.float()
-    if not rows:
-        raise UserMistake(f"{folder}: no problem there has a number as its answer; add gsm8k or aime to the mix")
-    return rows, states
+        question, answer = plain["problems"], plain["answers"]
+        part = part_of_problem(question)
+        if part in parts and question not in states and extract_strict_answer(answer) is not None:
+            parts[part].append({"question": question, "answer": answer})
+            states[question] = after.float()
+    for part, rows in parts.items():
+        if not rows:
+            raise UserMistake(f"{folder}: no {part} problem there has a number as its answer; generate more of gsm8k")
+    return parts, states
 
 
 def build_assembled(settings: AssembleSettings, index: Mapping[str, Any], dtype: torch.dtype) -> SmolLMv3WithTRM:
@@ -94,6 +97,7 @@ def build_assembled(settings: AssembleSettings, index: Mapping[str, Any], dtype:
         reasoner_settings={"d_compressed": of_trm["d_compressed"], **of_trm["network"]},
     )  # fmt: skip
     fingerprint = base_fingerprint(model.model.language_model)
+    refuse_other_base(index, fingerprint, f"the folder of pairs {settings.data_path}", settings.model_name)
     compressor, of_compressor = load_compressor(
         settings.compressor_checkpoint, fingerprint=fingerprint, here=settings.model_name
     )
@@ -109,20 +113,15 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
     precision, dtype = pick_precision(settings.precision)
     index = read_index(pairs)
     model = build_assembled(settings, index, dtype)
-    read_index(pairs, fingerprint=base_fingerprint(model.model.language_model), here=settings.model_name)
-    rows, states = rows_with_states(pairs, index)
-    parts = {"train": [], "dev": []}
-    for row in rows:  # the problems that the recursion is judged on are not trained on here either
-        if (part := part_of_problem(row["question"])) in parts:
-            parts[part].append(row)
-    data = {part: ProblemsWithStates(its, states, encoder=model.encoder) for part, its in parts.items()}
+    parts, states = rows_with_states(pairs, index)
+    train, dev = (ProblemsWithStates(parts[part], states, encoder=model.encoder) for part in ("train", "dev"))
     model.reasoner.requires_grad_(False)
     module = ReadingModule(
         model=model.train(), optimizer_settings=OptimizerSettings(learning_rate=settings.learning_rate),
         seed=settings.seed,
     )  # fmt: skip
-    run = Run(folder=folder, resume=settings.resume, seed=settings.seed, progress=settings.progress, ema_decay=0.999)
-    loader = data["train"].loader(settings.batch_size, settings.seed)
+    run = Run(folder=folder, ema_decay=0.999, **picked(settings, "resume", "seed", "progress"))
+    loader = ResumableLoader(train, batch_size=settings.batch_size, seed=settings.seed, totals=train.totals)
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "pairs": [one["sha256"] for one in index["shards"].values()]}
         places = ("data_path", "compressor_checkpoint", "trm_checkpoint", "model_name")
@@ -133,14 +132,14 @@ def assemble(settings: AssembleSettings) -> dict[str, Any]:
             val_check_interval=max(1, settings.max_steps // 2),
         )  # fmt: skip
         fit_run(run, trainer, module, checkpoint=start.checkpoint, train_dataloaders=loader,
-                val_dataloaders=data["dev"].loader(128))  # fmt: skip
+                val_dataloaders=ResumableLoader(dev, batch_size=128))  # fmt: skip
         kept = trainer.checkpoint_callback
         load_average(module, kept.best_path)
-        names = {name for shard in index["shards"].values() for name in shard["datasets"]}
-        split = {"source": ", ".join(sorted(names)), "seed": settings.seed}
-        split["fingerprint"] = split_fingerprint(data["train"].rows, data["dev"].rows)
+        names = sorted({name for shard in index["shards"].values() for name in shard["datasets"]})
+        fingerprint = split_fingerprint(train.rows, dev.rows)
+        split = {"source": ", ".join(names), "seed": settings.seed, "fingerprint": fingerprint}
         figures = {"dev_loss": kept.best_loss, "optimizer_steps": trainer.global_step, "split": split,
-                   "train_rows": len(data["train"].rows), "dev_rows": len(data["dev"].rows)}  # fmt: skip
+                   "train_rows": len(train), "dev_rows": len(dev)}  # fmt: skip
         model.reasoner.requires_grad_(True)
         model.config.notes |= {"training": figures}
         write_whole(folder / "model", model.eval().save_pretrained)

@@ -29,7 +29,7 @@ from smollm_trm.phases.datagen import read_index
 from smollm_trm.phases.parts import load_compressor, public_name, save_part
 from smollm_trm.phases.settings import CompressorRunSettings
 from smollm_trm.phases.text import TextStream, final_states
-from smollm_trm.records import UserMistake, run_record, write_json, write_whole
+from smollm_trm.records import UserMistake, picked, remove_path, run_record, write_json, write_whole
 from smollm_trm.training.checkpoints import WholeCheckpointIO, only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
@@ -132,10 +132,8 @@ def pretrain_compressor(settings: CompressorRunSettings) -> dict[str, Any]:
     for part, stream in streams.items():
         if next(iter(stream.texts()), None) is None:
             raise UserMistake(f"data={data!r}: no {part} text among the first texts; give more, or raise num_samples")
-    run = Run(
-        folder=folder, resume=settings.resume, metric="dev_error", save_every_n_steps=500, patience=2,
-        seed=settings.seed, progress=settings.progress, not_finite="lower learning_rate",
-    )  # fmt: skip
+    shared = picked(settings, "resume", "seed", "progress")
+    run = Run(folder=folder, metric="dev_error", save_every_n_steps=500, patience=2, **shared)
     with only_run_in(folder), quiet_lightning():
         begun = begin_run(run, {**asdict(settings), "base": fingerprint},
                                may_change=("resume", "progress", "output_dir", "data_dir"))  # fmt: skip
@@ -178,6 +176,8 @@ def kept_moments(
 ) -> StateMoments:
     """The training text's moments: those that an earlier session made `of` the same base and text, or made now."""
     path, moments = folder / "moments.safetensors", StateMoments(model.config.hidden_size)
+    if settings.resume == "never":  # a file of text may have changed
+        remove_path(path)
     with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
         if file.metadata() == {"of": of}:
             vars(moments).update({name: file.get_tensor(name) for name in vars(moments)})

@@ -32,7 +32,7 @@ from smollm_trm.data.prompts import THINK_CLOSE, THINK_OPEN, PromptEncoder, padd
 from smollm_trm.evaluation.loading import load_for_evaluation, saved_or_downloaded
 from smollm_trm.models.configuration import readable
 from smollm_trm.models.dimension import base_fingerprint
-from smollm_trm.models.loading import part_of_base
+from smollm_trm.models.loading import as_list, part_of_base
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.phases.parts import public_name, refuse_other_base
 from smollm_trm.phases.problems import mixed_problems
@@ -75,8 +75,7 @@ def think_in_text(model: SmolLMv3WithTRM, problems: list[str], *, max_new_tokens
     prompts = [encoder.encode_prompt(problem) for problem in problems]
     padding = padding_token_id(model.tokenizer)
     ids, mask = (one.to(model.device) for one in pad_left(prompts, padding))
-    ends = model.generation_config.eos_token_id
-    ends = [closes, *(ends if isinstance(ends, list) else [ends])]
+    ends = [closes, *as_list(model.generation_config.eos_token_id)]
     room = min(max_new_tokens, model.config.max_position_embeddings - ids.shape[1])
     if room < 1:
         raise UserMistake(f"a problem has {ids.shape[1]} tokens, the model takes {ids.shape[1] + room}: leave it out")
@@ -144,16 +143,19 @@ def generate_pairs(settings: DatagenSettings) -> dict[str, Any] | None:
     digest = hashlib.sha256("\n".join(one["problem"] for one in problems).encode("utf-8", "replace")).hexdigest()[:16]
     fingerprint = base_fingerprint(model.model.language_model)
     noted = {**asdict(settings), "base_fingerprint": fingerprint, "problems_fingerprint": digest}
-    if settings.no_auto_resume and rank == 0:
-        for stale in [*folder.glob("pairs-*.safetensors"), folder / INDEX_FILE, folder / DATAGEN_CONFIG]:
-            remove_path(stale)
-    free = ("data_dir", "output_dir", "no_auto_resume", "model_name")
-    refuse_other_settings(folder / DATAGEN_CONFIG, noted, ignored=free, anew="--no_auto_resume")
+    n_shards = -(-len(problems) // settings.checkpoint_every)
+    names = [f"pairs-{number:05d}.safetensors" for number in range(n_shards)]
+    if settings.no_auto_resume:
+        of_others = set(names) - set(names[rank::processes])  # who may be at work on them already
+        for path in [folder / INDEX_FILE, *folder.glob("pairs-*.safetensors")]:
+            if path.name not in of_others:
+                remove_path(path)
+    else:
+        free = ("data_dir", "output_dir", "no_auto_resume", "model_name")
+        refuse_other_settings(folder / DATAGEN_CONFIG, noted, ignored=free, anew="--no_auto_resume")
     if processes == 1:
         remove_unfinished(folder)
     write_json(folder / DATAGEN_CONFIG, noted)
-    n_shards = -(-len(problems) // settings.checkpoint_every)
-    names = [f"pairs-{number:05d}.safetensors" for number in range(n_shards)]
     with progress_bar(total=len(problems), unit="problem") as bar:
         for number, name in enumerate(names):
             its = problems[number * settings.checkpoint_every :][: settings.checkpoint_every]

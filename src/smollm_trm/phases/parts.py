@@ -13,7 +13,7 @@ from smollm_trm.models.dimension import DimensionCompressor
 from smollm_trm.models.loading import is_local
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import CONFIG_FILE, WEIGHTS_FILE, saved_model_folder
-from smollm_trm.records import UserMistake, run_record, write_json, write_text, write_whole
+from smollm_trm.records import UserMistake, is_of_type, run_record, write_json, write_text, write_whole
 
 PARTS = {"compressor": "phases compressor", "sequence_trm": "phases trm"}
 """What a part is called, and the command that makes it."""
@@ -58,7 +58,7 @@ def part_folder(name: str | Path) -> Path | None:
         try:
             if json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("part") in PARTS:
                 return folder
-        except (OSError, ValueError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             continue
     return None
 
@@ -71,6 +71,9 @@ def read_part(name: str, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if config["part"] != part:
         raise UserMistake(f"{name}: this is a {config['part']}, not a {part}")
+    kinds = {"base": str, "base_fingerprint": str, "hidden_size": int, "d_compressed": int}
+    if not all(is_of_type(config.get(field), kind) for field, kind in kinds.items()):
+        raise UserMistake(f"{name}: its {CONFIG_FILE} does not say its base and widths; make or copy it again")
     with readable(folder):
         return config, load_file(folder / WEIGHTS_FILE)
 

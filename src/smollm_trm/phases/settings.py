@@ -4,13 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smollm_trm.phases.problems import PROBLEM_SOURCES
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, check_choices, check_folder, check_range, picked
 
-
-def refuse_below(least: float, settings: object, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) >= least:
-            raise UserMistake(f"{name}={getattr(settings, name)}: must be at least {least}")
+PHASE_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def refuse_rates(settings: object, *names: str) -> None:
@@ -23,12 +19,17 @@ def refuse_rates(settings: object, *names: str) -> None:
 class PhaseRun:
     """What the training runs of the phases have in common."""
 
+    output_dir: str
     resume: str = "auto"
     """"auto" goes on from the newest good checkpoint, "never" starts anew; or a checkpoint file."""
     seed: int = 0
     """Of new weights and order."""
     progress: bool = True
     """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_folder(output_dir=self.output_dir)
+        check_range(0, 2**43, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,11 @@ class CompressorRunSettings(PhaseRun):
     """The compressor (`model/`), figures and the sweep's plot go here."""
 
     def __post_init__(self) -> None:
-        for name, allowed in {"stage": ("1a", "1b"), "start": ("pca", "random")}.items():
-            if getattr(self, name) not in allowed:
-                raise UserMistake(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
-        refuse_below(1, self, "d_compressed", "batch_size", "num_samples")
-        refuse_below(2, self, "max_length")
-        refuse_below(0, self, "num_epochs", "seed")
+        super().__post_init__()
+        check_choices(self, stage=("1a", "1b"), start=("pca", "random"), precision=PHASE_PRECISIONS)
+        check_range(1, **picked(self, "d_compressed", "batch_size", "num_samples"))
+        check_range(2, max_length=self.max_length)
+        check_range(0, num_epochs=self.num_epochs)
         refuse_rates(self, "learning_rate")
         if any(width < 1 for width in self.sweep):
             raise UserMistake(f"sweep={self.sweep}: every D' must be at least 1")
@@ -112,12 +112,12 @@ class DatagenSettings:
     """Of the base's weights: "auto" (by the device), "fp32", "bf16" or "fp16"."""
 
     def __post_init__(self) -> None:
-        refuse_below(1, self, "num_samples", "batch_size", "max_new_tokens", "checkpoint_every")
+        check_folder(output_dir=self.output_dir)
+        check_choices(self, precision=PHASE_PRECISIONS)
+        check_range(1, **picked(self, "num_samples", "batch_size", "max_new_tokens", "checkpoint_every"))
         for name in self.datasets:
             if name not in PROBLEM_SOURCES:
                 raise UserMistake(f"dataset={self.dataset!r}: {name!r} is none of {', '.join(PROBLEM_SOURCES)}")
-        if not self.output_dir.strip():
-            raise UserMistake("output_dir: it is empty; name a folder")
 
     @property
     def datasets(self) -> list[str]:
@@ -172,18 +172,14 @@ class SequenceSettings(PhaseRun):
     """The trained recursion (`model/`) and its figures go here."""
 
     def __post_init__(self) -> None:
-        refuse_below(1, self, "batch_size", "num_epochs", "n_layers", "n_heads", "n_latent_steps", "n_deep_recursions")
-        refuse_below(1, self, "n_supervision_steps", "patience")
-        refuse_below(0, self, "halt_loss_weight", "seed")
+        super().__post_init__()
+        check_range(1, **picked(self, "batch_size", "num_epochs", "patience"), **self.network())
+        check_range(0, halt_loss_weight=self.halt_loss_weight)
         refuse_rates(self, "learning_rate", "halt_threshold", "ema_decay")
 
-    @property
-    def pairs(self) -> str:
-        return self.data or self.data_path
-
     def network(self) -> dict[str, Any]:
-        names = ("n_layers", "n_heads", "n_latent_steps", "n_deep_recursions", "n_supervision_steps")
-        return {name: getattr(self, name) for name in names}
+        recursion = ("n_latent_steps", "n_deep_recursions", "n_supervision_steps")
+        return picked(self, "n_layers", "n_heads", *recursion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +206,9 @@ class AssembleSettings(PhaseRun):
     """The assembled model (`model/`) goes here."""
 
     def __post_init__(self) -> None:
-        refuse_below(1, self, "max_steps", "batch_size")
+        super().__post_init__()
+        check_choices(self, precision=PHASE_PRECISIONS)
+        check_range(1, **picked(self, "max_steps", "batch_size"))
         refuse_rates(self, "learning_rate")
 
 
@@ -244,6 +242,7 @@ class CompareStatesSettings:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        refuse_below(1, self, "batch_size", "max_new_tokens")
-        if self.max_samples is not None:
-            refuse_below(2, self, "max_samples")
+        check_folder(output_dir=self.output_dir)
+        check_choices(self, precision=PHASE_PRECISIONS)
+        check_range(1, **picked(self, "batch_size", "max_new_tokens"))
+        check_range(2, max_samples=self.max_samples)  # another problem lends its state

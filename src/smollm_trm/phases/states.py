@@ -22,7 +22,7 @@ from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import read_config, saved_model_folder
 from smollm_trm.phases.datagen import load_thinker, think_in_text
 from smollm_trm.phases.settings import CompareStatesSettings
-from smollm_trm.records import UserMistake
+from smollm_trm.records import UserMistake, picked
 
 
 @torch.no_grad()
@@ -41,14 +41,17 @@ def give_states(model: SmolLMv3WithTRM, states: Mapping[str, Tensor]) -> None:
 
 def compare_states(settings: CompareStatesSettings) -> tuple[Comparison, dict[str, Any]]:
     """Evaluate every arm on the same problems; the comparison, and how many thoughts were never closed."""
-    data = {"part": settings.part, "data_dir": settings.data_dir, "dataset_path": None, "seed": settings.seed}
-    rows, split = problems_of(**data)
+    rows, split = problems_of(dataset_path=None, **picked(settings, "part", "data_dir", "seed"))
     rows, folder = rows[: settings.max_samples], Path(settings.output_dir)
-    how = {"batch_size": settings.batch_size, "progress": settings.progress}
+    how = picked(settings, "batch_size", "progress")
     config = read_config(saved_model_folder(settings.model))
     if config.reasoner != "sequence_trm":
         raise UserMistake(f"{settings.model}: its reasoner is {config.reasoner!r}, not 'sequence_trm'")
     base = load_thinker(settings.thinking, prompt_format=config.prompt_format, precision=settings.precision)
+    shape = ("hidden_size", "num_hidden_layers")
+    if picked(base.config, *shape) != picked(config, *shape):
+        reason = f"its states are not those that {settings.model} reads; name the base of that model"
+        raise UserMistake(f"thinking={settings.thinking!r}: {reason}")
     base.write_prompts(target="think", think=True)
     results = {"thinks in text": evaluate_gsm8k(base, rows, **how, max_new_tokens=settings.max_new_tokens)}
     states: dict[str, Tensor] = {}  # of thoughts that were closed

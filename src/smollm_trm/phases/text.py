@@ -15,6 +15,7 @@ from smollm_trm.data.batching import pad_left
 from smollm_trm.data.gsm8k import official_part
 from smollm_trm.data.prompts import padding_token_id
 from smollm_trm.data.rows import rows_on_the_hub
+from smollm_trm.models.configuration import readable
 from smollm_trm.models.prompt import positions_of
 from smollm_trm.models.residual import decoder_pass
 from smollm_trm.models.smollm import SmolLMv3WithTRM
@@ -29,10 +30,11 @@ def texts_of_file(path: Path) -> Iterator[str]:
     """The texts of a file: of a .jsonl the field "text", else paragraphs, between empty lines."""
     with open(path, encoding="utf-8", errors="replace") as lines:
         if path.suffix == ".jsonl":
-            for number, line in enumerate(filter(str.strip, lines), start=1):
+            for number, line in enumerate(lines, start=1):
                 try:
-                    yield str(json.loads(line)["text"])
-                except (ValueError, KeyError, TypeError) as error:
+                    if line.strip():
+                        yield str(json.loads(line)["text"])
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise UserMistake(f'{path}, line {number}: not an object with "text"') from error
         else:
             for is_text, paragraph in groupby(lines, key=lambda line: bool(line.strip())):
@@ -51,8 +53,10 @@ def all_texts(data: str, data_dir: str | None) -> Iterator[str]:
         instead = "give data a text file or folder"
         rows = rows_on_the_hub(FINEWEB, config="sample-10BT", split="train", instead=instead, streaming=True)
         yield from (row["text"] for _, row in rows)
-    elif (place / INDEX_FILE).is_file():
-        for shard in json.loads((place / INDEX_FILE).read_text(encoding="utf-8"))["shards"].values():
+    elif any(place.glob("pairs-*.safetensors")):
+        with readable(place / INDEX_FILE):
+            shards = json.loads((place / INDEX_FILE).read_text(encoding="utf-8"))["shards"].values()
+        for shard in shards:
             yield from shard["thoughts"]
     elif place.is_dir():
         files = sorted(path for path in place.rglob("*") if path.suffix in (".txt", ".jsonl", ".md"))

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from smollm_trm.data.batching import LengthGroupedBatches
 from smollm_trm.data.datamodule import ResumableLoader
 from smollm_trm.data.rows import normalize_question
 from smollm_trm.models.dimension import DimensionCompressor
@@ -29,7 +28,7 @@ from smollm_trm.models.reasoners.sequence_trm import SequenceTRM
 from smollm_trm.phases.datagen import read_index, read_shards
 from smollm_trm.phases.parts import fill, load_compressor, read_part, refuse_other_base, save_part
 from smollm_trm.phases.settings import SequenceSettings
-from smollm_trm.records import UserMistake, run_record, write_json
+from smollm_trm.records import UserMistake, picked, run_record, write_json
 from smollm_trm.training.checkpoints import only_run_in
 from smollm_trm.training.loggers import quiet_lightning
 from smollm_trm.training.optim import OptimizerSettings, build_schedule
@@ -49,6 +48,10 @@ class CompressedPairs(Dataset):
     def __len__(self) -> int:
         return len(self.contexts)
 
+    @property
+    def lengths(self) -> list[int]:
+        return [len(one) for one in self.contexts]
+
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
         """A batch, padded on the left: context `(B, L, D')`, mask `(B, L)`, target `(B, D')`."""
         chosen = [self.contexts[row] for row in rows]
@@ -58,10 +61,6 @@ class CompressedPairs(Dataset):
             "mask": torch.arange(int(lengths.max())) >= lengths.max() - lengths,
             "target": torch.stack([self.targets[row] for row in rows]),
         }
-
-    def loader(self, batch_size: int, seed: int = 0) -> ResumableLoader:
-        batches = LengthGroupedBatches(lengths=[len(one) for one in self.contexts], batch_size=batch_size, seed=seed)
-        return ResumableLoader(self, batches=batches)
 
 
 def part_of_problem(problem: str) -> str:
@@ -112,7 +111,6 @@ class SequenceModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The training guide's algorithm: recurse, loss, backward, step, detach; stop early where all rows would."""
-        torch.manual_seed(self.settings.seed * 1_000_003 + self.current_epoch * 10_007 + batch_idx)
         optimizer, recursion = self.optimizers(), self.trm.recursion
         question, mask = self.trm.augment(batch["context"], batch["mask"])
         answer, latent = recursion.start(question)
@@ -207,7 +205,7 @@ def judge_predictions(
 
 def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
     """Train on pairs, or go on; returns the report, which is `results.json` of the output folder."""
-    folder, pairs = Path(settings.output_dir), Path(settings.pairs)
+    folder, pairs = Path(settings.output_dir), Path(settings.data or settings.data_path)
     index = read_index(pairs)
     here = f"the pairs in {pairs}, which are of {index['base'] or 'another base'}, {index['hidden_size']} wide"
     place, fingerprint = settings.compressor_checkpoint, index["base_fingerprint"]
@@ -217,19 +215,20 @@ def train_sequence_trm(settings: SequenceSettings) -> dict[str, Any]:
         torch.manual_seed(settings.seed)
         trm = SequenceTRM(d_compressed=of_compressor["d_compressed"], **settings.network())
     trm.fit(torch.cat(parts["train"].contexts), torch.stack(parts["train"].targets))
-    loader = parts["train"].loader(settings.batch_size, seed=settings.seed)
+    loader = ResumableLoader(parts["train"], batch_size=settings.batch_size, seed=settings.seed)
     run = Run(
-        folder=folder, resume=settings.resume, metric="dev_error", patience=settings.patience, seed=settings.seed,
-        ema_decay=settings.ema_decay if settings.use_ema else 0.0, save_every_n_steps=2000, progress=settings.progress,
+        folder=folder, metric="dev_error", save_every_n_steps=2000,
+        ema_decay=settings.ema_decay if settings.use_ema else 0.0,
         not_finite="lower learning_rate, and see that the compressor is of this base",
+        **picked(settings, "resume", "patience", "seed", "progress"),
     )  # fmt: skip
     with only_run_in(folder), quiet_lightning():
         noted = {**asdict(settings), "compressor": compressor_digest(compressor)}
         noted["pairs"] = [one["sha256"] for one in index["shards"].values()]
         start = begin_run(run, noted, may_change=("resume", "progress", "output_dir", "data_path", "data"))
         trainer = build_run_trainer(run, start, max_epochs=settings.num_epochs, log_every_n_steps=10)
-        module = SequenceModule(trm, settings, steps=settings.num_epochs * len(loader.batches))
-        loaders = {"train_dataloaders": loader, "val_dataloaders": parts["dev"].loader(256)}
+        module = SequenceModule(trm, settings, steps=settings.num_epochs * len(loader))
+        loaders = {"train_dataloaders": loader, "val_dataloaders": ResumableLoader(parts["dev"], batch_size=256)}
         fit_run(run, trainer, module, checkpoint=start.checkpoint, **loaders)
         load_average(module, trainer.checkpoint_callback.best_path)
         figures = judge_predictions(trm, parts, compressor)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from smollm_trm.records import UserMistake, check_choices, check_range, picked
+from smollm_trm.records import UserMistake, check_choices, check_folder, check_range, picked
 from smollm_trm.training.optim import OptimizerSettings
 
 
@@ -77,8 +77,7 @@ class GRPOSettings:
             )
         if not self.temperature > 0:
             raise UserMistake(f"temperature={self.temperature}: must be above 0")
-        if not self.output_dir.strip():
-            raise UserMistake("output_dir: it is empty; name a folder")
+        check_folder(output_dir=self.output_dir)
         self.optimizer_settings()
 
     @property

@@ -9,7 +9,7 @@ from smollm_trm.models.adapters import LoraSettings
 from smollm_trm.models.configuration import BASE_TRAININGS
 from smollm_trm.models.reasoners.known import complete_settings, reasoner_class
 from smollm_trm.models.reasoners.reasoner import Reasoner
-from smollm_trm.records import UserMistake, check_choices, check_range, picked, settings_from
+from smollm_trm.records import UserMistake, check_choices, check_folder, check_range, picked, settings_from
 from smollm_trm.training.optim import OptimizerSettings
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -174,8 +174,7 @@ class TrainSettings(Curriculum):
         if self.strategy != "auto" and not self.strategy.startswith("ddp"):
             cuts = "it cuts weights into parts; " if self.strategy.startswith(("fsdp", "deepspeed")) else ""
             raise UserMistake(f"strategy={self.strategy!r}: {cuts}choose 'ddp'")
-        if not self.output_dir.strip():
-            raise UserMistake("output_dir: it is empty; name a folder")
+        check_folder(output_dir=self.output_dir)
         if self.max_steps != -1 and self.max_steps < 1:
             raise UserMistake(f"max_steps={self.max_steps}: must be at least 1, or -1 for no limit but the epochs")
         for name in ("val_check_interval", "gradient_clip"):
