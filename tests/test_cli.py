@@ -150,6 +150,11 @@ def base(tmp_path_factory) -> str:
     return str(folder)
 
 
+def test_a_precision_that_is_none_is_refused_by_python_too(base):
+    with pytest.raises(UserMistake, match="precision='half': choose one of auto, fp32, bf16, fp16"):
+        load_for_evaluation(base, precision="half")
+
+
 @pytest.mark.parametrize(
     ("prompt_format", "prompt"),
     [("plain", "<s>Question: Why 1?\nAnswer:"), ("chat", "<user>Why 1?<assistant>")],

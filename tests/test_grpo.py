@@ -255,6 +255,8 @@ def test_without_trl_the_line_says_how_to_install_it(monkeypatch, capsys):
         ({"batch_size": 7}, "batch_size=7: must divide the 128 samples"),
         ({"temperature": 0.0}, "must be above 0"),
         ({"resume": "step-3.ckpt"}, "resume='step-3.ckpt': choose one of auto, never"),
+        ({"seed": 2**32}, "seed=4294967296: must be at most 4294967295"),
+        ({"precision": "half"}, "precision='half': choose one of auto, fp32, bf16, fp16"),
         ({"open_next_at": 2.0}, "open_next_at=2.0: must be at most 1"),
         ({"learning_rate": 3.0}, "learning_rate=3.0"),
         ({"output_dir": " "}, "output_dir: it is empty"),

@@ -75,6 +75,7 @@ def refusal(arguments: list[str], capsys) -> str:
         ([*TRAIN, "--reasoner", "static", "--trm_kwargs.n_layers=2"], "trm_kwargs of the reasoner 'static': unknown"),
         ([*TRAIN, "--seed=99999999999999999999999"], "must be int, found no finite number"),
         ([*TRAIN, "--seed=-1"], "seed=-1: must be at least 0"),
+        ([*TRAIN, "--seed=99999999999999"], "seed=99999999999999: must be at most 1099511627776"),
         ([*TRAIN, "--max_length=1000000000000"], "max_length=1000000000000: must be at most 1048576"),
         ([*TRAIN, "--max_steps=99999999999999999999999"], "found no finite number"),
         ([*TRAIN, "--strategy", "nope"], "strategy='nope': choose 'ddp'"),

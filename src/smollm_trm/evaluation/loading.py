@@ -13,7 +13,7 @@ from smollm_trm.models.configuration import LatentReasoningConfig
 from smollm_trm.models.loading import default_device, default_dtype, is_local
 from smollm_trm.models.smollm import SmolLMv3WithTRM
 from smollm_trm.models.storage import local_model_folder, read_config, saved_model_folder
-from smollm_trm.records import UserMistake, first_line
+from smollm_trm.records import UserMistake, check_choice, first_line
 
 Problems = tuple[list[dict[str, str]], dict[str, Any]]
 """Rows to evaluate on, and what they are of: `source`, `seed` and `fingerprint` of the whole split."""
@@ -44,6 +44,7 @@ def load_for_evaluation(
 ) -> SmolLMv3WithTRM:
     """A saved model or a training run (a folder, or a name on the Hub), or an untuned base, without a think block."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    check_choice(("auto", *dtypes), precision=precision)
     loading = {"dtype": dtypes.get(precision) or default_dtype(), "load_in_4bit": load_in_4bit}
     asked = {"target": target, "prompt_format": prompt_format, "trust_remote_code": trust_remote_code or None}
     asked = {name: value for name, value in asked.items() if value is not None}

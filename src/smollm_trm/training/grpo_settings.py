@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from smollm_trm.records import UserMistake, check_choices, check_folder, check_range, picked
 from smollm_trm.training.optim import OptimizerSettings
+from smollm_trm.training.settings import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class GRPOSettings:
         check_range(1, **picked(self, *counts, "save_every_n_steps"))
         check_range(2, samples_per_problem=self.samples_per_problem)
         check_range(0, 1, open_next_at=self.open_next_at)
+        check_range(0, 2**32 - 1, **picked(self, "seed", "split_seed"))  # as NumPy has it
         check_choices(self, train=("reasoner", "lora", "both"), resume=("auto", "never"))
+        check_choices(self, precision=("auto", *PRECISIONS))
         if self.samples_per_step % self.batch_size and self.samples_per_step > self.batch_size:
             raise UserMistake(
                 f"batch_size={self.batch_size}: must divide the {self.samples_per_step} samples of a step"

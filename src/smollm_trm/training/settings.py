@@ -158,7 +158,7 @@ class TrainSettings(Curriculum):
         check_range(1, **picked(self, *counts, "save_every_n_steps", "patience", "max_samples", "max_dev_samples"))
         check_range(1, 2**20, max_length=self.max_length)
         check_range(0, **picked(self, "sample_answers", "reasoner_steps"))
-        check_range(0, 2**48, **picked(self, "seed", "split_seed"))
+        check_range(0, 2**40, **picked(self, "seed", "split_seed"))
         if self.reasoner_steps and self.use_trm:
             says_results = reasoner_class(self.reasoner).words is not Reasoner.words
             taught = self.target == "answer" and self.mode is None and self.latents_per_step > 0 and says_results
