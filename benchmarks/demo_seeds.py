@@ -32,11 +32,10 @@ from smollm_trm.demo import (
 from smollm_trm.evaluation.statistics import paired_difference
 
 AS_LONG = "LoRA, as long"
-ALL, ALL_AS_LONG, ALL_TRM = "LoRA, all layers", "LoRA, all layers, as long", "LoRA + TRM, all layers"
+ALL, ALL_TRM = "LoRA, all layers", "LoRA + TRM, all layers"
 SHUFFLED = "latents shuffled"
 ARMS = {"LoRA": "lora", AS_LONG: "lora,_as_long", "LoRA + TRM": "lora_and_trm", SHUFFLED: "lora_and_trm_shuffled",
-        ALL: "lora,_all_layers", ALL_AS_LONG: "lora,_all_layers,_as_long",
-        ALL_TRM: "lora_and_trm,_all_layers"}  # fmt: skip
+        ALL: "lora,_all_layers", ALL_TRM: "lora_and_trm,_all_layers"}  # fmt: skip
 """Names of arms and of their predictions' files."""
 ALL_LAYERS = {"lora_kwargs": {"r": 32, "alpha": 64, "dropout": 0.0, "target_modules": "all-linear"}}
 
@@ -49,12 +48,6 @@ def train_further(arm: str, folder: Path, size: DemoSize, *, seed: int, like: st
     held_out = load_gsm8k(folder / "data", seed=seed).gsm8k_final_test
     with processes(1) as pool:
         pool.submit(train_and_evaluate_arm, arm, folder, settings, held_out).result()
-
-
-def length_as_long(folder: Path, size: DemoSize, arm: str) -> dict[str, int]:
-    """Settings of a run like an arm's for as many seconds as the demo's LoRA + TRM took."""
-    share = training_seconds(folder, "LoRA + TRM") / training_seconds(folder, arm)
-    return length_of(round(size.arm_steps * share), size.batch_size)
 
 
 def training_seconds(folder: Path, arm: str) -> float:
@@ -102,10 +95,11 @@ def main() -> None:
             run_demo(output_dir=str(folder), seed=seed, size=size)
             seconds = time.perf_counter() - started
         rate, shared = {"learning_rate": options.learning_rate}, (folder, size)
-        train_further(AS_LONG, *shared, seed=seed, **rate, **length_as_long(*shared, "LoRA"))
+        share = training_seconds(folder, "LoRA + TRM") / training_seconds(folder, "LoRA")
+        as_long = length_of(round(size.arm_steps * share), size.batch_size)
+        train_further(AS_LONG, *shared, seed=seed, **rate, **as_long)
         if options.all_layers:
             train_further(ALL, *shared, seed=seed, **rate, **ALL_LAYERS)
-            train_further(ALL_AS_LONG, *shared, seed=seed, **rate, **ALL_LAYERS, **length_as_long(*shared, ALL))
             train_further(ALL_TRM, *shared, seed=seed, like="LoRA + TRM", **ALL_LAYERS)
         grades = grades_in(folder)
         for arm, graded in grades.items():
