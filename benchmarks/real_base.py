@@ -5,8 +5,9 @@
 A reasoner is trained alone first (`reasoner_steps`), then LoRA and it together. LoRA alone gets the same number of
 steps of 16 problems, and as "LoRA, as long" as many as fit into the TRM's CPU seconds, those alone included. All in
 bf16 from the same base (figures differ between CPUs); all answer the same held-out problems, with latents shuffled
-between problems too; "base" is the untuned base, which writes its steps. An arm is a process and a thread, two at a
-time; run again, it goes on where it stopped. Word problems have one or two steps and numbers up to 30.
+between problems too; "base" is the untuned base, which writes its steps; "LoRA, all layers" adapts every linear layer,
+the others the attention. An arm is a process and a thread, two at a time; run again, it goes on where it stopped. Word
+problems have one or two steps and numbers up to 30.
 """
 
 import argparse
@@ -37,6 +38,7 @@ ARMS: dict[str, dict[str, Any]] = {
     BASE: {},
     "LoRA": {"use_trm": False},
     AS_LONG: {"use_trm": False},
+    "LoRA, all layers": {"use_trm": False, "lora_kwargs": {"dropout": 0.0, "target_modules": "all-linear"}},
     "compressor": {"reasoner": "compressor", "trm_kwargs": {"dim": 256, "soft_words": True}},
     "TRM": {"trm_kwargs": SMALL_TRM},
 }
